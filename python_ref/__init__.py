@@ -1,0 +1,28 @@
+"""The executable specification: every op of `rhovae_kernels` in plain PyTorch.
+
+One module per op, the same name as in every other room. The functions read like the mathematics,
+run on any device, and import nothing of `rhovae_kernels`; each kernel is held against them.
+"""
+
+from python_ref.ar1 import (
+    ar1_log_prob,
+    ar1_log_prob_backward,
+    ar1_reparam,
+    ar1_reparam_backward,
+    ar1_reparam_rng,
+    ar1_reparam_rng_backward,
+)
+from python_ref.linear_scan import linear_scan, linear_scan_backward
+from python_ref.philox import philox
+
+__all__ = [
+    "ar1_log_prob",
+    "ar1_log_prob_backward",
+    "ar1_reparam",
+    "ar1_reparam_backward",
+    "ar1_reparam_rng",
+    "ar1_reparam_rng_backward",
+    "linear_scan",
+    "linear_scan_backward",
+    "philox",
+]

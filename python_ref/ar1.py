@@ -1,0 +1,189 @@
+"""AR(1) Gaussian N(μ, D R D): R[i,j] = ρ^|i−j|, D = diag(√s_1 … √s_d), ρ = tanh a.
+
+Shapes: mu, eps, z (…,d); log_var = log s (…,1) or (…,d); rho_logit = a (…,1); kl, log q (…).
+The letters are those of the derivation: u is the unit-variance AR(1) sequence, σ = sech a = √(1−ρ²),
+λ the adjoint of u. `scan` is the recurrence to use: another implementation of `linear_scan` makes
+these formulas fast and keeps them differentiable.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from python_ref.linear_scan import linear_scan, shift
+from python_ref.philox import normal
+from python_ref.precision import compute_dtype, upcast
+
+LOG_2 = math.log(2)
+LOG_2PI = math.log(2 * math.pi)
+
+
+class Correlation(NamedTuple):
+    """What the formulas need of ρ = tanh a, exact where ρ itself has rounded to 1."""
+
+    sign: Tensor
+    rho: Tensor
+    sech: Tensor
+    cosh: Tensor
+    log_one_minus_rho2: Tensor
+    one_minus_abs_rho: Tensor
+
+    @classmethod
+    def of(cls, a: Tensor) -> "Correlation":
+        # The sign is a constant: with m = sign·a each line below is an identity in a, for either
+        # sign, so derivatives of every order are right at a = 0 as well.
+        sign = torch.where(a < 0, -1.0, 1.0).to(a.dtype)
+        m = sign * a
+        t = torch.exp(-2 * m)
+        return cls(
+            sign=sign,
+            rho=torch.tanh(a),
+            sech=2 * torch.exp(-m) / (1 + t),
+            cosh=0.5 * torch.exp(m) * (1 + t),
+            log_one_minus_rho2=2 * (LOG_2 - m - torch.log1p(t)),
+            one_minus_abs_rho=2 * t / (1 + t),
+        )
+
+
+def _innovations(c: Correlation, eps: Tensor) -> Tensor:
+    """ε_1, σ ε_2, …, σ ε_d: what drives u_j = ρ u_{j−1} + σ ε_j."""
+    return torch.cat([eps[..., :1], c.sech * eps[..., 1:]], -1)
+
+
+def _like_log_var(per_element: Tensor, log_var: Tensor) -> Tensor:
+    return per_element if log_var.shape[-1] != 1 else per_element.sum(-1, keepdim=True)
+
+
+def ar1_reparam(
+    mu: Tensor, log_var: Tensor, rho_logit: Tensor, eps: Tensor, scan=linear_scan
+) -> tuple[Tensor, Tensor]:
+    """A sample and its KL to N(0, I).
+
+    u_1 = ε_1; u_j = ρ u_{j−1} + σ ε_j; z = μ + √s ⊙ u
+    KL = ½[‖μ‖² + Σ(s_j − 1 − log s_j) − (d−1) log(1−ρ²)]
+    """
+    m, lv, a, e = upcast(mu, log_var, rho_logit, eps)
+    c, d = Correlation.of(a), m.shape[-1]
+    u = scan(c.rho, _innovations(c, e))
+    z = m + torch.exp(0.5 * lv) * u
+    variance_terms = (torch.expm1(lv) - lv).expand(m.shape).sum(-1)
+    kl = 0.5 * (m.square().sum(-1) + variance_terms - max(d - 1, 0) * c.log_one_minus_rho2[..., 0])
+    return z.to(mu.dtype), kl
+
+
+def ar1_reparam_backward(
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    mu: Tensor,
+    log_var: Tensor,
+    rho_logit: Tensor,
+    eps: Tensor,
+    scan=linear_scan,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients with respect to (mu, log_var, rho_logit, eps) for incoming g = grad_z, k = grad_kl.
+
+    λ_d = √s_d g_d; λ_j = √s_j g_j + ρ λ_{j+1}
+    ∂μ = g + k μ; ∂ε_1 = λ_1; ∂ε_j = σ λ_j
+    ∂log_var_j = ½ g_j √s_j u_j + ½ k (s_j − 1)
+    ∂a = Σ_{j≥2} λ_j σ (σ u_{j−1} − ρ ε_j) + k (d−1) ρ
+    """
+    m, lv, a, e = upcast(mu, log_var, rho_logit, eps)
+    g = torch.zeros_like(m) if grad_z is None else grad_z.to(m.dtype)
+    k = (m.new_zeros(m.shape[:-1]) if grad_kl is None else grad_kl.to(m.dtype))[..., None]
+    c, d, scale = Correlation.of(a), m.shape[-1], torch.exp(0.5 * lv)
+    u = scan(c.rho, _innovations(c, e))
+    adjoint = scan(c.rho, scale * g, True)
+    d_mu = g + k * m
+    d_eps = _innovations(c, adjoint)
+    d_log_var = _like_log_var(
+        0.5 * g * scale * u + 0.5 * k * torch.expm1(lv).expand(m.shape), log_var
+    )
+    summand = adjoint * c.sech * (c.sech * shift(u) - c.rho * e)
+    d_logit = summand[..., 1:].sum(-1, keepdim=True) + k * max(d - 1, 0) * c.rho
+    return (
+        d_mu.to(mu.dtype),
+        d_log_var.to(log_var.dtype),
+        d_logit.to(rho_logit.dtype),
+        d_eps.to(eps.dtype),
+    )
+
+
+def draw(mu: Tensor, rng_state: Tensor) -> Tensor:
+    """The ε (…,d) that `ar1_reparam_rng` uses: rows in C order over the leading dimensions."""
+    rows = math.prod(mu.shape[:-1])
+    eps = normal(rng_state, rows, mu.shape[-1], compute_dtype(mu.dtype))
+    return eps.view(mu.shape)
+
+
+def ar1_reparam_rng(
+    mu: Tensor, log_var: Tensor, rho_logit: Tensor, rng_state: Tensor, scan=linear_scan
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`ar1_reparam` with ε drawn from Philox; also the state that was used, to draw it again."""
+    m, lv, a = upcast(mu, log_var, rho_logit)
+    z, kl = ar1_reparam(m, lv, a, draw(mu, rng_state), scan)
+    return z.to(mu.dtype), kl, rng_state.clone()
+
+
+def ar1_reparam_rng_backward(
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    mu: Tensor,
+    log_var: Tensor,
+    rho_logit: Tensor,
+    rng_used: Tensor,
+    scan=linear_scan,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients with respect to (mu, log_var, rho_logit), ε drawn once more."""
+    m, lv, a = upcast(mu, log_var, rho_logit)
+    grads = ar1_reparam_backward(grad_z, grad_kl, m, lv, a, draw(mu, rng_used), scan)
+    return tuple(g.to(x.dtype) for g, x in zip(grads, (mu, log_var, rho_logit), strict=False))
+
+
+def _whiten(c: Correlation, u: Tensor) -> Tensor:
+    """ε_1 = u_1; ε_j = (u_j − ρ u_{j−1}) / σ.
+
+    The numerator is written (u_j − sign u_{j−1}) + sign (1−|ρ|) u_{j−1}: the same number, and it
+    keeps its digits where ρ is within rounding of ±1.
+    """
+    previous = c.sign * u[..., :-1]
+    numerator = (u[..., 1:] - previous) + c.one_minus_abs_rho * previous
+    return torch.cat([u[..., :1], c.cosh * numerator], -1)
+
+
+def ar1_log_prob(z: Tensor, mu: Tensor, log_var: Tensor, rho_logit: Tensor) -> Tensor:
+    """log q(z) = −½[d log 2π + Σ log s_j + (d−1) log(1−ρ²) + ‖ε‖²], u = (z−μ)/√s whitened to ε."""
+    x, m, lv, a = upcast(z, mu, log_var, rho_logit)
+    c, d = Correlation.of(a), x.shape[-1]
+    eps = _whiten(c, torch.exp(-0.5 * lv) * (x - m))
+    log_det = lv.expand(x.shape).sum(-1) + max(d - 1, 0) * c.log_one_minus_rho2[..., 0]
+    return -0.5 * (d * LOG_2PI + log_det + eps.square().sum(-1))
+
+
+def ar1_log_prob_backward(
+    grad: Tensor, z: Tensor, mu: Tensor, log_var: Tensor, rho_logit: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients with respect to (z, mu, log_var, rho_logit) for incoming k = grad, one per row.
+
+    γ = ∂(−½‖ε‖²)/∂u: γ_1 = −ε_1 + ρ cosh a ε_2; γ_j = cosh a (ρ ε_{j+1} − ε_j); ε_{d+1} = 0
+    ∂z_j = k γ_j / √s_j = −∂μ_j; ∂log_var_j = −½ k (1 + u_j γ_j)
+    ∂a = k [(d−1) ρ − Σ_{j≥2} ε_j (ρ ε_j − σ u_{j−1})]
+    """
+    x, m, lv, a = upcast(z, mu, log_var, rho_logit)
+    k = grad.to(x.dtype)[..., None]
+    c, d, inverse_scale = Correlation.of(a), x.shape[-1], torch.exp(-0.5 * lv)
+    u = inverse_scale * (x - m)
+    eps = _whiten(c, u)
+    gamma = torch.cat([-eps[..., :1], -c.cosh * eps[..., 1:]], -1)
+    gamma = gamma + c.cosh * c.rho * shift(eps, True)
+    d_z = k * gamma * inverse_scale
+    d_log_var = _like_log_var(-0.5 * k * (1 + u * gamma), log_var)
+    summand = eps * (c.rho * eps - c.sech * shift(u))
+    d_logit = k * (max(d - 1, 0) * c.rho - summand[..., 1:].sum(-1, keepdim=True))
+    return (
+        d_z.to(z.dtype),
+        -d_z.to(mu.dtype),
+        d_log_var.to(log_var.dtype),
+        d_logit.to(rho_logit.dtype),
+    )

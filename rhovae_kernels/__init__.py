@@ -1,0 +1,44 @@
+"""Structured-posterior VAEs as cheap as plain ones: fused kernels, building blocks, models.
+
+Importing this registers the ops on `torch.ops.rhovae.*` and needs torch and triton alone; what is
+built on them is imported at first use.
+"""
+
+import importlib
+from typing import Any
+
+from rhovae_kernels import ops
+from rhovae_kernels.backends import BackendError, build_info, use_backend
+
+__version__ = "0.1.0"
+
+# Public name -> the module it comes from; a module itself where the two are the same.
+_LAZY = {
+    "AR1Normal": "rhovae_kernels.distributions",
+    "VAE": "rhovae_kernels.vae.model",
+    "fit": "rhovae_kernels.vae.training",
+    "evaluate": "rhovae_kernels.vae.evaluation",
+    "data": "rhovae_kernels.vae.data",
+    "decoders": "rhovae_kernels.vae.decoders",
+    "nets": "rhovae_kernels.vae.nets",
+    "objectives": "rhovae_kernels.vae.objectives",
+    "posteriors": "rhovae_kernels.vae.posteriors",
+    "priors": "rhovae_kernels.vae.priors",
+    "recipes": "rhovae_kernels.vae.recipes",
+}
+
+__all__ = ["BackendError", "build_info", "ops", "use_backend", *_LAZY]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'rhovae_kernels' has no attribute {name!r}")
+    path = _LAZY[name]
+    module = importlib.import_module(path)
+    value = module if path.rpartition(".")[2] == name else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,346 @@
+"""`ar1_reparam`, `ar1_reparam_rng`, `ar1_log_prob`: the AR(1) Gaussian N(μ, D R D)."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from python_ref import ar1 as specification
+from rhovae_kernels.ops import checks, registration
+from rhovae_kernels.ops.registration import or_none
+
+
+def ar1_reparam(
+    mu: Tensor, log_var: Tensor, rho_logit: Tensor, eps: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A reparametrized sample of an AR(1) Gaussian and its KL divergence to N(0, I), in one pass.
+
+    The covariance is D R D with R[i,j] = ρ^|i−j|, ρ = tanh(rho_logit), D = diag(√s), s = exp(log_var):
+
+    u_1 = ε_1; u_j = ρ u_{j−1} + √(1−ρ²) ε_j; z = μ + √s ⊙ u
+    KL = ½[‖μ‖² + Σ(s_j − 1 − log s_j) − (d−1) log(1−ρ²)]
+
+    Args:
+        mu: mean, shape (…,d); float64, float32, bfloat16 or float16.
+        log_var: log variance, shape (…,1) (the rho-VAE's s·R) or (…,d) (D R D).
+        rho_logit: a with ρ = tanh a, shape (…,1). Any size: nothing is lost where ρ rounds to ±1.
+        eps: standard normal noise, shape (…,d).
+
+    Returns:
+        z, shape (…,d), of the type of mu, and kl in nats, shape (…), float32 (float64 for float64).
+
+    Raises:
+        ValueError: a shape, type or device does not fit.
+
+    Source:
+        rho-VAE paper, eqs. 4–7, with eq. 7 corrected (prefactor √s, last row from ρ^{d−1}).
+
+    Example:
+        >>> import torch, rhovae_kernels as rk
+        >>> z, kl = rk.ops.ar1_reparam(
+        ...     torch.zeros(2, 3), torch.zeros(2, 1), torch.full((2, 1), 0.5), torch.ones(2, 3)
+        ... )
+        >>> z.shape, kl
+        (torch.Size([2, 3]), tensor([0.2402, 0.2402]))
+    """
+    return torch.ops.rhovae.ar1_reparam(mu, log_var, rho_logit, eps)
+
+
+def ar1_reparam_rng(
+    mu: Tensor, log_var: Tensor, rho_logit: Tensor, rng_state: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`ar1_reparam` with its noise drawn inside the kernel and never stored.
+
+    ε_j of row r comes from Philox4x32-10 under key `seed` at counter (offset, r, j div 4) (j div 2
+    in float64) by Box–Muller; the backward pass draws it again.
+
+    Args:
+        mu: mean, shape (…,d). log_var: log variance, (…,1) or (…,d). rho_logit: (…,1).
+        rng_state: int64 (2,) [seed, offset], on the device of mu. The op does not change it: the
+            caller advances it in place between draws (`rng_state[1] += 1`), inside a captured CUDA
+            graph too.
+
+    Returns:
+        z (…,d), kl (…) as `ar1_reparam`, and rng_used, a copy of rng_state, not differentiable.
+
+    Raises:
+        ValueError: a shape, type or device does not fit, or there are 2³² rows or more.
+
+    Source:
+        As `ar1_reparam`; Philox: see `philox`.
+
+    Example:
+        >>> import torch, rhovae_kernels as rk
+        >>> state = torch.tensor([7, 0])
+        >>> arguments = torch.zeros(2, 3), torch.zeros(2, 1), torch.zeros(2, 1)
+        >>> z, kl, used = rk.ops.ar1_reparam_rng(*arguments, state)
+        >>> torch.equal(z, rk.ops.ar1_reparam_rng(*arguments, used)[0])
+        True
+    """
+    return torch.ops.rhovae.ar1_reparam_rng(mu, log_var, rho_logit, rng_state)
+
+
+def ar1_log_prob(z: Tensor, mu: Tensor, log_var: Tensor, rho_logit: Tensor) -> Tensor:
+    """Log density of an AR(1) Gaussian: whitening and reduction in one pass.
+
+    u = (z−μ)/√s; ε_1 = u_1; ε_j = (u_j − ρ u_{j−1})/√(1−ρ²)
+    log q(z) = −½[d log 2π + Σ log s_j + (d−1) log(1−ρ²) + ‖ε‖²]
+
+    Args:
+        z: where, shape (…,d). mu: mean, shape (…,d).
+        log_var: log variance, shape (…,1) or (…,d). rho_logit: a with ρ = tanh a, shape (…,1).
+
+    Returns:
+        log q in nats, shape (…), float32 (float64 for float64).
+
+    Raises:
+        ValueError: a shape, type or device does not fit.
+
+    Source:
+        rho-VAE paper, eqs. 4–5: the density that its covariance and determinant define.
+
+    Example:
+        >>> import torch, rhovae_kernels as rk
+        >>> zero, one = torch.zeros(1, 2), torch.zeros(1, 1)
+        >>> rk.ops.ar1_log_prob(zero, zero, one, one)
+        tensor([-1.8379])
+    """
+    return torch.ops.rhovae.ar1_log_prob(z, mu, log_var, rho_logit)
+
+
+def _check_parameters(op: str, leader: str, x: Tensor, log_var: Tensor, rho_logit: Tensor) -> None:
+    if x.dim() == 0:
+        checks.refuse(op, leader, "a scalar", "of shape (…,d)")
+    checks.last_one_or(op, "log_var", log_var, x.shape, leader)
+    per_row = x.shape[:-1] + (1,)
+    checks.shape(op, "rho_logit", rho_logit, per_row, f"one for each row of {leader}")
+
+
+def _check_upstream(op: str, mu: Tensor, grad_z: Tensor | None, grad_kl: Tensor | None) -> None:
+    checks.like(op, "mu", mu, grad_z=grad_z)
+    if grad_z is not None:
+        checks.shape(op, "grad_z", grad_z, mu.shape, "as mu is")
+    if grad_kl is not None:
+        checks.per_row(op, "grad_kl", grad_kl, mu)
+
+
+def _check_reparam(mu, log_var, rho_logit, eps, op: str = "ar1_reparam") -> None:
+    checks.like(op, "mu", mu, log_var=log_var, rho_logit=rho_logit, eps=eps)
+    _check_parameters(op, "mu", mu, log_var, rho_logit)
+    checks.shape(op, "eps", eps, mu.shape, "as mu is")
+
+
+def _check_reparam_backward(grad_z, grad_kl, mu, log_var, rho_logit, eps, needs) -> None:
+    _check_reparam(mu, log_var, rho_logit, eps, "ar1_reparam_backward")
+    _check_upstream("ar1_reparam_backward", mu, grad_z, grad_kl)
+
+
+def _check_rng(mu, log_var, rho_logit, rng_state, op: str = "ar1_reparam_rng") -> None:
+    checks.like(op, "mu", mu, log_var=log_var, rho_logit=rho_logit)
+    _check_parameters(op, "mu", mu, log_var, rho_logit)
+    checks.rng_state(op, "rng_state", rng_state, mu.device)
+    if math.prod(mu.shape[:-1]) >= 2**32:
+        checks.refuse(op, "mu", f"of shape {tuple(mu.shape)}", "of fewer than 2**32 rows")
+
+
+def _check_rng_backward(grad_z, grad_kl, mu, log_var, rho_logit, rng_used, needs) -> None:
+    _check_rng(mu, log_var, rho_logit, rng_used, "ar1_reparam_rng_backward")
+    _check_upstream("ar1_reparam_rng_backward", mu, grad_z, grad_kl)
+
+
+def _check_log_prob(z, mu, log_var, rho_logit, op: str = "ar1_log_prob") -> None:
+    checks.like(op, "z", z, mu=mu, log_var=log_var, rho_logit=rho_logit)
+    _check_parameters(op, "z", z, log_var, rho_logit)
+    checks.shape(op, "mu", mu, z.shape, "as z is")
+
+
+def _check_log_prob_backward(grad, z, mu, log_var, rho_logit, needs) -> None:
+    _check_log_prob(z, mu, log_var, rho_logit, "ar1_log_prob_backward")
+    checks.per_row("ar1_log_prob_backward", "grad", grad, z)
+
+
+def _per_row(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[:-1], dtype=checks.per_row_dtype(x.dtype))
+
+
+def _scanned(formula: Callable) -> Callable:
+    """A formula of the specification on the fused scan: fast, and differentiable to any order."""
+
+    def composed(*args):
+        return formula(*args, scan=torch.ops.rhovae.linear_scan)
+
+    return composed
+
+
+def _reparam_tangents(mu, log_var, rho_logit, eps, tangents):
+    """Forward mode of (z, kl): the composed formula's."""
+    primals = (mu, log_var, rho_logit, eps)
+    return registration.forward_mode(_scanned(specification.ar1_reparam), primals, tangents)
+
+
+class Ar1Reparam(Function):
+    forward = registration.call_below("ar1_reparam")
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad_z, grad_kl):
+        needs = ctx.needs_input_grad
+        return or_none(
+            torch.ops.rhovae.ar1_reparam_backward(grad_z, grad_kl, *ctx.saved_tensors, needs), needs
+        )
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        return _reparam_tangents(*ctx.saved_tensors, tangents)
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        op = torch.ops.rhovae.ar1_reparam
+        return registration.batch_over_leading(op, info, in_dims, args), (0, 0)
+
+
+class Ar1ReparamRng(Function):
+    forward = registration.call_below("ar1_reparam_rng")
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        # The copy that the op returned, not the caller's tensor: that one is advanced in place.
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(output[2])
+        ctx.save_for_backward(*inputs[:3], output[2])
+        ctx.save_for_forward(*inputs[:3], output[2])
+
+    @staticmethod
+    def backward(ctx, grad_z, grad_kl, _):
+        needs = ctx.needs_input_grad[:3]
+        gradients = torch.ops.rhovae.ar1_reparam_rng_backward(
+            grad_z, grad_kl, *ctx.saved_tensors, needs
+        )
+        return *or_none(gradients, needs), None
+
+    @staticmethod
+    def jvp(ctx, d_mu, d_log_var, d_rho_logit, _):
+        mu, log_var, rho_logit, rng_used = ctx.saved_tensors
+        eps = specification.draw(mu, rng_used).to(mu.dtype)
+        return *_reparam_tangents(mu, log_var, rho_logit, eps, (d_mu, d_log_var, d_rho_logit, None)), None
+
+    @staticmethod
+    def vmap(info, in_dims, mu, log_var, rho_logit, rng_state):
+        args, state_dim = (mu, log_var, rho_logit), in_dims[3]
+        op = torch.ops.rhovae.ar1_reparam_rng
+        if state_dim is None and info.randomness == "error":
+            raise RuntimeError(
+                "rhovae::ar1_reparam_rng: vmap with randomness='error' (its default) over one "
+                "rng_state; say randomness='different' or 'same', or vmap over states as well"
+            )
+        front = [
+            registration.to_front(info.batch_size, x, dim)
+            for x, dim in zip(args, in_dims[:3], strict=True)
+        ]
+        if state_dim is None and info.randomness == "different":
+            # The vmapped dimension is one more leading dimension: its rows draw on.
+            z, kl, used = op(*front, rng_state)
+            return (z, kl, used), (0, 0, None)
+        # One draw per entry: from its own state, or from the same one again.
+        states = registration.to_front(info.batch_size, rng_state, state_dim)
+        draws = [op(*(x[i] for x in front), states[i]) for i in range(info.batch_size)]
+        return tuple(torch.stack(outputs) for outputs in zip(*draws, strict=True)), (0, 0, 0)
+
+
+class Ar1LogProb(Function):
+    forward = registration.call_below("ar1_log_prob")
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        needs = ctx.needs_input_grad
+        return or_none(
+            torch.ops.rhovae.ar1_log_prob_backward(grad, *ctx.saved_tensors, needs), needs
+        )
+
+    @staticmethod
+    def jvp(ctx, *tangents):
+        return registration.forward_mode(specification.ar1_log_prob, ctx.saved_tensors, tangents)
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        op = torch.ops.rhovae.ar1_log_prob
+        return registration.batch_over_leading(op, info, in_dims, args), 0
+
+
+registration.define(
+    "ar1",
+    "ar1_reparam(Tensor mu, Tensor log_var, Tensor rho_logit, Tensor eps) -> (Tensor, Tensor)",
+    check=_check_reparam,
+    fake=lambda mu, log_var, rho_logit, eps: (mu.new_empty(mu.shape), _per_row(mu)),
+    function=Ar1Reparam,
+    autocast=torch.float32,
+)
+registration.define(
+    "ar1",
+    "ar1_reparam_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor log_var,"
+    " Tensor rho_logit, Tensor eps, bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)",
+    check=_check_reparam_backward,
+    fake=lambda grad_z, grad_kl, *inputs_needs: registration.empty_gradients(
+        inputs_needs[:-1], inputs_needs[-1]
+    ),
+    function=registration.backward_function(
+        "ar1_reparam_backward", 6, _scanned(specification.ar1_reparam_backward)
+    ),
+)
+registration.define(
+    "ar1",
+    "ar1_reparam_rng(Tensor mu, Tensor log_var, Tensor rho_logit, Tensor rng_state)"
+    " -> (Tensor, Tensor, Tensor)",
+    check=_check_rng,
+    fake=lambda mu, log_var, rho_logit, rng_state: (
+        mu.new_empty(mu.shape),
+        _per_row(mu),
+        rng_state.new_empty(2),
+    ),
+    function=Ar1ReparamRng,
+    autocast=torch.float32,
+)
+registration.define(
+    "ar1",
+    "ar1_reparam_rng_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor log_var,"
+    " Tensor rho_logit, Tensor rng_used, bool[3] needs) -> (Tensor, Tensor, Tensor)",
+    check=_check_rng_backward,
+    fake=lambda grad_z, grad_kl, mu, log_var, rho_logit, rng_used, needs: (
+        registration.empty_gradients((mu, log_var, rho_logit), needs)
+    ),
+    function=registration.backward_function(
+        "ar1_reparam_rng_backward", 6, _scanned(specification.ar1_reparam_rng_backward)
+    ),
+)
+registration.define(
+    "ar1",
+    "ar1_log_prob(Tensor z, Tensor mu, Tensor log_var, Tensor rho_logit) -> Tensor",
+    check=_check_log_prob,
+    fake=lambda z, mu, log_var, rho_logit: _per_row(z),
+    function=Ar1LogProb,
+    autocast=torch.float32,
+)
+registration.define(
+    "ar1",
+    "ar1_log_prob_backward(Tensor grad, Tensor z, Tensor mu, Tensor log_var, Tensor rho_logit,"
+    " bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)",
+    check=_check_log_prob_backward,
+    fake=lambda grad, *inputs_needs: registration.empty_gradients(
+        inputs_needs[:-1], inputs_needs[-1]
+    ),
+    function=registration.backward_function(
+        "ar1_log_prob_backward", 5, specification.ar1_log_prob_backward
+    ),
+)

@@ -1,0 +1,71 @@
+"""Argument checks shared by the ops: each error names the argument, what came and what is wanted."""
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def refuse(op: str, argument: str, got: object, wanted: str) -> NoReturn:
+    raise ValueError(f"rhovae::{op}: {argument} is {got}; it must be {wanted}")
+
+
+def per_row_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type of per-row results (kl, log q, log_det): float32, or float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def like(op: str, leader: str, x: Tensor, **others: Tensor | None) -> None:
+    """`x`, named `leader`, is of a supported type and the others share its type and device."""
+    dtype, device = x.dtype, x.device
+    if dtype not in FLOATING:
+        refuse(op, leader, f"of type {dtype}", "float64, float32, bfloat16 or float16")
+    for name, other in others.items():
+        if other is None:
+            continue
+        if other.dtype != dtype:
+            refuse(op, name, f"of type {other.dtype}", f"{dtype}, as {leader} is")
+        if other.device != device:
+            refuse(op, name, f"on {other.device}", f"on {device}, where {leader} is")
+
+
+def shape(op: str, name: str, x: Tensor, wanted: torch.Size, reason: str) -> None:
+    if x.shape != wanted:
+        refuse(op, name, f"of shape {tuple(x.shape)}", f"of shape {tuple(wanted)}, {reason}")
+
+
+def last_one_or(op: str, name: str, x: Tensor, full: torch.Size, leader: str) -> None:
+    """`x` has the shape `full`, or `full` with a last dimension of one."""
+    if x.shape != full and x.shape != (*full[:-1], 1):
+        refuse(
+            op,
+            name,
+            f"of shape {tuple(x.shape)}",
+            f"of shape {tuple(full)} or {(*full[:-1], 1)}, to go with {leader}",
+        )
+
+
+def rng_state(op: str, name: str, state: Tensor, device: torch.device) -> None:
+    if state.dtype != torch.int64 or state.shape != (2,):
+        refuse(
+            op,
+            name,
+            f"{state.dtype} of shape {tuple(state.shape)}",
+            "int64 of shape (2,): [seed, offset]",
+        )
+    if state.device != device:
+        refuse(op, name, f"on {state.device}", f"on {device}, where the draw happens")
+
+
+def per_row(op: str, name: str, x: Tensor, leader: Tensor) -> None:
+    """`x` holds one number for each row of `leader`, in the type of per-row results."""
+    dtype = per_row_dtype(leader.dtype)
+    if x.dtype != dtype or x.shape != leader.shape[:-1] or x.device != leader.device:
+        refuse(
+            op,
+            name,
+            f"{x.dtype} of shape {tuple(x.shape)} on {x.device}",
+            f"{dtype} of shape {tuple(leader.shape[:-1])} on {leader.device}",
+        )

@@ -1,0 +1,107 @@
+"""`linear_scan`: the first-order linear recurrence."""
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from python_ref.linear_scan import linear_scan_backward, shift
+from rhovae_kernels.ops import checks, registration
+
+
+def linear_scan(gates: Tensor, tokens: Tensor, reverse: bool = False) -> Tensor:
+    """First-order linear recurrence along the last dimension, as a parallel scan.
+
+    x_t = a_t x_{t−1} + b_t with x_{−1} = 0; reversed, x_t = a_t x_{t+1} + b_t with x_T = 0.
+
+    Args:
+        gates: a, shape (…,T), or (…,1) for one gate per row. Any sign.
+        tokens: b, shape (…,T), of the same type: float64, float32, bfloat16 or float16.
+        reverse: run from the last step to the first.
+
+    Returns:
+        states x, shape (…,T), of the same type; the recurrence is carried in float32 at least.
+
+    Raises:
+        ValueError: a shape, type or device does not fit.
+
+    Source:
+        The scan behind eq. 7 of the rho-VAE paper: its gates are all ρ.
+
+    Example:
+        >>> import torch, rhovae_kernels as rk
+        >>> rk.ops.linear_scan(torch.tensor([0.5]), torch.ones(3))
+        tensor([1.0000, 1.5000, 1.7500])
+    """
+    return torch.ops.rhovae.linear_scan(gates, tokens, reverse)
+
+
+def _check(gates: Tensor, tokens: Tensor, reverse: bool = False) -> None:
+    checks.like("linear_scan", "tokens", tokens, gates=gates)
+    if tokens.dim() == 0:
+        checks.refuse("linear_scan", "tokens", "a scalar", "of shape (…,T)")
+    checks.last_one_or("linear_scan", "gates", gates, tokens.shape, "tokens")
+
+
+def _check_backward(grad, gates, states, reverse, needs) -> None:
+    checks.like("linear_scan_backward", "states", states, grad=grad, gates=gates)
+    checks.shape("linear_scan_backward", "grad", grad, states.shape, "as states are")
+    checks.last_one_or("linear_scan_backward", "gates", gates, states.shape, "states")
+
+
+class LinearScan(Function):
+    forward = registration.call_below("linear_scan")
+
+    @staticmethod
+    def setup_context(ctx, inputs, states):
+        gates, _, ctx.reverse = inputs
+        ctx.save_for_backward(gates, states)
+        ctx.save_for_forward(gates, states)
+
+    @staticmethod
+    def backward(ctx, grad):
+        needs = ctx.needs_input_grad[:2]
+        gradients = torch.ops.rhovae.linear_scan_backward(
+            grad, *ctx.saved_tensors, ctx.reverse, needs
+        )
+        return *registration.or_none(gradients, needs), None
+
+    @staticmethod
+    def jvp(ctx, d_gates, d_tokens, _):
+        # dx_t = a_t dx_{t−1} + (da_t x_{t−1} + db_t)
+        gates, states = ctx.saved_tensors
+        driven = torch.zeros_like(states) if d_tokens is None else d_tokens
+        if d_gates is not None:
+            driven = driven + d_gates * shift(states, ctx.reverse)
+        return torch.ops.rhovae.linear_scan(gates, driven, ctx.reverse)
+
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        return registration.batch_over_leading(
+            torch.ops.rhovae.linear_scan, info, in_dims, args
+        ), 0
+
+
+def _backward_formula(grad, gates, states, reverse):
+    return linear_scan_backward(
+        grad, gates, states, reverse, scan=torch.ops.rhovae.linear_scan
+    )
+
+
+registration.define(
+    "linear_scan",
+    "linear_scan(Tensor gates, Tensor tokens, bool reverse=False) -> Tensor",
+    check=_check,
+    fake=lambda gates, tokens, reverse=False: tokens.new_empty(tokens.shape),
+    function=LinearScan,
+    autocast=torch.float32,
+)
+registration.define(
+    "linear_scan",
+    "linear_scan_backward(Tensor grad, Tensor gates, Tensor states, bool reverse, bool[2] needs)"
+    " -> (Tensor, Tensor)",
+    check=_check_backward,
+    fake=lambda grad, gates, states, reverse, needs: registration.empty_gradients(
+        (gates, states), needs
+    ),
+    function=registration.backward_function("linear_scan_backward", 3, _backward_formula),
+)

@@ -1,0 +1,52 @@
+"""`philox`: the random words that the ops with `rng_state` draw from."""
+
+import torch
+from torch import Tensor
+
+from rhovae_kernels.ops import checks, registration
+
+
+def philox(rng_state: Tensor, rows: int, columns: int) -> Tensor:
+    """The 32-bit words of Philox4x32-10 that a draw of `rows` rows consumes.
+
+    Word k of row r is word k mod 4 of Philox at counter (offset low, offset high, r, k div 4) under
+    key (seed low, seed high): the same bits on every backend. float32 normals consume one word
+    each, float64 normals two.
+
+    Args:
+        rng_state: int64 (2,) [seed, offset], on the device of the draw.
+        rows: number of rows, below 2³².
+        columns: words per row.
+
+    Returns:
+        int32 (rows, columns): the bits, to be read as unsigned.
+
+    Raises:
+        ValueError: `rng_state` is of another type or shape, or a count is out of range.
+
+    Source:
+        Salmon, Moraes, Dror, Shaw: Parallel random numbers: as easy as 1, 2, 3 (SC 2011).
+
+    Example:
+        >>> import torch, rhovae_kernels as rk
+        >>> words = rk.ops.philox(torch.tensor([0, 0]), 1, 4)
+        >>> [f"{word & 0xFFFFFFFF:08x}" for word in words[0].tolist()]
+        ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
+    """
+    return torch.ops.rhovae.philox(rng_state, rows, columns)
+
+
+def _check(rng_state: Tensor, rows: int, columns: int) -> None:
+    checks.rng_state("philox", "rng_state", rng_state, rng_state.device)
+    if not 0 <= rows < 2**32:
+        checks.refuse("philox", "rows", rows, "0 or more, and below 2**32")
+    if not 0 <= columns < 2**34:
+        checks.refuse("philox", "columns", columns, "0 or more, and below 2**34")
+
+
+registration.define(
+    "philox",
+    "philox(Tensor rng_state, SymInt rows, SymInt columns) -> Tensor",
+    check=_check,
+    fake=lambda rng_state, rows, columns: rng_state.new_empty((rows, columns), dtype=torch.int32),
+)

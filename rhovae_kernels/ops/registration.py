@@ -1,0 +1,207 @@
+"""How an op becomes `torch.ops.rhovae.<name>`: one schema, and what PyTorch asks of an op.
+
+Layers, from the call inwards: autocast; autograd and functorch (`Autograd` and
+`FuncTorchDynamicLayerFrontMode`, an `autograd.Function` with setup_context, backward, jvp, vmap);
+fake tensors; and per device a kernel that checks its arguments and hands them to the backend in
+force. `torch.library.register_autograd` is not used: it returns zero tangents in forward mode
+without a word, and torch.func refuses it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
+from torch.autograd import Function, forward_ad
+from torch.library import Library, register_autocast, register_fake
+
+from rhovae_kernels import backends
+
+PUBLIC_OPS: list[str] = []
+
+# Library objects undo what they registered when they die: these live as long as the module.
+_rhovae = Library("rhovae", "DEF")
+_compiled = [Library("rhovae_cpu", "DEF"), Library("rhovae_cuda", "DEF")]
+
+below_autograd = torch._C._AutoDispatchBelowAutograd
+
+
+def define(
+    room: str,
+    schema: str,
+    *,
+    check: Callable[..., None],
+    fake: Callable,
+    function: type[Function] | None = None,
+    autocast: torch.dtype | None = None,
+) -> torch._ops.OpOverload:
+    """Define `torch.ops.rhovae.<name>` and return it.
+
+    Args:
+        room: the module that holds the op in every room: `ops`, `triton`, `python_ref`.
+        schema: name, arguments and returns, as `torch.library` writes them.
+        check: takes the arguments; raises where one is wrong.
+        fake: takes the arguments; makes outputs of the right shapes and types with no data.
+        function: the op's derivatives and batching rule; its `forward` is `call_below`'s.
+        autocast: under autocast, floating arguments are cast to this type.
+    """
+    name = schema.partition("(")[0]
+    _rhovae.define(schema)
+    for library in _compiled:
+        library.define(schema)
+    op = getattr(torch.ops.rhovae, name).default
+    if not name.endswith("_backward"):
+        PUBLIC_OPS.append(name)
+
+    def checked_fake(*args):
+        check(*args)
+        return fake(*args)
+
+    register_fake(f"rhovae::{name}", checked_fake, lib=_rhovae)
+
+    def kernel_for(device_type: str) -> Callable:
+        def kernel(*args):
+            check(*args)
+            return backends.select(room, name, device_type)(*args)
+
+        return kernel
+
+    _rhovae.impl(name, kernel_for("cpu"), "CPU")
+    _rhovae.impl(name, kernel_for("cuda"), "CUDA")
+
+    if function is not None:
+        arguments = op._schema.arguments
+
+        def recorded(*args):
+            # The dispatcher leaves out trailing arguments that equal their defaults.
+            return function.apply(*args, *(a.default_value for a in arguments[len(args) :]))
+
+        def transformed(*args):
+            # A tensor saved by a vjp that has since closed is still wrapped at its level.
+            return recorded(*unwrap_dead_wrappers(args))
+
+        def autograd(*args):
+            # Without gradients, in reverse or forward mode, there is nothing to record.
+            if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+                return recorded(*args)
+            with below_autograd():
+                return op(*args)
+
+        _rhovae.impl(name, autograd, "Autograd")
+        _rhovae.impl(name, transformed, "FuncTorchDynamicLayerFrontMode")
+    if autocast is not None:
+        for device_type in ("cpu", "cuda"):
+            register_autocast(f"rhovae::{name}", device_type, autocast, lib=_rhovae)
+    return op
+
+
+def call_below(name: str) -> Any:
+    """The `forward` of an op's autograd.Function: the op itself, below autograd."""
+
+    def forward(*args):
+        with below_autograd():
+            return getattr(torch.ops.rhovae, name).default(*args)
+
+    return staticmethod(forward)
+
+
+def to_front(batch_size: int, x: Any, dim: int | None) -> Any:
+    """A vmapped argument with its batch dimension first; one that has none is expanded, not copied."""
+    if not isinstance(x, Tensor):
+        return x
+    return x.expand(batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+
+
+def batch_over_leading(op: Callable, info: Any, in_dims: Sequence, args: Sequence) -> Any:
+    """vmap of an op that takes any leading dimensions: the vmapped one becomes the first."""
+    return op(*(to_front(info.batch_size, x, dim) for x, dim in zip(args, in_dims, strict=True)))
+
+
+def forward_mode(formula: Callable, primals: Sequence[Tensor], tangents: Sequence) -> Any:
+    """The tangents of a differentiable formula's outputs; a tangent that is None is zero.
+
+    Made of reverse mode twice, since PyTorch does not nest forward mode: v ↦ J v is the transpose
+    of w ↦ Jᵀ w, which is linear.
+    """
+    tangents = tuple(
+        torch.zeros_like(p) if t is None else t for t, p in zip(tangents, primals, strict=True)
+    )
+    outputs, transposed = torch.func.vjp(formula, *primals)
+    several = isinstance(outputs, tuple)
+    at = tuple(map(torch.zeros_like, outputs)) if several else (torch.zeros_like(outputs),)
+    _, jacobian = torch.func.vjp(lambda *w: transposed(w if several else w[0]), *at)
+    result = jacobian(tangents)
+    return result if several else result[0]
+
+
+def backward_function(name: str, tensors: int, formula: Callable) -> type[Function]:
+    """The autograd.Function of a `<op>_backward`, whose derivatives come from a composed formula.
+
+    `formula` takes the first `tensors` arguments (and those between them and `needs`), returns
+    every gradient, and is made of differentiable ops; it is what second and higher derivatives,
+    and forward mode over reverse, are taken of.
+    """
+
+    def bind(ctx):
+        """The gradients asked for, as a function of the floating tensors there are; those; where."""
+        saved = ctx.saved_tensors
+        where = [i for i, x in enumerate(saved) if x is not None and x.is_floating_point()]
+
+        def of_floating(*values):
+            arguments = list(saved)
+            for i, value in zip(where, values, strict=True):
+                arguments[i] = value
+            gradients = formula(*arguments, *ctx.constants)
+            return tuple(g for g, need in zip(gradients, ctx.needs, strict=True) if need)
+
+        return of_floating, tuple(saved[i] for i in where), where
+
+    class Backward(Function):
+        forward = call_below(name)
+
+        @staticmethod
+        def setup_context(ctx, inputs, output):
+            ctx.save_for_backward(*inputs[:tensors])
+            ctx.save_for_forward(*inputs[:tensors])
+            ctx.constants, ctx.needs = inputs[tensors:-1], inputs[-1]
+            ctx.arguments = len(inputs)
+            ctx.mark_non_differentiable(
+                *(x for x, need in zip(output, ctx.needs, strict=True) if not need)
+            )
+
+        @staticmethod
+        def backward(ctx, *grads):
+            of_floating, values, where = bind(ctx)
+            _, vjp = torch.func.vjp(of_floating, *values)
+            result: list = [None] * ctx.arguments
+            cotangents = tuple(g for g, need in zip(grads, ctx.needs, strict=True) if need)
+            for i, g in zip(where, vjp(cotangents), strict=True):
+                result[i] = g
+            return tuple(result)
+
+        @staticmethod
+        def jvp(ctx, *tangents):
+            of_floating, values, where = bind(ctx)
+            outputs = iter(forward_mode(of_floating, values, [tangents[i] for i in where]))
+            return tuple(next(outputs) if need else None for need in ctx.needs)
+
+        @staticmethod
+        def vmap(info, in_dims, *args):
+            outputs = batch_over_leading(getattr(torch.ops.rhovae, name), info, in_dims, args)
+            return outputs, tuple(0 if need else None for need in args[-1])
+
+    Backward.__name__ = Backward.__qualname__ = f"rhovae_{name}"
+    return Backward
+
+
+def or_none(gradients: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """What a backward op returned, as autograd takes it: None where no gradient was asked for."""
+    return tuple(g if need else None for g, need in zip(gradients, needs, strict=True))
+
+
+def empty_gradients(inputs: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor, ...]:
+    """The fake of a backward op: a gradient like each input, empty where it was not asked for."""
+    return tuple(
+        x.new_empty(x.shape if need else (0,)) for x, need in zip(inputs, needs, strict=True)
+    )

@@ -52,7 +52,7 @@ def normal(rng_state: Tensor, rows: int, columns: int, dtype: torch.dtype) -> Te
     if dtype == torch.float64:
         words = philox(rng_state, rows, 4 * pairs).long().view(rows, pairs, 2, 2)
         signed = ((words[..., 0] << 32) | (words[..., 1] & LOW32)) >> 11
-        m, w = signed[..., 0] & ((1 << 53) - 1), signed[..., 1] * 2.0**-52
+        m, w = signed[..., 0] & ((1 << 53) - 1), signed[..., 1].double() * 2.0**-52
         v = (m + 1).double() * 2.0**-53
     else:
         words = philox(rng_state, rows, 2 * pairs).long().view(rows, pairs, 2)

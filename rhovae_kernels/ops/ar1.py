@@ -45,7 +45,7 @@ def ar1_reparam(
         >>> z.shape, kl
         (torch.Size([2, 3]), tensor([0.2402, 0.2402]))
     """
-    return torch.ops.rhovae.ar1_reparam(mu, log_var, rho_logit, eps)
+    return torch.ops.rhovae.ar1_reparam.default(mu, log_var, rho_logit, eps)
 
 
 def ar1_reparam_rng(
@@ -79,7 +79,7 @@ def ar1_reparam_rng(
         >>> torch.equal(z, rk.ops.ar1_reparam_rng(*arguments, used)[0])
         True
     """
-    return torch.ops.rhovae.ar1_reparam_rng(mu, log_var, rho_logit, rng_state)
+    return torch.ops.rhovae.ar1_reparam_rng.default(mu, log_var, rho_logit, rng_state)
 
 
 def ar1_log_prob(z: Tensor, mu: Tensor, log_var: Tensor, rho_logit: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ def ar1_log_prob(z: Tensor, mu: Tensor, log_var: Tensor, rho_logit: Tensor) -> T
         >>> rk.ops.ar1_log_prob(zero, zero, one, one)
         tensor([-1.8379])
     """
-    return torch.ops.rhovae.ar1_log_prob(z, mu, log_var, rho_logit)
+    return torch.ops.rhovae.ar1_log_prob.default(z, mu, log_var, rho_logit)
 
 
 def _check_parameters(op: str, leader: str, x: Tensor, log_var: Tensor, rho_logit: Tensor) -> None:
@@ -193,7 +193,7 @@ class Ar1Reparam(Function):
     def backward(ctx, grad_z, grad_kl):
         needs = ctx.needs_input_grad
         return or_none(
-            torch.ops.rhovae.ar1_reparam_backward(grad_z, grad_kl, *ctx.saved_tensors, needs), needs
+            torch.ops.rhovae.ar1_reparam_backward.default(grad_z, grad_kl, *ctx.saved_tensors, needs), needs
         )
 
     @staticmethod
@@ -220,7 +220,7 @@ class Ar1ReparamRng(Function):
     @staticmethod
     def backward(ctx, grad_z, grad_kl, _):
         needs = ctx.needs_input_grad[:3]
-        gradients = torch.ops.rhovae.ar1_reparam_rng_backward(
+        gradients = torch.ops.rhovae.ar1_reparam_rng_backward.default(
             grad_z, grad_kl, *ctx.saved_tensors, needs
         )
         return *or_none(gradients, needs), None
@@ -266,7 +266,7 @@ class Ar1LogProb(Function):
     def backward(ctx, grad):
         needs = ctx.needs_input_grad
         return or_none(
-            torch.ops.rhovae.ar1_log_prob_backward(grad, *ctx.saved_tensors, needs), needs
+            torch.ops.rhovae.ar1_log_prob_backward.default(grad, *ctx.saved_tensors, needs), needs
         )
 
     @staticmethod

@@ -32,7 +32,7 @@ def linear_scan(gates: Tensor, tokens: Tensor, reverse: bool = False) -> Tensor:
         >>> rk.ops.linear_scan(torch.tensor([0.5]), torch.ones(3))
         tensor([1.0000, 1.5000, 1.7500])
     """
-    return torch.ops.rhovae.linear_scan(gates, tokens, reverse)
+    return torch.ops.rhovae.linear_scan.default(gates, tokens, reverse)
 
 
 def _check(gates: Tensor, tokens: Tensor, reverse: bool = False) -> None:
@@ -60,7 +60,7 @@ class LinearScan(Function):
     @staticmethod
     def backward(ctx, grad):
         needs = ctx.needs_input_grad[:2]
-        gradients = torch.ops.rhovae.linear_scan_backward(
+        gradients = torch.ops.rhovae.linear_scan_backward.default(
             grad, *ctx.saved_tensors, ctx.reverse, needs
         )
         return *registration.or_none(gradients, needs), None
@@ -72,7 +72,7 @@ class LinearScan(Function):
         driven = torch.zeros_like(states) if d_tokens is None else d_tokens
         if d_gates is not None:
             driven = driven + d_gates * shift(states, ctx.reverse)
-        return torch.ops.rhovae.linear_scan(gates, driven, ctx.reverse)
+        return torch.ops.rhovae.linear_scan.default(gates, driven, ctx.reverse)
 
     @staticmethod
     def vmap(info, in_dims, *args):

@@ -72,19 +72,22 @@ def define(
 
     if function is not None:
         arguments = op._schema.arguments
+        # `Function.apply` less what it does for functorch, which never comes to the Autograd key:
+        # inspecting the signature of `forward` at each call costs more than the rest together.
+        apply = super(Function, function).apply
 
-        def recorded(*args):
+        def complete(args):
             # The dispatcher leaves out trailing arguments that equal their defaults.
-            return function.apply(*args, *(a.default_value for a in arguments[len(args) :]))
+            return (*args, *(a.default_value for a in arguments[len(args) :]))
 
         def transformed(*args):
             # A tensor saved by a vjp that has since closed is still wrapped at its level.
-            return recorded(*unwrap_dead_wrappers(args))
+            return function.apply(*unwrap_dead_wrappers(complete(args)))
 
         def autograd(*args):
             # Without gradients, in reverse or forward mode, there is nothing to record.
             if torch.is_grad_enabled() or forward_ad._current_level >= 0:
-                return recorded(*args)
+                return apply(*complete(args))
             with below_autograd():
                 return op(*args)
 
@@ -99,9 +102,13 @@ def define(
 def call_below(name: str) -> Any:
     """The `forward` of an op's autograd.Function: the op itself, below autograd."""
 
+    op = None
+
     def forward(*args):
+        nonlocal op
+        op = op or getattr(torch.ops.rhovae, name).default
         with below_autograd():
-            return getattr(torch.ops.rhovae, name).default(*args)
+            return op(*args)
 
     return staticmethod(forward)
 

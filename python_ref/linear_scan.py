@@ -12,12 +12,11 @@ def linear_scan(gates: Tensor, tokens: Tensor, reverse: bool = False) -> Tensor:
     gates (…,T) or (…,1), tokens (…,T); returns states (…,T).
     """
     a, b = upcast(gates, tokens)
-    a = a.expand(b.shape)
-    steps = range(b.shape[-1])
+    steps = list(zip(a.expand(b.shape).unbind(-1), b.unbind(-1), strict=True))
     state = b.new_zeros(b.shape[:-1])
     states = []
-    for t in reversed(steps) if reverse else steps:
-        state = a[..., t] * state + b[..., t]
+    for a_t, b_t in reversed(steps) if reverse else steps:
+        state = a_t * state + b_t
         states.append(state)
     if not states:
         return tokens.clone()

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from python_ref import ar1 as specification
+from python_ref.precision import compute_dtype
 from rhovae_kernels.ops import checks, registration
 from rhovae_kernels.ops.registration import or_none
 
@@ -226,32 +227,69 @@ class Ar1ReparamRng(Function):
         return *or_none(gradients, needs), None
 
     @staticmethod
-    def jvp(ctx, d_mu, d_log_var, d_rho_logit, _):
+    def jvp(ctx, *tangents):
         mu, log_var, rho_logit, rng_used = ctx.saved_tensors
-        eps = specification.draw(mu, rng_used).to(mu.dtype)
-        return *_reparam_tangents(mu, log_var, rho_logit, eps, (d_mu, d_log_var, d_rho_logit, None)), None
+        noise = _noise(mu, rng_used)
+        return *_reparam_tangents(mu, log_var, rho_logit, noise, (*tangents[:3], None)), None
 
     @staticmethod
     def vmap(info, in_dims, mu, log_var, rho_logit, rng_state):
-        args, state_dim = (mu, log_var, rho_logit), in_dims[3]
-        op = torch.ops.rhovae.ar1_reparam_rng
-        if state_dim is None and info.randomness == "error":
+        if in_dims[3] is None and info.randomness == "error":
             raise RuntimeError(
                 "rhovae::ar1_reparam_rng: vmap with randomness='error' (its default) over one "
                 "rng_state; say randomness='different' or 'same', or vmap over states as well"
             )
-        front = [
-            registration.to_front(info.batch_size, x, dim)
-            for x, dim in zip(args, in_dims[:3], strict=True)
-        ]
-        if state_dim is None and info.randomness == "different":
+        op, args = torch.ops.rhovae.ar1_reparam_rng.default, (mu, log_var, rho_logit, rng_state)
+        if in_dims[3] is None and info.randomness == "different":
             # The vmapped dimension is one more leading dimension: its rows draw on.
-            z, kl, used = op(*front, rng_state)
-            return (z, kl, used), (0, 0, None)
-        # One draw per entry: from its own state, or from the same one again.
-        states = registration.to_front(info.batch_size, rng_state, state_dim)
-        draws = [op(*(x[i] for x in front), states[i]) for i in range(info.batch_size)]
-        return tuple(torch.stack(outputs) for outputs in zip(*draws, strict=True)), (0, 0, 0)
+            front = _to_front(info, in_dims, args, 3)
+            return op(*front, rng_state), (0, 0, None)
+        return _one_draw_each(op, info, in_dims, args, 3), (0, 0, 0)
+
+
+def _noise(mu: Tensor, rng_used: Tensor) -> Tensor:
+    """The ε that a draw used: a sample of mean 0, variance 1 and ρ = 0."""
+    zero = torch.zeros_like(mu, dtype=compute_dtype(mu.dtype))
+    column = zero.new_zeros((*mu.shape[:-1], 1))
+    return torch.ops.rhovae.ar1_reparam_rng.default(zero, column, column, rng_used)[0]
+
+
+def _to_front(info, in_dims, args, count):
+    return [
+        registration.to_front(info.batch_size, x, dim)
+        for x, dim in zip(args[:count], in_dims[:count], strict=True)
+    ]
+
+
+def _one_draw_each(op, info, in_dims, args, state_at):
+    """vmap as a loop: each entry draws from its own state, or from the same one again."""
+    front = _to_front(info, in_dims, args, state_at + 1)
+    rest = args[state_at + 1 :]
+    draws = [
+        op(*(x[i] if isinstance(x, Tensor) else x for x in front), *rest)
+        for i in range(info.batch_size)
+    ]
+    return tuple(torch.stack(outputs) for outputs in zip(*draws, strict=True))
+
+
+def _rng_backward_formula(grad_z, grad_kl, mu, log_var, rho_logit, rng_used):
+    return _scanned(specification.ar1_reparam_backward)(
+        grad_z, grad_kl, mu, log_var, rho_logit, _noise(mu, rng_used)
+    )[:3]
+
+
+class Ar1ReparamRngBackward(
+    registration.backward_function("ar1_reparam_rng_backward", 6, _rng_backward_formula)
+):
+    @staticmethod
+    def vmap(info, in_dims, *args):
+        op = torch.ops.rhovae.ar1_reparam_rng_backward.default
+        out_dims = tuple(0 if need else None for need in args[-1])
+        if in_dims[5] is None and any(dim is not None for dim in in_dims[2:5]):
+            # The forward pass drew for the vmapped dimension as for one more leading dimension.
+            return op(*_to_front(info, in_dims, args, 5), *args[5:]), out_dims
+        gradients = _one_draw_each(op, info, in_dims, args, 5)
+        return tuple(g if need else g[0] for g, need in zip(gradients, args[-1], strict=True)), out_dims
 
 
 class Ar1LogProb(Function):
@@ -320,9 +358,7 @@ registration.define(
     fake=lambda grad_z, grad_kl, mu, log_var, rho_logit, rng_used, needs: (
         registration.empty_gradients((mu, log_var, rho_logit), needs)
     ),
-    function=registration.backward_function(
-        "ar1_reparam_rng_backward", 6, _scanned(specification.ar1_reparam_rng_backward)
-    ),
+    function=Ar1ReparamRngBackward,
 )
 registration.define(
     "ar1",

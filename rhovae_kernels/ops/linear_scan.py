@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from python_ref.linear_scan import linear_scan_backward, shift
+from python_ref.precision import compute_dtype
 from rhovae_kernels.ops import checks, registration
 
 
@@ -48,31 +49,49 @@ def _check_backward(grad, gates, states, reverse, needs) -> None:
     checks.last_one_or("linear_scan_backward", "gates", gates, states.shape, "states")
 
 
+def _rounds(x: Tensor) -> bool:
+    """Whether storing in the type of `x` rounds what is computed."""
+    return compute_dtype(x.dtype) != x.dtype
+
+
 class LinearScan(Function):
     forward = registration.call_below("linear_scan")
 
     @staticmethod
     def setup_context(ctx, inputs, states):
-        gates, _, ctx.reverse = inputs
-        ctx.save_for_backward(gates, states)
-        ctx.save_for_forward(gates, states)
+        gates, tokens, ctx.reverse = inputs
+        # ∂a multiplies the states: rounded ones would cost it digits, so that for half precision
+        # the tokens are kept and the states computed again.
+        kept = tokens if _rounds(tokens) else states
+        ctx.save_for_backward(gates, kept)
+        ctx.save_for_forward(gates, kept)
+
+    @staticmethod
+    def states_of(gates, kept, reverse):
+        """The saved gates and the states, in the type that the adjoint runs in."""
+        if not _rounds(kept):
+            return gates, kept
+        gates = gates.float()
+        return gates, torch.ops.rhovae.linear_scan.default(gates, kept.float(), reverse)
 
     @staticmethod
     def backward(ctx, grad):
         needs = ctx.needs_input_grad[:2]
+        gates, states = LinearScan.states_of(*ctx.saved_tensors, ctx.reverse)
         gradients = torch.ops.rhovae.linear_scan_backward.default(
-            grad, *ctx.saved_tensors, ctx.reverse, needs
+            grad.to(states.dtype), gates, states, ctx.reverse, needs
         )
-        return *registration.or_none(gradients, needs), None
+        return *registration.or_none([g.to(grad.dtype) for g in gradients], needs), None
 
     @staticmethod
     def jvp(ctx, d_gates, d_tokens, _):
         # dx_t = a_t dx_{t−1} + (da_t x_{t−1} + db_t)
-        gates, states = ctx.saved_tensors
-        driven = torch.zeros_like(states) if d_tokens is None else d_tokens
+        saved = registration.primals_of(ctx.saved_tensors)
+        gates, states = LinearScan.states_of(*saved, ctx.reverse)
+        driven = torch.zeros_like(states) if d_tokens is None else d_tokens.to(states.dtype)
         if d_gates is not None:
-            driven = driven + d_gates * shift(states, ctx.reverse)
-        return torch.ops.rhovae.linear_scan.default(gates, driven, ctx.reverse)
+            driven = driven + d_gates.to(states.dtype) * shift(states, ctx.reverse)
+        return torch.ops.rhovae.linear_scan.default(gates, driven, ctx.reverse).to(saved[0].dtype)
 
     @staticmethod
     def vmap(info, in_dims, *args):

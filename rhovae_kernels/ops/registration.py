@@ -125,12 +125,18 @@ def batch_over_leading(op: Callable, info: Any, in_dims: Sequence, args: Sequenc
     return op(*(to_front(info.batch_size, x, dim) for x, dim in zip(args, in_dims, strict=True)))
 
 
+def primals_of(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Saved tensors as a jvp must see them: without tangents, or its ops would ask for its jvp again."""
+    return tuple(forward_ad.unpack_dual(x).primal for x in tensors)
+
+
 def forward_mode(formula: Callable, primals: Sequence[Tensor], tangents: Sequence) -> Any:
     """The tangents of a differentiable formula's outputs; a tangent that is None is zero.
 
     Made of reverse mode twice, since PyTorch does not nest forward mode: v ↦ J v is the transpose
     of w ↦ Jᵀ w, which is linear.
     """
+    primals = primals_of(primals)
     tangents = tuple(
         torch.zeros_like(p) if t is None else t for t, p in zip(tangents, primals, strict=True)
     )

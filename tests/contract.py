@@ -1,0 +1,458 @@
+"""The promises that every op keeps, written once.
+
+A subclass names an op and makes inputs for it; each test below then runs over every backend that is
+present. An output or a gradient is held against the specification, `python_ref`, in float64 on the
+very same (rounded) inputs.
+"""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tolerance import assert_matches
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import gradcheck, gradgradcheck
+
+import python_ref
+import rhovae_kernels as rk
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+# (leading dimensions, d): no rows, single elements, primes, a vector and one more, several tiles.
+SHAPES = [((0,), 5), ((), 1), ((2,), 2), ((3, 2), 3), ((4,), 17), ((1,), 127), ((2, 2, 1), 64)]
+LONG_SHAPES = [((2,), 2049), ((3,), 5003), ((20,), 2500)]
+
+
+def as_tuple(x):
+    return x if isinstance(x, tuple) else (x,)
+
+
+def detached(inputs, requires_grad=()):
+    """The same inputs as leaves; those at the given positions require gradients."""
+    return [
+        x.detach().clone().requires_grad_(i in requires_grad) if isinstance(x, Tensor) else x
+        for i, x in enumerate(inputs)
+    ]
+
+
+class Contract:
+    op: str
+    variants: tuple[str, ...]
+    differentiable: tuple[int, ...]
+    # Positions of the outputs that carry gradients.
+    results: tuple[int, ...] = (0,)
+
+    def inputs(self, variant, batch, d, dtype, device="cpu", seed=0) -> list:
+        raise NotImplementedError
+
+    # What the op is, what it should be.
+
+    def call(self, *inputs):
+        outputs = as_tuple(getattr(torch.ops.rhovae, self.op)(*inputs))
+        return tuple(outputs[i] for i in self.results)
+
+    def expected(self, *inputs):
+        outputs = as_tuple(getattr(python_ref, self.op)(*inputs))
+        return tuple(outputs[i] for i in self.results)
+
+    def double(self, inputs):
+        """The inputs in float64 on the CPU, for the specification."""
+        return [
+            x.detach().cpu().to(torch.float64 if x.is_floating_point() else x.dtype)
+            if isinstance(x, Tensor)
+            else x
+            for x in inputs
+        ]
+
+    def upstream(self, outputs, seed=1):
+        """Incoming gradients, scaled so that sums over a long row stay within float16."""
+        generator = torch.Generator().manual_seed(seed)
+        return tuple(
+            (torch.randn(y.shape, generator=generator, dtype=torch.float64) / math.sqrt(64))
+            .to(y.dtype)
+            .to(y.device)
+            for y in outputs
+        )
+
+    def gradients(self, function, inputs, upstream, wanted=None):
+        wanted = self.differentiable if wanted is None else wanted
+        inputs = detached(inputs, wanted)
+        outputs = function(*inputs)
+        return torch.autograd.grad(
+            outputs, [inputs[i] for i in wanted], upstream, allow_unused=True
+        )
+
+    def check(self, inputs, dtype, what=""):
+        outputs = self.call(*inputs)
+        exact = self.double(inputs)
+        for i, (y, e) in enumerate(zip(outputs, self.expected(*exact), strict=True)):
+            assert_matches(y.cpu(), e, dtype, f"{self.op} output {i} {what}")
+        up = self.upstream(outputs)
+        up64 = tuple(u.cpu().double() for u in up)
+        actual = self.gradients(self.call, inputs, up)
+        wanted = self.gradients(self.expected, exact, up64)
+        for i, (g, e) in enumerate(zip(actual, wanted, strict=True)):
+            assert g.dtype == dtype
+            assert_matches(g.cpu(), e, dtype, f"{self.op} gradient {i} {what}")
+
+    def each_variant(self, batch, d, dtype, device):
+        for variant in self.variants:
+            yield variant, self.inputs(variant, batch, d, dtype, device)
+
+    # Values.
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_outputs_and_gradients_match_the_specification(self, backend, dtype):
+        for batch, d in SHAPES:
+            for variant, inputs in self.each_variant(batch, d, dtype, backend.device):
+                self.check(inputs, dtype, f"{variant} {batch} {d}")
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+    def test_rows_of_several_tiles_match_the_specification(self, backend, dtype):
+        if backend.name == "reference":
+            pytest.skip("the reference has no tiles")
+        for batch, d in LONG_SHAPES[:2] if backend.slow else LONG_SHAPES:
+            for variant, inputs in self.each_variant(batch, d, dtype, backend.device):
+                self.check(inputs, dtype, f"{variant} {batch} {d}")
+
+    def test_any_shape_matches_the_specification(self, backend):
+        @given(
+            st.lists(st.integers(1, 3), max_size=2),
+            st.integers(1, 40 if backend.slow else 300),
+            st.sampled_from(self.variants),
+            st.integers(0, 1000),
+        )
+        def check(batch, d, variant, seed):
+            inputs = self.inputs(variant, tuple(batch), d, torch.float32, backend.device, seed)
+            self.check(inputs, torch.float32, f"{variant} {batch} {d}")
+
+        check()
+
+    def test_every_element_of_every_output_is_written(self, backend):
+        # New memory is filled with NaN: an element left unwritten would show.
+        if backend.device != "cpu":
+            pytest.skip("deterministic mode refuses unrelated CUDA operations")
+        torch.use_deterministic_algorithms(True)
+        try:
+            for batch, d in [((3,), 1), ((5,), 17), ((2,), 2100)]:
+                for _, inputs in self.each_variant(batch, d, torch.float32, backend.device):
+                    outputs = self.call(*inputs)
+                    up = self.upstream(outputs)
+                    for x in (*outputs, *self.gradients(self.call, inputs, up)):
+                        assert x.isfinite().all()
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    # Layouts.
+
+    def layouts(self, inputs):
+        """The same values as slices, at odd offsets, transposed, with gaps between elements."""
+
+        def misaligned(x):
+            flat = torch.empty(x.numel() + 1, dtype=x.dtype, device=x.device)
+            return flat[1:].view(x.shape).copy_(x)
+
+        def sliced(x):
+            wide = x.new_empty((*x.shape[:-1], x.shape[-1] + 3))
+            return wide[..., 2:-1].copy_(x)
+
+        def transposed(x):
+            return x.transpose(0, -1).contiguous().transpose(0, -1)
+
+        def spaced(x):
+            return x.new_empty((*x.shape, 2))[..., 0].copy_(x)
+
+        for layout in (misaligned, sliced, transposed, spaced):
+            yield (
+                layout.__name__,
+                [
+                    layout(x) if isinstance(x, Tensor) and x.is_floating_point() else x
+                    for x in inputs
+                ],
+            )
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    def test_strides_and_offsets_make_no_difference(self, backend, dtype):
+        for variant, inputs in self.each_variant((3, 2), 21, dtype, backend.device):
+            for layout, same in self.layouts(inputs):
+                self.check(same, dtype, f"{variant} {layout}")
+
+    def test_expanded_inputs_and_gradients_are_read_without_a_copy(self, backend):
+        for variant, inputs in self.each_variant((1,), 21, torch.float32, backend.device):
+            expanded = [
+                x.expand(4, *x.shape[1:]) if isinstance(x, Tensor) and x.dim() > 1 else x
+                for x in inputs
+            ]
+            outputs = self.call(*expanded)
+            for y in outputs:
+                assert y.shape[0] == 4 and y.is_contiguous()
+            up = tuple(u[:1].expand(u.shape) for u in self.upstream(outputs))
+            actual = self.gradients(self.call, expanded, up)
+            wanted = self.gradients(
+                self.expected, self.double(expanded), tuple(u.cpu().double() for u in up)
+            )
+            for g, e in zip(actual, wanted, strict=True):
+                assert_matches(g.cpu(), e, torch.float32, f"{self.op} {variant} expanded")
+
+    def test_rows_more_than_two_to_the_31_elements_apart_are_addressed(self, backend):
+        # A view of two rows in memory that is reserved, not filled.
+        inputs = self.inputs(self.variants[0], (2,), 37, torch.bfloat16, backend.device)
+        far = 2**31 + 8
+        memory = torch.empty(far + 64, dtype=torch.bfloat16, device=backend.device)
+        for i, x in enumerate(inputs):
+            if isinstance(x, Tensor) and x.is_floating_point():
+                view = memory.as_strided(x.shape, (far, 1))
+                apart = [view.copy_(x) if j == i else y for j, y in enumerate(inputs)]
+                for y, e in zip(self.call(*apart), self.call(*inputs), strict=True):
+                    assert torch.equal(y, e), f"argument {i}"
+
+    # Derivatives.
+
+    def leaves(self, variant, backend):
+        inputs = self.inputs(variant, (2,), 3, torch.float64, backend.device)
+        return detached(inputs, self.differentiable)
+
+    def test_gradcheck_in_reverse_and_forward_mode(self, backend):
+        for variant in self.variants:
+            assert gradcheck(
+                self.call,
+                self.leaves(variant, backend),
+                check_forward_ad=True,
+                fast_mode=backend.slow,
+            )
+
+    def test_gradgradcheck(self, backend):
+        for variant in self.variants:
+            assert gradgradcheck(
+                self.call, self.leaves(variant, backend), fast_mode=backend.slow
+            )
+
+    def test_only_the_gradients_asked_for_are_computed(self, backend):
+        for variant, inputs in self.each_variant((3,), 19, torch.float32, backend.device):
+            outputs = self.call(*inputs)
+            up = self.upstream(outputs)
+            full = self.gradients(self.call, inputs, up)
+            for position, i in enumerate(self.differentiable):
+                (alone,) = self.gradients(self.call, inputs, up, (i,))
+                assert torch.equal(alone, full[position]), f"{variant} argument {i}"
+
+    def test_each_output_alone_can_be_differentiated(self, backend):
+        for variant, inputs in self.each_variant((3,), 19, torch.float32, backend.device):
+            outputs = self.call(*inputs)
+            up = self.upstream(outputs)
+            for i in range(len(outputs)):
+                actual = self.gradients(lambda *x, i=i: self.call(*x)[i], inputs, up[i])
+                wanted = self.gradients(
+                    lambda *x, i=i: self.expected(*x)[i], self.double(inputs), up[i].cpu().double()
+                )
+                for g, e in zip(actual, wanted, strict=True):
+                    e = torch.zeros_like(g).cpu().double() if e is None else e
+                    g = torch.zeros_like(e) if g is None else g
+                    assert_matches(g.cpu(), e, torch.float32, f"{self.op} {variant} output {i}")
+
+    # torch.func, vmap.
+
+    def scalar(self, function, inputs, i):
+        """The op as a smooth scalar function of its i-th argument."""
+
+        def of_one(x):
+            outputs = function(*(x if j == i else y for j, y in enumerate(inputs)))
+            return sum(y.sin().sum() for y in outputs)
+
+        return of_one
+
+    def test_func_grad_jacobian_and_hessian_match_the_specification(self, backend):
+        for variant in self.variants:
+            inputs = self.inputs(variant, (2,), 3, torch.float64, backend.device)
+            exact = self.double(inputs)
+            for i in self.differentiable:
+                ours = self.scalar(self.call, inputs, i)
+                theirs = self.scalar(self.expected, exact, i)
+                for transform in (torch.func.grad, torch.func.jacrev, torch.func.hessian):
+                    actual = transform(ours)(inputs[i]).cpu()
+                    assert_matches(
+                        actual,
+                        transform(theirs)(exact[i]),
+                        torch.float64,
+                        f"{self.op} {variant} {transform.__name__} argument {i}",
+                    )
+
+    def test_vmap_equals_a_loop(self, backend):
+        for variant, inputs in self.each_variant((4, 2), 5, torch.float64, backend.device):
+            tensors = [
+                i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.is_floating_point()
+            ]
+            for batched in ({*tensors}, {tensors[0]}, {tensors[-1]}):
+                in_dims = tuple(0 if i in batched else None for i in range(len(inputs)))
+                args = [
+                    x if i in batched or i not in tensors else x[0] for i, x in enumerate(inputs)
+                ]
+                actual = torch.vmap(self.call, in_dims, randomness="same")(*args)
+                for b in range(4):
+                    one = self.call(*(x[b] if i in batched else x for i, x in enumerate(args)))
+                    for y, e in zip(actual, one, strict=True):
+                        torch.testing.assert_close(y[b], e, rtol=1e-12, atol=1e-12)
+
+    def test_vmap_of_grad_equals_a_loop(self, backend):
+        for variant, inputs in self.each_variant((3, 2), 4, torch.float64, backend.device):
+            i = self.differentiable[-1]
+            floating = [isinstance(x, Tensor) and x.is_floating_point() for x in inputs]
+
+            def one(*args, i=i):
+                return torch.func.grad(self.scalar(self.call, args, i))(args[i])
+
+            in_dims = tuple(0 if f else None for f in floating)
+            actual = torch.vmap(one, in_dims, randomness="same")(*inputs)
+            for b in range(3):
+                args = [x[b] if f else x for x, f in zip(inputs, floating, strict=True)]
+                torch.testing.assert_close(
+                    actual[b], one(*args), rtol=1e-10, atol=1e-10, msg=variant
+                )
+
+    # What PyTorch asks of an op.
+
+    def test_opcheck(self, backend):
+        op = getattr(torch.ops.rhovae, self.op).default
+        for variant in self.variants:
+            torch.library.opcheck(op, tuple(self.leaves(variant, backend)))
+
+    def test_compiled_with_dynamic_shapes_it_gives_the_same(self, backend):
+        for variant in self.variants:
+            torch._dynamo.reset()
+            compiled = torch.compile(
+                lambda *x: self.call(*x), fullgraph=True, dynamic=True, backend="aot_eager"
+            )
+            for batch, d in [((3,), 8), ((5,), 11)]:
+                inputs = self.inputs(variant, batch, d, torch.float32, backend.device)
+                outputs = self.call(*inputs)
+                for y, e in zip(compiled(*inputs), outputs, strict=True):
+                    assert torch.equal(y, e), variant
+                up = self.upstream(outputs)
+                for g, e in zip(
+                    self.gradients(compiled, inputs, up),
+                    self.gradients(self.call, inputs, up),
+                    strict=True,
+                ):
+                    assert torch.equal(g, e), variant
+
+    def test_fake_tensors_have_the_shapes_and_types_of_real_ones(self, backend):
+        op = getattr(torch.ops.rhovae, self.op)
+        for dtype in DTYPES:
+            for _, inputs in self.each_variant((3, 2), 5, dtype, backend.device):
+                real = as_tuple(op(*inputs))
+                meta = as_tuple(
+                    op(*(x.to("meta") if isinstance(x, Tensor) else x for x in inputs))
+                )
+                for y, m in zip(real, meta, strict=True):
+                    assert (y.shape, y.dtype, y.stride()) == (m.shape, m.dtype, m.stride())
+
+    def test_under_autocast_it_runs_in_float32(self, backend):
+        for _, inputs in self.each_variant((3,), 9, torch.bfloat16, backend.device):
+            with torch.autocast(backend.device, torch.bfloat16):
+                outputs = self.call(*inputs)
+            wide = [
+                x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs
+            ]
+            for y, e in zip(outputs, self.call(*wide), strict=True):
+                assert y.dtype == torch.float32
+                assert torch.equal(y, e)
+
+    def test_it_runs_in_inference_mode(self, backend):
+        inputs = self.inputs(self.variants[0], (3,), 9, torch.float32, backend.device)
+        expected = self.call(*inputs)
+        with torch.inference_mode():
+            for y, e in zip(self.call(*inputs), expected, strict=True):
+                assert torch.equal(y, e)
+
+    def test_results_are_the_same_bits_from_run_to_run(self, backend):
+        for batch, d in [((7,), 33), ((2,), 4999)]:
+            for variant, inputs in self.each_variant(batch, d, torch.float32, backend.device):
+                if backend.name == "reference" and d > 100:
+                    continue
+                outputs = self.call(*inputs)
+                up = self.upstream(outputs)
+                first = (*outputs, *self.gradients(self.call, inputs, up))
+                again = (*self.call(*inputs), *self.gradients(self.call, inputs, up))
+                for y, e in zip(again, first, strict=True):
+                    assert torch.equal(y, e), variant
+
+    # Bad input.
+
+    def wrong_inputs(self):
+        """(what is wrong, inputs, the argument that the error must name)."""
+        raise NotImplementedError
+
+    def test_a_wrong_argument_is_named_with_what_came_and_what_is_wanted(self, backend):
+        for what, inputs, argument in self.wrong_inputs():
+            with pytest.raises(ValueError, match=rf"{self.op}: {argument} is .*it must be"):
+                self.call(*inputs)
+            with (
+                FakeTensorMode(allow_non_fake_inputs=True),
+                pytest.raises(ValueError, match=rf"{self.op}: {argument} is .*it must be"),
+            ):
+                self.call(*inputs)
+            assert what
+
+    # On a GPU.
+
+    def cuda_only(self, backend):
+        if backend.device != "cuda":
+            pytest.skip("needs a CUDA device: streams, graphs and several devices exist only there")
+
+    def test_it_is_captured_in_a_cuda_graph(self, backend):
+        self.cuda_only(backend)
+        inputs = self.inputs(self.variants[0], (64,), 40, torch.float32, "cuda")
+        up = self.upstream(self.call(*inputs))
+        leaves = detached(inputs, self.differentiable)
+
+        def step():
+            outputs = self.call(*leaves)
+            wanted = [leaves[i] for i in self.differentiable]
+            return (*outputs, *torch.autograd.grad(outputs, wanted, up))
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = step()
+        fresh = self.inputs(self.variants[0], (64,), 40, torch.float32, "cuda", seed=5)
+        with torch.no_grad():
+            for x, y in zip(leaves, fresh, strict=True):
+                if isinstance(x, Tensor):
+                    x.copy_(y)
+        graph.replay()
+        for y, e in zip(captured, step(), strict=True):
+            assert torch.equal(y, e)
+
+    def test_it_runs_on_the_device_and_the_stream_of_its_tensors(self, backend):
+        self.cuda_only(backend)
+        if torch.cuda.device_count() > 1:
+            with torch.cuda.device(0):
+                self.check(
+                    self.inputs(self.variants[0], (3,), 40, torch.float32, "cuda:1"), torch.float32
+                )
+        stream = torch.cuda.Stream()
+        inputs = self.inputs(self.variants[0], (3,), 40, torch.float32, "cuda")
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            torch.cuda._sleep(20_000_000)
+            late = [x.clone() if isinstance(x, Tensor) else x for x in inputs]
+            outputs = self.call(*late)
+        torch.cuda.current_stream().wait_stream(stream)
+        for y, e in zip(outputs, self.call(*inputs), strict=True):
+            assert torch.equal(y, e)
+
+
+def normal(batch, d, dtype, device, seed):
+    """Standard normals, drawn in float64 on the CPU so that every backend sees the same."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*batch, d, generator=generator, dtype=torch.float64).to(dtype).to(device)
+
+
+assert rk.ops  # registers torch.ops.rhovae

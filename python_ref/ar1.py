@@ -1,9 +1,9 @@
 """AR(1) Gaussian N(μ, D R D): R[i,j] = ρ^|i−j|, D = diag(√s_1 … √s_d), ρ = tanh a.
 
 Shapes: mu, eps, z (…,d); log_var = log s (…,1) or (…,d); rho_logit = a (…,1); kl, log q (…).
-The letters are those of the derivation: u is the unit-variance AR(1) sequence, σ = sech a = √(1−ρ²),
-λ the adjoint of u. `scan` is the recurrence to use: another implementation of `linear_scan` makes
-these formulas fast and keeps them differentiable.
+The letters are those of the derivation: u is the unit-variance sequence, σ = sech a = √(1−ρ²), λ the
+adjoint of u. `scan` is the recurrence to use: another implementation of it makes these formulas fast
+and keeps them differentiable.
 """
 
 import math
@@ -137,8 +137,10 @@ def ar1_reparam_rng_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients with respect to (mu, log_var, rho_logit), ε drawn once more."""
     m, lv, a = upcast(mu, log_var, rho_logit)
-    grads = ar1_reparam_backward(grad_z, grad_kl, m, lv, a, draw(mu, rng_used), scan)
-    return tuple(g.to(x.dtype) for g, x in zip(grads, (mu, log_var, rho_logit), strict=False))
+    d_mu, d_log_var, d_logit, _ = ar1_reparam_backward(
+        grad_z, grad_kl, m, lv, a, draw(mu, rng_used), scan
+    )
+    return d_mu.to(mu.dtype), d_log_var.to(log_var.dtype), d_logit.to(rho_logit.dtype)
 
 
 def _whiten(c: Correlation, u: Tensor) -> Tensor:

@@ -72,7 +72,9 @@ def missing(backend: str, device_type: str) -> str | None:
             f"in the source directory, build it again with: {BUILD_COMMAND}"
         )
     if backend == "triton" and triton_error is not None:
-        return f"triton does not import ({triton_error}). Install it with: pip install 'triton>=3.6'"
+        return (
+            f"triton does not import ({triton_error}). Install it with: pip install 'triton>=3.6'"
+        )
     return None
 
 
@@ -81,7 +83,9 @@ def choose(device_type: str) -> tuple[str, str]:
     if _forced is not None:
         backend, source = _forced
         if backend not in BACKENDS:
-            raise BackendError(f"{source} names {backend!r}; it must be one of {', '.join(BACKENDS)}")
+            raise BackendError(
+                f"{source} names {backend!r}; it must be one of {', '.join(BACKENDS)}"
+            )
         reason = missing(backend, device_type)
         if reason is not None:
             raise BackendError(f"{source} asks for {backend!r}: {reason}")
@@ -95,7 +99,7 @@ def choose(device_type: str) -> tuple[str, str]:
     detail = "; ".join(reasons) or "only cpu and cuda tensors have kernels"
     raise BackendError(
         f"no kernel for {device_type} tensors. {detail}. "
-        "The slow plain-PyTorch specification runs anywhere: rhovae_kernels.use_backend('reference')"
+        "The slow plain-PyTorch reference runs anywhere: rhovae_kernels.use_backend('reference')"
     )
 
 
@@ -103,12 +107,10 @@ def _reference(room: str, name: str, *args):
     implementation = getattr(importlib.import_module(f"python_ref.{room}"), name)
     if not name.endswith("_backward"):
         return implementation(*args)
-    # The specification gives every gradient; the op gives those asked for, empty in place of others.
-    *args, needs = args
-    gradients = implementation(*args)
-    return tuple(
-        g if need else g.new_empty(0) for g, need in zip(gradients, needs, strict=True)
-    )
+    # The specification gives every gradient; the op those asked for, and empty ones for the rest.
+    *given, needs = args
+    gradients = implementation(*given)
+    return tuple(g if need else g.new_empty(0) for g, need in zip(gradients, needs, strict=True))
 
 
 def implementation(room: str, name: str, backend: str) -> Callable:
@@ -163,7 +165,9 @@ class use_backend:
 
     def __init__(self, name: str | None):
         if name is not None and name not in BACKENDS:
-            raise BackendError(f"use_backend: name is {name!r}; it must be one of {', '.join(BACKENDS)}")
+            raise BackendError(
+                f"use_backend: name is {name!r}; it must be one of {', '.join(BACKENDS)}"
+            )
         self._previous = _forced
         _force(None if name is None else (name, f"use_backend({name!r})"))
 

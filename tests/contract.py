@@ -226,9 +226,7 @@ class Contract:
 
     def test_gradgradcheck(self, backend):
         for variant in self.variants:
-            assert gradgradcheck(
-                self.call, self.leaves(variant, backend), fast_mode=backend.slow
-            )
+            assert gradgradcheck(self.call, self.leaves(variant, backend), fast_mode=backend.slow)
 
     def test_only_the_gradients_asked_for_are_computed(self, backend):
         for variant, inputs in self.each_variant((3,), 19, torch.float32, backend.device):
@@ -281,7 +279,7 @@ class Contract:
                     )
 
     def test_vmap_equals_a_loop(self, backend):
-        for variant, inputs in self.each_variant((4, 2), 5, torch.float64, backend.device):
+        for _, inputs in self.each_variant((4, 2), 5, torch.float64, backend.device):
             tensors = [
                 i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.is_floating_point()
             ]
@@ -343,9 +341,7 @@ class Contract:
         for dtype in DTYPES:
             for _, inputs in self.each_variant((3, 2), 5, dtype, backend.device):
                 real = as_tuple(op(*inputs))
-                meta = as_tuple(
-                    op(*(x.to("meta") if isinstance(x, Tensor) else x for x in inputs))
-                )
+                meta = as_tuple(op(*(x.to("meta") if isinstance(x, Tensor) else x for x in inputs)))
                 for y, m in zip(real, meta, strict=True):
                     assert (y.shape, y.dtype, y.stride()) == (m.shape, m.dtype, m.stride())
 

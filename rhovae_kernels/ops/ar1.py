@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ def ar1_reparam(
 ) -> tuple[Tensor, Tensor]:
     """A reparametrized sample of an AR(1) Gaussian and its KL divergence to N(0, I), in one pass.
 
-    The covariance is D R D with R[i,j] = ρ^|i−j|, ρ = tanh(rho_logit), D = diag(√s), s = exp(log_var):
+    The covariance is D R D: R[i,j] = ρ^|i−j|, ρ = tanh(rho_logit), D = diag(√s), s = exp(log_var).
 
     u_1 = ε_1; u_j = ρ u_{j−1} + √(1−ρ²) ε_j; z = μ + √s ⊙ u
     KL = ½[‖μ‖² + Σ(s_j − 1 − log s_j) − (d−1) log(1−ρ²)]
@@ -115,7 +116,7 @@ def _check_parameters(op: str, leader: str, x: Tensor, log_var: Tensor, rho_logi
     if x.dim() == 0:
         checks.refuse(op, leader, "a scalar", "of shape (…,d)")
     checks.last_one_or(op, "log_var", log_var, x.shape, leader)
-    per_row = x.shape[:-1] + (1,)
+    per_row = torch.Size((*x.shape[:-1], 1))
     checks.shape(op, "rho_logit", rho_logit, per_row, f"one for each row of {leader}")
 
 
@@ -194,7 +195,10 @@ class Ar1Reparam(Function):
     def backward(ctx, grad_z, grad_kl):
         needs = ctx.needs_input_grad
         return or_none(
-            torch.ops.rhovae.ar1_reparam_backward.default(grad_z, grad_kl, *ctx.saved_tensors, needs), needs
+            torch.ops.rhovae.ar1_reparam_backward.default(
+                grad_z, grad_kl, *ctx.saved_tensors, needs
+            ),
+            needs,
         )
 
     @staticmethod
@@ -278,9 +282,12 @@ def _rng_backward_formula(grad_z, grad_kl, mu, log_var, rho_logit, rng_used):
     )[:3]
 
 
-class Ar1ReparamRngBackward(
-    registration.backward_function("ar1_reparam_rng_backward", 6, _rng_backward_formula)
-):
+_RngBackward: Any = registration.backward_function(
+    "ar1_reparam_rng_backward", 6, _rng_backward_formula
+)
+
+
+class Ar1ReparamRngBackward(_RngBackward):
     @staticmethod
     def vmap(info, in_dims, *args):
         op = torch.ops.rhovae.ar1_reparam_rng_backward.default
@@ -289,7 +296,9 @@ class Ar1ReparamRngBackward(
             # The forward pass drew for the vmapped dimension as for one more leading dimension.
             return op(*_to_front(info, in_dims, args, 5), *args[5:]), out_dims
         gradients = _one_draw_each(op, info, in_dims, args, 5)
-        return tuple(g if need else g[0] for g, need in zip(gradients, args[-1], strict=True)), out_dims
+        return tuple(
+            g if need else g[0] for g, need in zip(gradients, args[-1], strict=True)
+        ), out_dims
 
 
 class Ar1LogProb(Function):

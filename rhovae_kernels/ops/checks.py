@@ -1,4 +1,4 @@
-"""Argument checks shared by the ops: each error names the argument, what came and what is wanted."""
+"""Checks shared by the ops: each error names the argument, what came and what is wanted."""
 
 from typing import NoReturn
 

@@ -95,15 +95,11 @@ class LinearScan(Function):
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        return registration.batch_over_leading(
-            torch.ops.rhovae.linear_scan, info, in_dims, args
-        ), 0
+        return registration.batch_over_leading(torch.ops.rhovae.linear_scan, info, in_dims, args), 0
 
 
 def _backward_formula(grad, gates, states, reverse):
-    return linear_scan_backward(
-        grad, gates, states, reverse, scan=torch.ops.rhovae.linear_scan
-    )
+    return linear_scan_backward(grad, gates, states, reverse, scan=torch.ops.rhovae.linear_scan)
 
 
 registration.define(

@@ -74,7 +74,7 @@ def define(
         arguments = op._schema.arguments
         # `Function.apply` less what it does for functorch, which never comes to the Autograd key:
         # inspecting the signature of `forward` at each call costs more than the rest together.
-        apply = super(Function, function).apply
+        apply = super(Function, function).apply  # type: ignore[misc]
 
         def complete(args):
             # The dispatcher leaves out trailing arguments that equal their defaults.
@@ -114,7 +114,7 @@ def call_below(name: str) -> Any:
 
 
 def to_front(batch_size: int, x: Any, dim: int | None) -> Any:
-    """A vmapped argument with its batch dimension first; one that has none is expanded, not copied."""
+    """A vmapped argument with its batch dimension first; one without is expanded, not copied."""
     if not isinstance(x, Tensor):
         return x
     return x.expand(batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
@@ -126,7 +126,7 @@ def batch_over_leading(op: Callable, info: Any, in_dims: Sequence, args: Sequenc
 
 
 def primals_of(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Saved tensors as a jvp must see them: without tangents, or its ops would ask for its jvp again."""
+    """Saved tensors without tangents: a jvp that saw these would be asked for by its own ops."""
     return tuple(forward_ad.unpack_dual(x).primal for x in tensors)
 
 
@@ -140,10 +140,10 @@ def forward_mode(formula: Callable, primals: Sequence[Tensor], tangents: Sequenc
     tangents = tuple(
         torch.zeros_like(p) if t is None else t for t, p in zip(tangents, primals, strict=True)
     )
-    outputs, transposed = torch.func.vjp(formula, *primals)
+    outputs, transposed = torch.func.vjp(formula, *primals)[:2]
     several = isinstance(outputs, tuple)
     at = tuple(map(torch.zeros_like, outputs)) if several else (torch.zeros_like(outputs),)
-    _, jacobian = torch.func.vjp(lambda *w: transposed(w if several else w[0]), *at)
+    jacobian = torch.func.vjp(lambda *w: transposed(w if several else w[0]), *at)[1]
     result = jacobian(tangents)
     return result if several else result[0]
 
@@ -157,7 +157,7 @@ def backward_function(name: str, tensors: int, formula: Callable) -> type[Functi
     """
 
     def bind(ctx):
-        """The gradients asked for, as a function of the floating tensors there are; those; where."""
+        """The gradients asked for as a function of the floating tensors; those; their places."""
         saved = ctx.saved_tensors
         where = [i for i, x in enumerate(saved) if x is not None and x.is_floating_point()]
 

@@ -1,0 +1,201 @@
+"""ar1_reparam on the CPU, against what a VAE does today.
+
+The baselines are given the same noise, so that only sampling, KL and their gradients are timed.
+Ours is timed for both covariances; the diagonal code, as everyone writes it, has (B, d) log
+variances.
+"""
+
+import importlib.util
+
+import pytest
+import torch
+from harness import WrongResult, forward_backward, verify
+
+import python_ref
+
+OPS = torch.ops.rhovae
+
+
+def diagonal(mu, log_var, eps):
+    """The diagonal Gaussian: sample and KL."""
+    std = torch.exp(0.5 * log_var)
+    kl = -0.5 * torch.sum(1 + log_var - mu.pow(2) - log_var.exp(), dim=-1)
+    return mu + eps * std, kl
+
+
+def kl_of(mu, log_var, rho):
+    d = mu.shape[-1]
+    spread = d * (log_var.exp() - 1 - log_var) - (d - 1) * torch.log1p(-rho.square())
+    return 0.5 * (mu.square().sum(-1) + spread[:, 0])
+
+
+def loop(mu, log_var, logit, eps):
+    """The recurrence in Python, corrected: a list of columns, one cat."""
+    rho = torch.tanh(logit)
+    sigma, scale = torch.sqrt(1 - rho.square()), torch.exp(0.5 * log_var)
+    columns = [eps[:, :1]]
+    for j in range(1, mu.shape[-1]):
+        columns.append(rho * columns[-1] + sigma * eps[:, j : j + 1])
+    return mu + scale * torch.cat(columns, 1), kl_of(mu, log_var, rho)
+
+
+def growing_cat(mu, log_var, logit, eps):
+    """The same with the sources' way of building the sample: a cat for every column."""
+    rho = torch.tanh(logit)
+    sigma, scale = torch.sqrt(1 - rho.square()), torch.exp(0.5 * log_var)
+    u = eps[:, :1]
+    for j in range(1, mu.shape[-1]):
+        u = torch.cat((u, rho * u[:, -1:] + sigma * eps[:, j : j + 1]), 1)
+    return mu + scale * u, kl_of(mu, log_var, rho)
+
+
+def lfiltered(scan):
+    """AR(1) through a library's recursive filter, one coefficient per row."""
+
+    def sample(mu, log_var, logit, eps):
+        rho = torch.tanh(logit)
+        driven = torch.cat([eps[:, :1], torch.sqrt(1 - rho.square()) * eps[:, 1:]], 1)
+        return mu + torch.exp(0.5 * log_var) * scan(rho, driven), kl_of(mu, log_var, rho)
+
+    return sample
+
+
+def libraries():
+    """Other implementations of the recurrence, where they are installed."""
+    found = {}
+    if importlib.util.find_spec("torchlpc"):
+        from torchlpc import sample_wise_lpc
+
+        found["torchlpc"] = lfiltered(
+            lambda rho, x: sample_wise_lpc(x, -rho[:, :, None].expand(-1, x.shape[1], 1))
+        )
+    if importlib.util.find_spec("torchaudio"):
+        from torchaudio.functional import lfilter
+
+        def scan(rho, x):
+            a = torch.cat([torch.ones_like(rho), -rho], 1)
+            b = torch.cat([torch.ones_like(rho), torch.zeros_like(rho)], 1)
+            return lfilter(x, a, b, clamp=False)
+
+        found["torchaudio lfilter"] = lfiltered(scan)
+    return found
+
+
+def leaves(rows, d, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    mu, log_var, row_log_var, logit = randn(rows, d), randn(rows, d), randn(rows, 1), randn(rows, 1)
+    parameters = [x.mul_(0.5).requires_grad_() for x in (mu, log_var, row_log_var, logit)]
+    return *parameters, randn(rows, d), (randn(rows, d), randn(rows))
+
+
+@pytest.mark.parametrize(
+    "rows,d,limits",
+    [
+        (128, 32, {"eager diagonal": 0.75, "compiled diagonal": 1.0, "loop": 1 / 6}),
+        (512, 64, {"eager diagonal": 0.5, "compiled diagonal": 1.0, "loop": 1 / 12}),
+        (4096, 1024, {"eager diagonal": 0.25, "compiled diagonal": 1.0, "loop": 1 / 20}),
+    ],
+)
+def test_forward_and_backward(compare, rows, d, limits):
+    mu, log_var, row_log_var, logit, eps, up = leaves(rows, d)
+    ar1 = [mu, row_log_var, logit]
+    ours = forward_backward(lambda: OPS.ar1_reparam(*ar1, eps), ar1, up)
+    full = [mu, log_var, logit]
+    exact = [x.detach().double().requires_grad_() for x in ar1]
+    expected = python_ref.ar1_reparam_backward(
+        up[0].double(), up[1].double(), *exact, eps.double()
+    )[:3]
+    verify(ours(), expected)
+
+    compiled = torch.compile(diagonal, dynamic=False)
+    state = torch.tensor([1, 2])
+    variants = {
+        "rhovae s·R": ours,
+        "rhovae D·R·D": forward_backward(lambda: OPS.ar1_reparam(*full, eps), full, up),
+        "rhovae, noise drawn inside": forward_backward(
+            lambda: OPS.ar1_reparam_rng(*ar1, state)[:2], ar1, up
+        ),
+        "eager diagonal": forward_backward(
+            lambda: diagonal(mu, log_var, eps), [mu, log_var], up
+        ),
+        "eager diagonal, noise drawn": forward_backward(
+            lambda: diagonal(mu, log_var, torch.randn_like(mu)), [mu, log_var], up
+        ),
+        "compiled diagonal": forward_backward(
+            lambda: compiled(mu, log_var, eps), [mu, log_var], up
+        ),
+    }
+    others = {"loop": loop, "sources' loop": growing_cat, **libraries()}
+    if d <= 64:  # unrolled by the compiler: a thousand steps take it many minutes
+        others["compiled reference"] = torch.compile(python_ref.ar1_reparam, dynamic=False)
+    wrong = {}
+    for name, function in others.items():
+        call = forward_backward(lambda function=function: function(*ar1, eps), ar1, up)
+        try:
+            verify(call(), expected, 1e-3)
+            variants[name] = call
+        except WrongResult as error:
+            wrong[name] = str(error)
+    compare(
+        "ar1_reparam",
+        (rows, d),
+        "forward+backward",
+        "float32",
+        variants,
+        "rhovae s·R",
+        limits,
+        wrong=wrong,
+    )
+
+
+def test_forward_bandwidth(compare):
+    # Three tensor passes (μ, ε, z) against the two of a clone, which allocates its output likewise:
+    # 60% of its bandwidth is 1.5/0.6 = 2.5 times its time.
+    rows, d = 16384, 1024
+    mu, _, row_log_var, logit, eps, _ = (
+        x.detach() if torch.is_tensor(x) else x for x in leaves(rows, d)
+    )
+    z, kl = OPS.ar1_reparam(mu, row_log_var, logit, eps)
+    some = slice(0, 64)
+    exact = python_ref.ar1_reparam(
+        *(x[some].double() for x in (mu, row_log_var, logit, eps))
+    )
+    verify((z[some], kl[some]), exact)
+    variants = {
+        "rhovae s·R": lambda: OPS.ar1_reparam(mu, row_log_var, logit, eps),
+        "clone": mu.clone,
+    }
+    compare(
+        "ar1_reparam", (rows, d), "forward", "float32", variants, "rhovae s·R", {"clone": 2.5},
+        note="bandwidth: 3 passes against 2",
+    )
+
+
+def test_few_long_rows_use_all_cores(compare):
+    rows, d = 4, 1_000_000
+    mu, _, row_log_var, logit, eps, _ = (
+        x.detach() if torch.is_tensor(x) else x for x in leaves(rows, d)
+    )
+    threads = torch.get_num_threads()
+
+    def with_threads(n):
+        def call():
+            torch.set_num_threads(n)
+            try:
+                return OPS.ar1_reparam(mu, row_log_var, logit, eps)
+            finally:
+                torch.set_num_threads(threads)
+
+        return call
+
+    one, all_threads = with_threads(1)(), with_threads(threads)()
+    assert all(torch.equal(a, b) for a, b in zip(one, all_threads, strict=True))
+    variants = {f"rhovae, {threads} threads": with_threads(threads), "rhovae, 1 thread": with_threads(1)}
+    compare(
+        "ar1_reparam", (rows, d), "forward", "float32", variants, f"rhovae, {threads} threads",
+        {"rhovae, 1 thread": 1.0},
+    )

@@ -1,0 +1,39 @@
+"""One benchmark is one comparison: its variants are timed in turns, and land in the JSON together."""
+
+import pytest
+import torch
+from harness import interleaved, machine
+
+torch.set_num_threads(max(1, torch.get_num_threads()))
+
+
+def pytest_benchmark_update_machine_info(config, machine_info):
+    machine_info["rhovae"] = machine()
+
+
+@pytest.fixture
+def compare(benchmark):
+    """compare(op, shape, variants, baseline, limits): time, print, and keep the ratios.
+
+    `limits` maps a variant to what our time may be at most, as a fraction of that variant's;
+    `wrong` a variant whose result was wrong, and which is therefore not timed, to how wrong.
+    """
+
+    def run(op, shape, direction, dtype, variants, ours, limits, note="", wrong=None):
+        milliseconds = interleaved(variants)
+        benchmark.extra_info.update(
+            op=op,
+            shape=list(shape),
+            direction=direction,
+            dtype=dtype,
+            ours=ours,
+            milliseconds=milliseconds,
+            targets=limits,
+            verified=True,
+            note=note,
+            wrong=wrong or {},
+        )
+        benchmark.pedantic(variants[ours], rounds=3, warmup_rounds=1)
+        return milliseconds
+
+    return run

@@ -1,0 +1,79 @@
+"""Turns the JSON of a benchmark run into a table (Markdown) and a plot."""
+
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def rows(path: Path):
+    """(op, shape, direction, note, variant, ms, ratio to ours, target) of every comparison."""
+    for benchmark in json.loads(path.read_text(encoding="utf-8"))["benchmarks"]:
+        info = benchmark["extra_info"]
+        ours = info["milliseconds"][info["ours"]]
+        shape = "×".join(map(str, info["shape"]))
+        for variant, ms in info["milliseconds"].items():
+            limit = info["targets"].get(variant)
+            yield info["op"], shape, info["direction"], info["note"], variant, ms, ms / ours, limit
+
+
+def refused(path: Path):
+    """One sentence for every variant that was not timed because its result was wrong."""
+    for benchmark in json.loads(path.read_text(encoding="utf-8"))["benchmarks"]:
+        info = benchmark["extra_info"]
+        for variant, reason in info["wrong"].items():
+            shape = "×".join(map(str, info["shape"]))
+            yield f"Not timed: {variant} of {info['op']} at {shape}, {reason}."
+
+
+def table(path: Path) -> str:
+    """One line a variant; «wanted» is how many times our time it should take at least."""
+    lines = [
+        "| op | shape | direction | variant | ms | times ours | wanted |",
+        "|---|---|---|---|---:|---:|---|",
+    ]
+    for op, shape, direction, note, variant, ms, ratio, limit in rows(path):
+        wanted = "" if limit is None else f"≥ {1 / limit:.3g}: {'yes' if ratio >= 1 / limit else 'no'}"
+        label = f"{op} ({note})" if note else op
+        lines.append(
+            f"| {label} | {shape} | {direction} | {variant} | {ms:.3f} | {ratio:.2f} | {wanted} |"
+        )
+    return "\n".join([*lines, "", *refused(path)]).rstrip() + "\n"
+
+
+def plot(path: Path, out: Path) -> None:
+    """Times of every variant relative to ours, one panel a comparison."""
+    groups: dict[tuple, list] = {}
+    for op, shape, direction, note, variant, _, ratio, _ in rows(path):
+        groups.setdefault((op, shape, direction, note), []).append((variant, ratio))
+    figure, axes = plt.subplots(
+        len(groups), 1, figsize=(7, 0.4 * sum(map(len, groups.values())) + 0.9 * len(groups)),
+        height_ratios=[len(g) + 1 for g in groups.values()], layout="constrained", squeeze=False,
+    )
+    for axis, ((op, shape, direction, note), variants) in zip(axes[:, 0], groups.items(), strict=True):
+        names, ratios = zip(*variants, strict=True)
+        bars = axis.barh(names, ratios, color=["C0" if r == 1 else "C7" for r in ratios])
+        axis.bar_label(bars, [f" {r:.2f}×" for r in ratios], fontsize=8)
+        axis.set_xscale("log")
+        axis.invert_yaxis()
+        axis.margins(x=0.2)
+        axis.set_title(" ".join(x for x in (op, shape, direction, note) if x), fontsize=9)
+        axis.tick_params(labelsize=8)
+    figure.supxlabel("time relative to the first variant (log scale)", fontsize=9)
+    figure.savefig(out, dpi=120)
+
+
+def main(path: Path) -> None:
+    text = table(path)
+    path.with_suffix(".md").write_text(text, encoding="utf-8")
+    plot(path, path.with_suffix(".png"))
+    print(text)
+    print(f"written: {path}, {path.with_suffix('.md')}, {path.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

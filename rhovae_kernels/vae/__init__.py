@@ -1,0 +1,1 @@
+"""Variational autoencoders: encoder × posterior × prior × decoder × objective, freely combined."""

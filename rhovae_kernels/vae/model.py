@@ -1,0 +1,203 @@
+"""The VAE: an encoder, a posterior, a prior, a decoder and an objective put together."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from torch import Generator, Tensor, nn
+from torch.distributions import Distribution
+
+from rhovae_kernels.vae import parts
+from rhovae_kernels.vae.decoders import Decoder
+from rhovae_kernels.vae.files import load_tensors, read_json, save_tensors, write_json
+from rhovae_kernels.vae.nets import Encoder
+from rhovae_kernels.vae.objectives import ELBO, Objective, Terms
+from rhovae_kernels.vae.posteriors import Posterior
+from rhovae_kernels.vae.priors import Prior
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+class Output(NamedTuple):
+    """What one pass gives.
+
+    Attributes:
+        loss: the objective, a scalar in nats.
+        distortion: −log p(x|z), (B,), in nats.
+        rate: KL(q(z|x) ‖ p(z)), (B,), in nats, or its one-sample estimate.
+    """
+
+    loss: Tensor
+    distortion: Tensor
+    rate: Tensor
+
+
+class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"]):
+    """A variational autoencoder: log p(x) ≥ E_q[log p(x|z)] − KL(q(z|x) ‖ p(z)).
+
+    Args:
+        encoder: from data to features (`nets`).
+        posterior: from features to q(z|x) (`posteriors`).
+        prior: p(z) (`priors`), of as many latent dimensions as the posterior.
+        decoder: p(x|z) (`decoders`); mirrors the encoder where it holds no network of its own.
+        objective: what `forward` gives as the loss (`objectives`); the ELBO where left out.
+
+    Raises:
+        ValueError: posterior and prior differ in their latent dimensions.
+
+    Example:
+        >>> import torch, rhovae_kernels as rk
+        >>> vae = rk.VAE(rk.nets.MLP((1, 8, 8)), rk.posteriors.AR1(4), rk.priors.StandardNormal(4),
+        ...              rk.decoders.Bernoulli())
+        >>> vae(torch.zeros(2, 1, 8, 8)).rate.shape, vae.sample(3).shape
+        (torch.Size([2]), torch.Size([3, 1, 8, 8]))
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        posterior: Posterior,
+        prior: Prior,
+        decoder: Decoder,
+        objective: Objective | None = None,
+    ) -> None:
+        super().__init__()
+        if posterior.latent != prior.latent:
+            raise ValueError(
+                f"posterior has latent={posterior.latent}, prior has latent={prior.latent}: "
+                "they must agree"
+            )
+        posterior.build(encoder.out_features)
+        decoder.build(encoder, posterior.latent)
+        self.encoder = encoder
+        self.posterior = posterior
+        self.prior = prior
+        self.decoder = decoder
+        self.objective = objective if objective is not None else ELBO()
+        self._hub_mixin_config = {name: parts.describe(p) for name, p in self.named_children()}
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one datum."""
+        return self.encoder.input_shape
+
+    @property
+    def latent(self) -> int:
+        """Dimensions of the latent code."""
+        return self.posterior.latent
+
+    def forward(self, x: Tensor, step: int = 0) -> Output:
+        """The loss of a batch and what it is made of.
+
+        Args:
+            x: data, (B, *input_shape).
+            step: optimization steps taken so far, for objectives that change with them.
+        """
+        terms = self._terms(x, step)
+        return Output(self.objective(terms), -terms.log_px, terms.kl)
+
+    def elbo(self, x: Tensor) -> Tensor:
+        """log p(x|z) − KL(q(z|x) ‖ p(z)) at one sample z of q(z|x): (B,), in nats."""
+        terms = self._terms(x, step=0)
+        return terms.log_px - terms.kl
+
+    def posterior_for(self, x: Tensor) -> Distribution:
+        """q(z|x), of batch shape (B,) and event shape (latent,)."""
+        return self.posterior(self.encoder(x))
+
+    def log_weights(self, x: Tensor, k: int) -> Tensor:
+        """log p(x|z) + log p(z) − log q(z|x) at k samples z of q(z|x): (k, B), in nats.
+
+        The mean of the weights estimates p(x) without bias; the mean of these, the ELBO.
+        """
+        q = self.posterior_for(x)
+        z = q.rsample((k,))
+        return self.decoder.log_prob(x, z) + self.prior.log_prob(z) - q.log_prob(z)
+
+    @torch.no_grad()
+    def sample(self, n: int, mode: str = "mean", generator: Generator | None = None) -> Tensor:
+        """n data from the prior, (n, *input_shape).
+
+        Args:
+            n: how many.
+            mode: "mean" for the decoder's mean, "draw" for a draw from p(x|z).
+            generator: of the model's device; PyTorch's own where left out.
+
+        Raises:
+            ValueError: mode is neither.
+        """
+        if mode not in ("mean", "draw"):
+            raise ValueError(f"mode is {mode!r}; it must be 'mean' or 'draw'")
+        z = self.prior.sample(n, generator)
+        return self.decoder.mean(z) if mode == "mean" else self.decoder.draw(z, generator)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """The decoder's mean at the posterior's mean, (B, *input_shape)."""
+        return self.decoder.mean(self.posterior_for(x).mean)
+
+    def _terms(self, x: Tensor, step: int) -> Terms:
+        h = self.encoder(x)
+        z, kl = self.posterior.rsample_and_kl(h, self.prior)
+        log_px = self.decoder.log_prob(x, z)
+        return Terms(log_px, kl, x, z, h, self.posterior, self.prior, step)
+
+    def save_pretrained(self, save_directory: str | Path, **hub: Any) -> str | None:
+        """Write model.safetensors, and config.json that says how to build the parts, atomically.
+
+        Args:
+            save_directory: where; made if it is not there.
+            hub: push_to_hub=True and its settings, as `huggingface_hub.ModelHubMixin` takes them;
+                with any of them a model card is written too.
+        """
+        if hub:
+            return super().save_pretrained(save_directory, **hub)
+        self._save_pretrained(Path(save_directory))
+        return None
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_tensors(save_directory / WEIGHTS, self.state_dict())
+        write_json(save_directory / CONFIG, self._hub_mixin_config)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **given: Any) -> "VAE":
+        """The VAE that `save_pretrained` saved, on the CPU and in evaluation mode.
+
+        Args:
+            pretrained_model_name_or_path: a directory, or a repository's name on the Hub.
+            given: parts that were made by other code than this package's, and could not be
+                described: `decoder=...`. Their weights are loaded too.
+
+        Raises:
+            FileNotFoundError: there is no such directory, repository or file.
+            ValueError: a file is truncated or corrupted, or does not fit the others.
+        """
+        directory = Path(pretrained_model_name_or_path)
+        if not directory.is_dir():
+            try:
+                files = [WEIGHTS, CONFIG]
+                directory = Path(snapshot_download(str(directory), allow_patterns=files))
+            except (OSError, HFValidationError, HfHubHTTPError) as error:
+                raise FileNotFoundError(
+                    f"{directory}: neither a directory nor a repository that can be downloaded"
+                ) from error
+        config_file = directory / CONFIG
+        config = read_json(config_file)
+        wanted = ("encoder", "posterior", "prior", "decoder", "objective")
+        if not isinstance(config, dict) or any(name not in config for name in wanted):
+            raise ValueError(f"{config_file}: not a VAE's; it must describe {', '.join(wanted)}")
+        tensors, _ = load_tensors(directory / WEIGHTS)
+        for name in wanted:
+            if name not in given:
+                try:
+                    given[name] = parts.build(config[name])
+                except ValueError as error:
+                    raise ValueError(f"{config_file}: {name}: {error}") from error
+        vae = cls(**given)
+        try:
+            vae.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ValueError(f"{directory / WEIGHTS}: does not fit {CONFIG}: {error}") from error
+        return vae.eval()

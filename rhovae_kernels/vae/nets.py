@@ -1,0 +1,154 @@
+"""Networks: encoders, and the decoder networks that mirror them."""
+
+import math
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from rhovae_kernels.vae.parts import Part, positive_integers
+
+
+class Encoder(Part):
+    """A network from data (B, *input_shape) to features (B, out_features).
+
+    Attributes:
+        input_shape: shape of one datum.
+        out_features: how many features come out.
+    """
+
+    input_shape: tuple[int, ...]
+    out_features: int
+    layers: nn.Module
+
+    def __init__(self, input_shape: tuple[int, ...], hidden: tuple[int, ...]) -> None:
+        super().__init__()
+        self.input_shape = positive_integers("input_shape", input_shape)
+        self.hidden = positive_integers("hidden", hidden)
+        self.out_features = self.hidden[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (B, out_features) of x (B, *input_shape)."""
+        if x.shape[1:] != self.input_shape:
+            raise ValueError(
+                f"x is of shape {tuple(x.shape)}; this encoder wants (B, "
+                f"{', '.join(map(str, self.input_shape))})"
+            )
+        return self.layers(x)
+
+    def mirror(self, latent: int, channels_out: int | None = None) -> nn.Module:
+        """The decoder network that mirrors this encoder: (B, latent) to (B, *input_shape).
+
+        Args:
+            latent: how many latent dimensions go in.
+            channels_out: how many channels come out in place of input_shape[0].
+
+        Returns:
+            A module whose outputs are raw: logits or means.
+        """
+        raise NotImplementedError
+
+    def _shape_out(self, channels_out: int | None) -> tuple[int, ...]:
+        return (channels_out or self.input_shape[0], *self.input_shape[1:])
+
+
+class MLP(Encoder):
+    """Fully connected layers, each followed by a ReLU.
+
+    Args:
+        input_shape: shape of one datum, any number of dimensions.
+        hidden: widths of the layers.
+
+    Source:
+        rho-VAE paper, section 4: one hidden layer of 400.
+
+    Example:
+        >>> import torch
+        >>> net = MLP((1, 8, 8), hidden=(32, 16))
+        >>> net(torch.zeros(5, 1, 8, 8)).shape, net.mirror(3)(torch.zeros(5, 3)).shape
+        (torch.Size([5, 16]), torch.Size([5, 1, 8, 8]))
+    """
+
+    def __init__(self, input_shape: tuple[int, ...], hidden: tuple[int, ...] = (400,)) -> None:
+        super().__init__(input_shape, hidden)
+        self.layers = nn.Sequential(
+            nn.Flatten(), *_dense(math.prod(self.input_shape), *self.hidden)
+        )
+
+    def mirror(self, latent: int, channels_out: int | None = None) -> nn.Module:
+        shape = self._shape_out(channels_out)
+        return nn.Sequential(
+            *_dense(latent, *reversed(self.hidden)),
+            nn.Linear(self.hidden[0], math.prod(shape)),
+            nn.Unflatten(-1, shape),
+        )
+
+
+class Conv(Encoder):
+    """Convolutions of 4×4 that each halve the image, then fully connected layers, all with ReLU.
+
+    Args:
+        input_shape: (channels, height, width); height and width divide by 2 to the number of
+            convolutions.
+        channels: filters of each convolution.
+        hidden: widths of the fully connected layers.
+
+    Raises:
+        ValueError: the image does not halve that often.
+
+    Source:
+        rho-VAE paper, section 4: 64 and 128 filters of 4×4, two fully connected layers, mirrored
+        with transposed convolutions. It gives neither stride, padding nor the widths of the fully
+        connected layers: 2 and 1, which halve exactly, and the 400 of its MLP are ours.
+
+    Example:
+        >>> import torch
+        >>> net = Conv((1, 8, 8))
+        >>> net(torch.zeros(5, 1, 8, 8)).shape, net.mirror(3)(torch.zeros(5, 3)).shape
+        (torch.Size([5, 400]), torch.Size([5, 1, 8, 8]))
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...] = (1, 28, 28),
+        channels: tuple[int, ...] = (64, 128),
+        hidden: tuple[int, ...] = (400, 400),
+    ) -> None:
+        super().__init__(input_shape, hidden)
+        self.channels = positive_integers("channels", channels)
+        step = 2 ** len(self.channels)
+        if len(self.input_shape) != 3 or any(side % step for side in self.input_shape[1:]):
+            raise ValueError(
+                f"input_shape is {self.input_shape}; Conv with {len(self.channels)} convolutions "
+                f"wants (channels, height, width) with height and width multiples of {step}"
+            )
+        height, width = (side // step for side in self.input_shape[1:])
+        self._deepest = (self.channels[-1], height, width)
+        self.layers = nn.Sequential(
+            *_halvings(nn.Conv2d, self.input_shape[0], *self.channels),
+            nn.Flatten(),
+            *_dense(math.prod(self._deepest), *self.hidden),
+        )
+
+    def mirror(self, latent: int, channels_out: int | None = None) -> nn.Module:
+        back = (*reversed(self.channels), self._shape_out(channels_out)[0])
+        doublings = _halvings(nn.ConvTranspose2d, *back)
+        return nn.Sequential(
+            *_dense(latent, *reversed(self.hidden), math.prod(self._deepest)),
+            nn.Unflatten(-1, self._deepest),
+            *doublings[:-1],  # the last outputs are raw
+        )
+
+
+def _dense(*widths: int) -> list[nn.Module]:
+    pairs = pairwise(widths)
+    return [layer for pair in pairs for layer in (nn.Linear(*pair), nn.ReLU())]
+
+
+def _halvings(kind: type[nn.Module], *channels: int) -> list[nn.Module]:
+    """4×4 convolutions that halve the image exactly, or, transposed, double it."""
+    pairs = pairwise(channels)
+    return [
+        layer
+        for pair in pairs
+        for layer in (kind(*pair, kernel_size=4, stride=2, padding=1), nn.ReLU())
+    ]

@@ -1,0 +1,95 @@
+"""The parts of a VAE, and how each is written down in JSON and built again."""
+
+import importlib
+import inspect
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+_HOME = "rhovae_kernels.vae."
+
+
+class Part(nn.Module):
+    """A module that keeps its constructor's arguments under their own names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def arguments(self) -> dict[str, Any]:
+        """What the constructor is to be called with to build an equal part."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+
+def positive_integers(name: str, values: Iterable[int]) -> tuple[int, ...]:
+    """The values of an argument that takes sizes, one at least.
+
+    Raises:
+        ValueError: there is none, or one is no positive integer.
+    """
+    values = tuple(values)
+    if not values or not all(isinstance(value, int) and value > 0 for value in values):
+        found = ", ".join(map(repr, values)) or "empty"
+        raise ValueError(f"{name} is {found}; positive integers are wanted")
+    return values
+
+
+def describe(part: nn.Module) -> dict[str, Any]:
+    """A JSON-ready description of a part, from which `build` makes it again.
+
+    A module that is not a `Part` of this package is described by its class alone, which `build`
+    refuses: only the code that made it can make it again.
+
+    Example:
+        >>> from rhovae_kernels.vae import nets
+        >>> describe(nets.MLP((2,), hidden=(16,)))
+        {'part': 'nets.MLP', 'input_shape': [2], 'hidden': [16]}
+    """
+    kind = type(part)
+    if not isinstance(part, Part) or not kind.__module__.startswith(_HOME):
+        return {"given": f"{kind.__module__}.{kind.__qualname__}"}
+    description: dict[str, Any] = {"part": f"{kind.__module__[len(_HOME) :]}.{kind.__name__}"}
+    for name, value in part.arguments().items():
+        if isinstance(value, nn.Module):
+            value = describe(value)
+        elif isinstance(value, tuple):
+            value = list(value)
+        description[name] = value
+    return description
+
+
+def build(description: dict[str, Any]) -> Part:
+    """The part that `describe` described, freshly initialized.
+
+    Raises:
+        ValueError: the description names no part of this package.
+
+    Example:
+        >>> build({"part": "priors.StandardNormal", "latent": 3}).latent
+        3
+    """
+    if not isinstance(description, dict):
+        raise ValueError(f"{description!r} describes no part")
+    if "given" in description:
+        raise ValueError(
+            f"{description['given']} was defined outside rhovae_kernels, so its description does "
+            "not say how to build it: hand in the part that holds it"
+        )
+    arguments = {
+        name: build(value)
+        if isinstance(value, dict)
+        else tuple(value)
+        if isinstance(value, list)
+        else value
+        for name, value in description.items()
+        if name != "part"
+    }
+    name = description.get("part")
+    module, _, kind = str(name).rpartition(".")
+    try:
+        found = getattr(importlib.import_module(_HOME + module), kind)
+        if not issubclass(found, Part):
+            raise TypeError(f"{kind} is no Part")
+        return found(**arguments)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ValueError(f"the description of part {name!r} does not fit: {error}") from error

@@ -1,0 +1,141 @@
+"""Posteriors q(z|x): modules from an encoder's features to a distribution over the latent code."""
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, Normal, kl_divergence
+
+from python_ref.precision import compute_dtype
+from rhovae_kernels.distributions import AR1Normal
+from rhovae_kernels.ops import ar1_reparam
+from rhovae_kernels.vae.parts import Part, positive_integers
+from rhovae_kernels.vae.priors import Prior, StandardNormal
+
+
+class Posterior(Part):
+    """A distribution q(z|h) over `latent` dimensions, its parameters one linear layer of h.
+
+    A VAE calls `build` with its encoder's number of features.
+    """
+
+    latent: int
+    head: nn.Linear
+
+    def __init__(self, latent: int) -> None:
+        super().__init__()
+        (self.latent,) = positive_integers("latent", (latent,))
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """How many numbers of the head make up each parameter of the distribution."""
+        raise NotImplementedError
+
+    def build(self, features: int) -> None:
+        """Make the layer that gives the parameters."""
+        self.head = nn.Linear(features, sum(self.numbers))
+
+    def parameters_of(self, h: Tensor) -> tuple[Tensor, ...]:
+        """The distribution's parameters, in float32 at least, for features h (B, features)."""
+        out = self.head(h)
+        return out.to(compute_dtype(out.dtype)).split(self.numbers, -1)
+
+    def forward(self, h: Tensor) -> Distribution:
+        """q(z|h), of batch shape (B,) and event shape (latent,)."""
+        raise NotImplementedError
+
+    def rsample_and_kl(self, h: Tensor, prior: Prior) -> tuple[Tensor, Tensor]:
+        """A reparametrized sample and the KL divergence to the prior.
+
+        KL is in closed form where PyTorch or this package knows one, else estimated from the
+        sample: log q(z) − log p(z).
+
+        Args:
+            h: features, (B, features).
+            prior: the prior.
+
+        Returns:
+            z (B, latent) and kl (B,) in nats.
+        """
+        q, p = self(h), prior()
+        z = q.rsample()
+        try:
+            return z, kl_divergence(q, p)
+        except NotImplementedError:
+            return z, q.log_prob(z) - p.log_prob(z)
+
+
+class Diagonal(Posterior):
+    """q(z|h) = N(μ, diag s), μ and log s linear in h: 2d numbers.
+
+    Args:
+        latent: dimensions d of the code.
+
+    Example:
+        >>> import torch
+        >>> q = Diagonal(3); q.build(features=5)
+        >>> q(torch.zeros(2, 5)).batch_shape
+        torch.Size([2])
+    """
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        return self.latent, self.latent
+
+    def forward(self, h: Tensor) -> Distribution:
+        mu, log_var = self.parameters_of(h)
+        normal = Normal(mu, torch.exp(0.5 * log_var), validate_args=False)
+        return Independent(normal, 1, validate_args=False)
+
+    def rsample_and_kl(self, h: Tensor, prior: Prior) -> tuple[Tensor, Tensor]:
+        if not isinstance(prior, StandardNormal):
+            return super().rsample_and_kl(h, prior)
+        mu, log_var = self.parameters_of(h)
+        z = mu + torch.exp(0.5 * log_var) * torch.randn_like(mu)
+        return z, 0.5 * (mu.square() + log_var.exp() - 1 - log_var).sum(-1)
+
+
+class AR1(Posterior):
+    """q(z|h) = N(μ, s·R), R[i,j] = ρ^|i−j|, ρ = tanh a; μ, log s and a linear in h: d+2 numbers.
+
+    Args:
+        latent: dimensions d of the code.
+
+    Source:
+        rho-VAE paper, section 3, with its equation 7 corrected.
+
+    Example:
+        >>> import torch
+        >>> q = AR1(3); q.build(features=5)
+        >>> q.head.out_features, q(torch.zeros(2, 5)).covariance_matrix.shape
+        (5, torch.Size([2, 3, 3]))
+    """
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        return self.latent, 1, 1
+
+    def forward(self, h: Tensor) -> AR1Normal:
+        mu, log_var, rho_logit = self.parameters_of(h)
+        return AR1Normal(mu, log_var=log_var, rho_logit=rho_logit, validate_args=False)
+
+    def rsample_and_kl(self, h: Tensor, prior: Prior) -> tuple[Tensor, Tensor]:
+        if not isinstance(prior, StandardNormal):
+            return super().rsample_and_kl(h, prior)
+        mu, log_var, rho_logit = self.parameters_of(h)
+        return ar1_reparam(mu, log_var, rho_logit, torch.randn_like(mu))
+
+
+class ScaledAR1(AR1):
+    """q(z|h) = N(μ, D R D), D = diag(√s_1 … √s_d): 2d+1 numbers. Holds `Diagonal` and `AR1`.
+
+    Args:
+        latent: dimensions d of the code.
+
+    Example:
+        >>> q = ScaledAR1(3); q.build(features=5)
+        >>> q.head.out_features
+        7
+    """
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        return self.latent, self.latent, 1

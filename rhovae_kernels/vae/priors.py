@@ -1,0 +1,90 @@
+"""Priors p(z): modules that return a distribution over the latent code."""
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.distributions import Distribution, Independent, Normal
+
+from rhovae_kernels.distributions import AR1Normal
+from rhovae_kernels.ops import ar1_reparam
+from rhovae_kernels.vae.parts import Part, positive_integers
+
+
+class Prior(Part):
+    """A distribution p(z) over `latent` dimensions."""
+
+    latent: int
+
+    def __init__(self, latent: int) -> None:
+        super().__init__()
+        (self.latent,) = positive_integers("latent", (latent,))
+        # Gives `forward` and `sample` the module's device and type.
+        self.register_buffer("loc", torch.zeros(latent), persistent=False)
+
+    loc: Tensor
+
+    def forward(self) -> Distribution:
+        """The distribution, of event shape (latent,)."""
+        raise NotImplementedError
+
+    def sample(self, n: int, generator: Generator | None = None) -> Tensor:
+        """n draws, (n, latent), from `generator`, a generator of the module's device."""
+        raise NotImplementedError
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log p(z) in nats, (…), for z (…, latent)."""
+        return self().log_prob(z)
+
+    def _noise(self, n: int, generator: Generator | None) -> Tensor:
+        return torch.randn(
+            (n, self.latent), generator=generator, dtype=self.loc.dtype, device=self.loc.device
+        )
+
+
+class StandardNormal(Prior):
+    """p(z) = N(0, I).
+
+    Args:
+        latent: dimensions of the code.
+
+    Example:
+        >>> import torch
+        >>> StandardNormal(2).log_prob(torch.zeros(1, 2))
+        tensor([-1.8379])
+    """
+
+    def forward(self) -> Distribution:
+        standard = Normal(self.loc, torch.ones_like(self.loc), validate_args=False)
+        return Independent(standard, 1, validate_args=False)
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: Generator | None = None) -> Tensor:
+        return self._noise(n, generator)
+
+
+class AR1(Prior):
+    """p(z) = N(0, s·R), R[i,j] = ρ^|i−j|, log s and the logit of ρ learned; N(0, I) at first.
+
+    Args:
+        latent: dimensions of the code.
+
+    Example:
+        >>> import torch
+        >>> AR1(2).log_prob(torch.zeros(1, 2))
+        tensor([-1.8379], grad_fn=<Ar1LogProbBackward>)
+    """
+
+    def __init__(self, latent: int) -> None:
+        super().__init__(latent)
+        self.log_var = nn.Parameter(torch.zeros(1))
+        self.rho_logit = nn.Parameter(torch.zeros(1))
+
+    def forward(self) -> AR1Normal:
+        return AR1Normal(
+            self.loc, log_var=self.log_var, rho_logit=self.rho_logit, validate_args=False
+        )
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: Generator | None = None) -> Tensor:
+        eps = self._noise(n, generator)
+        mu, log_var, rho_logit = (x.expand(n, -1) for x in (self.loc, self.log_var, self.rho_logit))
+        return ar1_reparam(mu, log_var, rho_logit, eps)[0]

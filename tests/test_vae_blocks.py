@@ -1,0 +1,556 @@
+"""The parts of a VAE, and the VAE: every posterior with every prior, decoder and network."""
+
+import copy
+import itertools
+import json
+import math
+import os
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, StudentT, kl_divergence
+
+import rhovae_kernels as rk
+from rhovae_kernels import decoders, nets, objectives, posteriors, priors
+from rhovae_kernels.vae import parts
+from rhovae_kernels.vae.files import load_tensors, save_tensors, written_atomically
+from rhovae_kernels.vae.objectives import Terms
+from rhovae_kernels.vae.recipes import RECIPES, recipe
+
+LATENT = 3
+POSTERIORS = [posteriors.Diagonal, posteriors.AR1, posteriors.ScaledAR1]
+PRIORS = [priors.StandardNormal, priors.AR1]
+DECODERS = [decoders.Bernoulli, decoders.Gaussian]
+NETS = {
+    "MLP": lambda: nets.MLP((1, 8, 8), hidden=(16, 12)),
+    "Conv": lambda: nets.Conv((1, 8, 8), channels=(4, 6), hidden=(12, 10)),
+    "points": lambda: nets.MLP((2,), hidden=(16,)),
+}
+
+every_combination = pytest.mark.parametrize(
+    ("posterior", "prior", "decoder", "net"),
+    list(itertools.product(POSTERIORS, PRIORS, DECODERS, NETS)),
+)
+every_posterior_and_prior = pytest.mark.parametrize(
+    ("posterior", "prior"), list(itertools.product(POSTERIORS, PRIORS))
+)
+
+
+def made(
+    posterior=posteriors.AR1,
+    prior=priors.StandardNormal,
+    decoder=decoders.Bernoulli,
+    net="MLP",
+    objective: objectives.Objective | None = None,
+) -> rk.VAE:
+    """A VAE whose every parameter, zeros of a fresh prior included, was moved at random."""
+    torch.manual_seed(0)
+    vae = rk.VAE(NETS[net](), posterior(LATENT), prior(LATENT), decoder(), objective)
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return vae
+
+
+def some_data(vae: rk.VAE, n: int = 5) -> Tensor:
+    return torch.rand(n, *vae.input_shape, generator=torch.Generator().manual_seed(1))
+
+
+class StudentPrior(priors.Prior):
+    """A prior to which no posterior has a KL divergence in closed form."""
+
+    def forward(self) -> Distribution:
+        return Independent(StudentT(torch.full_like(self.loc, 4.0)), 1)
+
+
+@every_combination
+class TestEveryCombination:
+    def test_every_parameter_gets_a_gradient(self, posterior, prior, decoder, net):
+        vae = made(posterior, prior, decoder, net)
+        vae(some_data(vae)).loss.backward()
+        for name, parameter in vae.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all() and parameter.grad.abs().sum() > 0, name
+
+    def test_shapes(self, posterior, prior, decoder, net):
+        vae = made(posterior, prior, decoder, net)
+        x = some_data(vae)
+        output = vae(x)
+        assert output.loss.shape == ()
+        assert output.distortion.shape == output.rate.shape == vae.elbo(x).shape == (5,)
+        assert vae.log_weights(x, 7).shape == (7, 5)
+        assert vae.posterior_for(x).batch_shape == (5,)
+        assert vae.posterior_for(x).event_shape == (LATENT,)
+        for data in (vae.sample(5), vae.sample(5, "draw"), vae.reconstruct(x)):
+            assert data.shape == x.shape and not data.requires_grad
+        assert vae.latent == LATENT
+
+    def test_saved_and_loaded_it_computes_the_same(self, posterior, prior, decoder, net, tmp_path):
+        vae = made(posterior, prior, decoder, net)
+        vae.save_pretrained(tmp_path / "model")
+        assert {"config.json", "model.safetensors"} == set(os.listdir(tmp_path / "model"))
+        other = rk.VAE.from_pretrained(tmp_path / "model")
+        assert not other.training
+        x = some_data(vae)
+        results = []
+        for model in (vae, other):
+            torch.manual_seed(2)
+            results.append((*model(x), model.log_weights(x, 3), model.sample(4, "draw")))
+        assert all(map(torch.equal, *results))
+        assert {n: type(p) for n, p in other.named_children()} == {
+            n: type(p) for n, p in vae.named_children()
+        }
+
+
+@every_posterior_and_prior
+class TestRateAndWeights:
+    def test_the_rate_is_the_kl_of_the_distributions(self, posterior, prior):
+        vae = made(posterior, prior)
+        x = some_data(vae)
+        expected = kl_divergence(vae.posterior_for(x), vae.prior())
+        torch.testing.assert_close(vae(x).rate, expected)
+
+    def test_the_rate_is_the_mean_of_log_q_over_p(self, posterior, prior):
+        vae = made(posterior, prior)
+        x = some_data(vae)
+        torch.manual_seed(3)
+        q = vae.posterior_for(x)
+        z = q.sample((20_000,))
+        ratio = q.log_prob(z) - vae.prior.log_prob(z)
+        error = ratio.std(0) / math.sqrt(len(ratio))
+        assert ((ratio.mean(0) - vae(x).rate).abs() < 5 * error).all()
+
+    def test_the_mean_log_weight_is_the_elbo(self, posterior, prior):
+        vae = made(posterior, prior)
+        x = some_data(vae)
+        torch.manual_seed(4)
+        weights = vae.log_weights(x, 1000)
+        bounds = vae.elbo(x.repeat(1000, 1, 1, 1)).view(1000, len(x))
+        error = (weights.var(0) / len(weights) + bounds.var(0) / len(bounds)).sqrt()
+        assert ((weights.mean(0) - bounds.mean(0)).abs() < 5 * error).all()
+
+    def test_the_fused_step_is_the_sample_and_the_kl_of_the_distribution(self, posterior, prior):
+        vae = made(posterior, prior)
+        h = vae.encoder(some_data(vae))
+        torch.manual_seed(5)
+        z, kl = vae.posterior.rsample_and_kl(h, vae.prior)
+        torch.manual_seed(5)
+        torch.testing.assert_close(z, vae.posterior(h).rsample())
+        torch.testing.assert_close(kl, kl_divergence(vae.posterior(h), vae.prior()))
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS)
+def test_without_a_closed_form_the_rate_is_estimated_at_the_sample(posterior):
+    vae = made(posterior, prior=StudentPrior)
+    h = vae.encoder(some_data(vae))
+    z, kl = vae.posterior.rsample_and_kl(h, vae.prior)
+    torch.testing.assert_close(kl, vae.posterior(h).log_prob(z) - vae.prior.log_prob(z))
+    kl.sum().backward()
+    assert vae.posterior.head.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    ("posterior", "numbers"),
+    [(posteriors.Diagonal, 2 * 10), (posteriors.AR1, 10 + 2), (posteriors.ScaledAR1, 2 * 10 + 1)],
+)
+def test_a_posterior_needs_as_many_numbers_as_its_covariance_has(posterior, numbers):
+    q = posterior(10)
+    q.build(features=4)
+    assert q.head.out_features == numbers
+
+
+def test_the_scaled_posterior_holds_both_others():
+    """D R D is the diagonal Gaussian at ρ = 0, and s·R at equal scales."""
+    h = torch.randn(5, 4)
+    scaled, diagonal, ar1 = (kind(LATENT) for kind in POSTERIORS[::-1][:1] + POSTERIORS[:2])
+    for posterior in (scaled, diagonal, ar1):
+        posterior.build(4)
+    for other, rows in (
+        (diagonal, lambda w: torch.cat([w, torch.zeros_like(w[:1])])),
+        (ar1, lambda w: torch.cat([w[:3], w[3:4], w[3:4], w[3:4], w[4:]])),
+    ):
+        weights = {name: rows(w) for name, w in other.head.state_dict().items()}
+        scaled.head.load_state_dict(weights)
+        z = torch.randn(5, LATENT)
+        torch.testing.assert_close(scaled(h).log_prob(z), other(h).log_prob(z))
+
+
+class TestNetworks:
+    @pytest.mark.parametrize("shape", [(1, 28, 28), (1, 8, 8), (3, 4, 12)])
+    @pytest.mark.parametrize("net", [nets.MLP, nets.Conv])
+    def test_the_mirror_of_an_encoder_leads_back_to_the_data(self, net, shape):
+        encoder = net(shape)
+        h = encoder(torch.rand(2, *shape))
+        assert h.shape == (2, encoder.out_features)
+        decoder = encoder.mirror(LATENT)
+        out = decoder(torch.randn(2, LATENT))
+        assert out.shape == (2, *shape)
+        assert out.min() < 0  # raw: no ReLU at the end
+        assert encoder.mirror(LATENT, channels_out=5)(torch.randn(2, LATENT)).shape == (
+            2,
+            5,
+            *shape[1:],
+        )
+
+    def test_the_papers_networks_are_the_defaults(self):
+        linear = [m for m in nets.MLP((1, 28, 28)).modules() if isinstance(m, nn.Linear)]
+        assert [(m.in_features, m.out_features) for m in linear] == [(784, 400)]
+        convolutions = [m for m in nets.Conv().modules() if isinstance(m, nn.Conv2d)]
+        assert [(m.out_channels, m.kernel_size) for m in convolutions] == [
+            (64, (4, 4)),
+            (128, (4, 4)),
+        ]
+        assert sum(isinstance(m, nn.Linear) for m in nets.Conv().modules()) == 2
+
+    @pytest.mark.parametrize("shape", [(1, 30, 28), (28, 28), (2,)])
+    def test_images_that_do_not_halve_are_refused(self, shape):
+        with pytest.raises(ValueError, match=r"input_shape is .*Conv with 2 .*multiples of 4"):
+            nets.Conv(shape)
+
+    @pytest.mark.parametrize(
+        ("arguments", "says"),
+        [
+            ({"input_shape": ()}, "input_shape is empty"),
+            ({"input_shape": (0, 3)}, "input_shape is 0, 3; positive integers are wanted"),
+            ({"input_shape": (3,), "hidden": (4.5,)}, "hidden is 4.5; positive integers"),
+        ],
+    )
+    def test_sizes_that_are_none_are_refused(self, arguments, says):
+        with pytest.raises(ValueError, match=says):
+            nets.MLP(**arguments)
+
+    def test_data_of_another_shape_are_refused(self):
+        with pytest.raises(ValueError, match=r"x is of shape \(5, 8, 8\).*wants \(B, 1, 8, 8\)"):
+            nets.MLP((1, 8, 8))(torch.zeros(5, 8, 8))
+
+
+class TestDecoders:
+    def test_bernoulli_on_grey_values_is_the_cross_entropy(self):
+        vae = made()
+        x, z = some_data(vae), torch.randn(5, LATENT)
+        logits = vae.decoder.outputs(z)
+        expected = nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none")
+        torch.testing.assert_close(vae.decoder.log_prob(x, z), -expected.flatten(1).sum(1))
+
+    @pytest.mark.parametrize("decoder", DECODERS)
+    def test_more_leading_dimensions_of_z_are_more_rows(self, decoder):
+        vae = made(decoder=decoder, net="Conv")
+        x, z = some_data(vae), torch.randn(4, 5, LATENT)
+        expected = torch.stack([vae.decoder.log_prob(x, row) for row in z])
+        torch.testing.assert_close(vae.decoder.log_prob(x, z), expected)
+
+    def test_draws_have_the_mean_of_the_decoder(self):
+        for decoder in DECODERS:
+            vae = made(decoder=decoder, net="points")
+            z = torch.randn(1, LATENT).expand(20_000, LATENT)
+            torch.manual_seed(0)
+            draws, mean = vae.decoder.draw(z), vae.decoder.mean(z)[0]
+            error = draws.std(0) / math.sqrt(len(draws))
+            assert ((draws.mean(0) - mean).abs() < 5 * error).all()
+            expected = vae.decoder(z[:1]).variance[0]
+            torch.testing.assert_close(draws.var(0), expected, rtol=0.1, atol=0)
+
+    def test_without_a_network_a_decoder_says_what_it_lacks(self):
+        with pytest.raises(RuntimeError, match="no network"):
+            decoders.Bernoulli().mean(torch.zeros(1, 2))
+
+
+class TestObjectives:
+    @staticmethod
+    def terms(vae: rk.VAE) -> Terms:
+        return vae._terms(some_data(vae), step=0)
+
+    def test_the_elbo_is_the_mean_of_distortion_and_rate(self):
+        vae = made(objective=objectives.ELBO())
+        output = vae(some_data(vae))
+        torch.testing.assert_close(output.loss, (output.distortion + output.rate).mean())
+
+    def test_beta_weighs_the_rate(self):
+        vae = made(objective=objectives.BetaH(4.0))
+        output = vae(some_data(vae))
+        torch.testing.assert_close(output.loss, (output.distortion + 4 * output.rate).mean())
+
+    def test_the_terms_hold_the_posterior_that_the_sample_came_from(self):
+        vae = made()
+        terms = self.terms(vae)
+        torch.testing.assert_close(kl_divergence(terms.q, terms.prior()), terms.kl)
+        assert terms.z.shape == (5, LATENT) and terms.x.shape == (5, 1, 8, 8)
+
+    @pytest.mark.parametrize("beta", [-1.0, math.nan])
+    def test_a_beta_that_is_no_weight_is_refused(self, beta):
+        with pytest.raises(ValueError, match="beta is"):
+            objectives.BetaH(beta)
+
+
+class TestModel:
+    def test_latent_dimensions_that_differ_are_refused(self):
+        with pytest.raises(ValueError, match=r"posterior has latent=3, prior has latent=4"):
+            rk.VAE(
+                nets.MLP((2,)),
+                posteriors.AR1(3),
+                priors.StandardNormal(4),
+                decoders.Gaussian(),
+            )
+
+    @pytest.mark.parametrize("latent", [0, -1, 2.0, "3"])
+    @pytest.mark.parametrize("kind", [*POSTERIORS, *PRIORS])
+    def test_a_number_of_latent_dimensions_that_is_none_is_refused(self, kind, latent):
+        with pytest.raises(ValueError, match=f"latent is {latent!r}"):
+            kind(latent)
+
+    @pytest.mark.parametrize("prior", PRIORS)
+    @pytest.mark.parametrize("mode", ["mean", "draw"])
+    def test_samples_follow_the_generator(self, prior, mode):
+        vae = made(prior=prior)
+        draws = [vae.sample(3, mode, torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
+        assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+    def test_a_draw_is_of_the_data_and_a_mean_lies_between(self):
+        vae = made()
+        assert set(vae.sample(9, "draw").unique().tolist()) == {0.0, 1.0}
+        mean = vae.sample(9)
+        assert mean.min() > 0 and mean.max() < 1
+
+    def test_an_unknown_mode_is_refused(self):
+        with pytest.raises(ValueError, match="mode is 'blur'; it must be 'mean' or 'draw'"):
+            made().sample(1, "blur")
+
+    @pytest.mark.parametrize("prior", PRIORS)
+    def test_prior_samples_have_the_priors_moments(self, prior):
+        vae = made(prior=prior)
+        z = vae.prior.sample(40_000, torch.Generator().manual_seed(0))
+        variance = vae.prior().variance
+        error = (variance / len(z)).sqrt()
+        assert (z.mean(0).abs() < 5 * error).all()
+        # Five standard errors of a variance estimated from 40,000 samples: 5·√(2/40000).
+        torch.testing.assert_close(z.var(0), variance, rtol=0.036, atol=0)
+
+    def test_reconstruction_takes_the_posteriors_mean(self):
+        vae = made()
+        x = some_data(vae)
+        assert torch.equal(vae.reconstruct(x), vae.reconstruct(x))
+        expected = vae.decoder.mean(vae.posterior_for(x).mean)
+        torch.testing.assert_close(vae.reconstruct(x), expected)
+
+    @pytest.mark.parametrize("posterior", POSTERIORS)
+    def test_under_autocast_rates_and_log_probabilities_are_float32(self, posterior):
+        vae = made(posterior)
+        x = some_data(vae)
+        with torch.autocast("cpu", torch.bfloat16):
+            output = vae(x)
+        assert {t.dtype for t in output} == {torch.float32}
+        output.loss.backward()
+        # The networks ran in bfloat16: eight bits.
+        torch.testing.assert_close(output.rate, vae(x).rate, rtol=0.05, atol=0.05)
+
+    @pytest.mark.parametrize("posterior", POSTERIORS)
+    @pytest.mark.parametrize("prior", PRIORS)
+    def test_a_float64_model_computes_in_float64(self, posterior, prior):
+        vae = made(posterior, prior).double()
+        output = vae(some_data(vae).double())
+        assert {t.dtype for t in output} == {torch.float64}
+        assert vae.sample(2).dtype is torch.float64
+
+    def test_a_copy_computes_the_same_with_weights_of_its_own(self):
+        vae = made()
+        other = copy.deepcopy(vae)
+        x = some_data(vae)
+        assert torch.equal(vae.reconstruct(x), other.reconstruct(x))
+        with torch.no_grad():
+            next(other.parameters()).zero_()
+        assert not torch.equal(vae.reconstruct(x), other.reconstruct(x))
+
+    @pytest.mark.parametrize("prior", PRIORS)
+    def test_compiled_in_one_graph_it_computes_the_same(self, prior):
+        vae = made(prior=prior)
+        # The backend that changes nothing: what is tested is that one graph holds the whole pass.
+        compiled = torch.compile(vae, fullgraph=True, backend="aot_eager")
+        x = some_data(vae)
+        outputs = []
+        for model in (vae, compiled):
+            torch.manual_seed(0)
+            outputs.append(model(x))
+        torch.testing.assert_close(*outputs)
+
+
+class TestSavedModels:
+    @pytest.fixture
+    def saved(self, tmp_path):
+        made().save_pretrained(tmp_path / "model")
+        return tmp_path / "model"
+
+    def test_the_configuration_says_in_json_how_to_build_the_parts(self, tmp_path):
+        made(net="Conv", objective=objectives.BetaH(4.0)).save_pretrained(tmp_path)
+        assert json.loads((tmp_path / "config.json").read_text()) == {
+            "encoder": {
+                "part": "nets.Conv",
+                "input_shape": [1, 8, 8],
+                "channels": [4, 6],
+                "hidden": [12, 10],
+            },
+            "posterior": {"part": "posteriors.AR1", "latent": 3},
+            "prior": {"part": "priors.StandardNormal", "latent": 3},
+            "decoder": {"part": "decoders.Bernoulli", "net": None},
+            "objective": {"part": "objectives.BetaH", "beta": 4.0},
+        }
+
+    def test_saving_again_replaces_what_was_there(self, saved):
+        vae = made(posteriors.ScaledAR1)
+        vae.save_pretrained(saved)
+        x = some_data(vae)
+        assert torch.equal(rk.VAE.from_pretrained(saved).reconstruct(x), vae.reconstruct(x))
+        assert set(os.listdir(saved)) == {"config.json", "model.safetensors"}
+
+    def test_with_settings_for_the_hub_a_model_card_is_written_too(self, tmp_path):
+        vae = made()
+        vae.save_pretrained(tmp_path, model_card_kwargs={})
+        assert set(os.listdir(tmp_path)) == {"README.md", "config.json", "model.safetensors"}
+        x = some_data(vae)
+        assert torch.equal(rk.VAE.from_pretrained(tmp_path).reconstruct(x), vae.reconstruct(x))
+
+    def test_a_network_of_the_users_own_is_handed_in_again(self, tmp_path):
+        def own() -> nn.Module:
+            return nn.Sequential(nn.Linear(LATENT, 64), nn.Unflatten(1, (1, 8, 8)))
+
+        vae = made(decoder=lambda: decoders.Bernoulli(own()))
+        vae.save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=r"config.json: decoder: .*Sequential was defined out"):
+            rk.VAE.from_pretrained(tmp_path)
+        other = rk.VAE.from_pretrained(tmp_path, decoder=decoders.Bernoulli(own()))
+        x = some_data(vae)
+        assert torch.equal(other.reconstruct(x), vae.reconstruct(x))
+
+    @pytest.mark.parametrize("keep", [0.9, 0.5, 0.0])
+    @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+    def test_a_truncated_file_is_named_and_refused(self, saved, name, keep):
+        content = (saved / name).read_bytes()
+        (saved / name).write_bytes(content[: int(keep * len(content))])
+        with pytest.raises(ValueError, match=f"{name}: truncated or corrupted"):
+            rk.VAE.from_pretrained(saved)
+
+    def test_one_flipped_bit_of_the_weights_is_noticed(self, saved):
+        path = saved / "model.safetensors"
+        content = bytearray(path.read_bytes())
+        content[-100] ^= 1
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"model.safetensors: corrupted, .*checksum"):
+            rk.VAE.from_pretrained(saved)
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+    def test_a_missing_file_is_named(self, saved, name):
+        (saved / name).unlink()
+        with pytest.raises(FileNotFoundError, match=f"{name}: no such file"):
+            rk.VAE.from_pretrained(saved)
+
+    def test_a_missing_directory_is_named(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="nothing: neither a directory nor"):
+            rk.VAE.from_pretrained(tmp_path / "nothing")
+
+    @pytest.mark.parametrize(
+        ("change", "says"),
+        [
+            ({"prior": {"part": "priors.Unheard", "latent": 3}}, r"prior: .*'priors.Unheard'"),
+            ({"prior": {"part": "model.VAE"}}, r"prior: .*VAE is no Part"),
+            ({"prior": {"part": "os.path"}}, "prior: .*'os.path'"),
+            ({"prior": {"part": "priors.AR1", "size": 3}}, "prior: .*size"),
+            ({"posterior": {"part": "posteriors.AR1", "latent": 0}}, "posterior: latent is 0"),
+            ({"posterior": {"part": "posteriors.ScaledAR1", "latent": 3}}, "safetensors: does not"),
+            ({"decoder": None}, "decoder: None describes no part"),
+        ],
+    )
+    def test_a_configuration_that_does_not_fit_is_refused(self, saved, change, says):
+        config = json.loads((saved / "config.json").read_text())
+        (saved / "config.json").write_text(json.dumps({**config, **change}))
+        with pytest.raises(ValueError, match=says):
+            rk.VAE.from_pretrained(saved)
+
+    def test_a_configuration_that_lacks_a_part_is_refused(self, saved):
+        (saved / "config.json").write_text('{"encoder": {}}')
+        with pytest.raises(ValueError, match=r"config.json: not a VAE's; it must describe encoder"):
+            rk.VAE.from_pretrained(saved)
+
+
+class TestFiles:
+    def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(self, tmp_path):
+        path = tmp_path / "file"
+        path.write_text("old")
+        with pytest.raises(ZeroDivisionError), written_atomically(path) as temporary:
+            temporary.write_text("ne")
+            raise ZeroDivisionError
+        assert path.read_text() == "old" and os.listdir(tmp_path) == ["file"]
+
+    def test_a_file_is_as_readable_as_any_other(self, tmp_path):
+        (tmp_path / "any").write_text("other")
+        with written_atomically(tmp_path / "file") as temporary:
+            temporary.write_text("ours")
+        assert (tmp_path / "file").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+    def test_tensors_of_every_kind_come_back(self, tmp_path):
+        tensors = {
+            "scalar": torch.tensor(1.5),
+            "empty": torch.zeros(0, 3),
+            "transposed": torch.arange(6.0).view(2, 3).T,
+            "half": torch.randn(3).bfloat16(),
+            "integers": torch.tensor([2**62, -1]),
+            "truth": torch.tensor([True, False]),
+        }
+        save_tensors(tmp_path / "file.safetensors", tensors, {"epoch": "3"})
+        loaded, metadata = load_tensors(tmp_path / "file.safetensors")
+        assert metadata["epoch"] == "3" and loaded.keys() == tensors.keys()
+        for name, x in tensors.items():
+            assert loaded[name].dtype is x.dtype and torch.equal(loaded[name], x)
+
+
+class TestRecipes:
+    @pytest.mark.parametrize("name", RECIPES)
+    def test_a_recipe_trains_on_digits(self, name):
+        digits = rk.data.load("digits", split="test")
+        torch.manual_seed(0)
+        vae = recipe(name).build(digits.input_shape, latent=LATENT)
+        optimizer = torch.optim.Adam(vae.parameters(), recipe(name).lr)
+        x = digits.images[:32]
+        losses = []
+        for step in range(10):
+            optimizer.zero_grad()
+            output = vae(x, step)
+            output.loss.backward()
+            optimizer.step()
+            losses.append(output.loss.item())
+        assert losses[-1] < 0.9 * losses[0]
+
+    @pytest.mark.parametrize("prefix", ["", "rho-", "scaled-rho-"])
+    @pytest.mark.parametrize("form", ["", "beta-", "cnn-"])
+    def test_prefixes_go_in_either_order(self, prefix, form):
+        found = recipe(f"{form}{prefix}vae")
+        assert recipe(f"{prefix}{form}vae") is found
+        kind = {"": "Diagonal", "rho-": "AR1", "scaled-rho-": "ScaledAR1"}[prefix]
+        vae = found.build((1, 8, 8), latent=2)
+        assert type(vae.posterior).__name__ == kind
+        assert isinstance(vae.encoder, nets.Conv if form == "cnn-" else nets.MLP)
+        assert isinstance(vae.objective, objectives.BetaH) == (form == "beta-")
+
+    @pytest.mark.parametrize("name", ["vae", "rho-vae", "scaled-rho-vae", "beta-rho-vae"])
+    def test_points_get_a_gaussian_decoder(self, name):
+        moons = rk.data.load("two-moons", split="valid")
+        vae = recipe(name).build(moons.input_shape, latent=2)
+        assert isinstance(vae.decoder, decoders.Gaussian)
+        assert vae(moons.images).loss.isfinite()
+
+    def test_a_convolution_over_points_is_refused(self):
+        with pytest.raises(ValueError, match=r"input_shape is \(2,\); Conv"):
+            recipe("cnn-vae").build((2,), latent=2)
+
+    def test_an_unknown_recipe_is_refused_with_those_there_are(self):
+        with pytest.raises(ValueError, match="no recipe 'rho'; there are vae, rho-vae, scaled-rho"):
+            recipe("rho")
+
+    def test_beta_can_be_set(self):
+        vae = recipe("beta-rho-vae").build((2,), latent=2, beta=7.0)
+        assert vae.objective.beta == 7.0
+
+
+def test_a_part_is_described_and_built_again():
+    for part in (nets.Conv(channels=(2, 3)), posteriors.AR1(4), objectives.BetaH(2.0)):
+        again = parts.build(json.loads(json.dumps(parts.describe(part))))
+        assert type(again) is type(part) and again.arguments() == part.arguments()

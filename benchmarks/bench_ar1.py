@@ -119,9 +119,7 @@ def test_forward_and_backward(compare, rows, d, limits):
         "rhovae, noise drawn inside": forward_backward(
             lambda: OPS.ar1_reparam_rng(*ar1, state)[:2], ar1, up
         ),
-        "eager diagonal": forward_backward(
-            lambda: diagonal(mu, log_var, eps), [mu, log_var], up
-        ),
+        "eager diagonal": forward_backward(lambda: diagonal(mu, log_var, eps), [mu, log_var], up),
         "eager diagonal, noise drawn": forward_backward(
             lambda: diagonal(mu, log_var, torch.randn_like(mu)), [mu, log_var], up
         ),
@@ -161,16 +159,20 @@ def test_forward_bandwidth(compare):
     )
     z, kl = OPS.ar1_reparam(mu, row_log_var, logit, eps)
     some = slice(0, 64)
-    exact = python_ref.ar1_reparam(
-        *(x[some].double() for x in (mu, row_log_var, logit, eps))
-    )
+    exact = python_ref.ar1_reparam(*(x[some].double() for x in (mu, row_log_var, logit, eps)))
     verify((z[some], kl[some]), exact)
     variants = {
         "rhovae s·R": lambda: OPS.ar1_reparam(mu, row_log_var, logit, eps),
         "clone": mu.clone,
     }
     compare(
-        "ar1_reparam", (rows, d), "forward", "float32", variants, "rhovae s·R", {"clone": 2.5},
+        "ar1_reparam",
+        (rows, d),
+        "forward",
+        "float32",
+        variants,
+        "rhovae s·R",
+        {"clone": 2.5},
         note="bandwidth: 3 passes against 2",
     )
 
@@ -194,8 +196,16 @@ def test_few_long_rows_use_all_cores(compare):
 
     one, all_threads = with_threads(1)(), with_threads(threads)()
     assert all(torch.equal(a, b) for a, b in zip(one, all_threads, strict=True))
-    variants = {f"rhovae, {threads} threads": with_threads(threads), "rhovae, 1 thread": with_threads(1)}
+    variants = {
+        f"rhovae, {threads} threads": with_threads(threads),
+        "rhovae, 1 thread": with_threads(1),
+    }
     compare(
-        "ar1_reparam", (rows, d), "forward", "float32", variants, f"rhovae, {threads} threads",
+        "ar1_reparam",
+        (rows, d),
+        "forward",
+        "float32",
+        variants,
+        f"rhovae, {threads} threads",
         {"rhovae, 1 thread": 1.0},
     )

@@ -35,6 +35,12 @@ def test_forward_and_backward(compare, rows, steps, gates):
         )
         verify(variants["torchlpc"](), expected)
     compare(
-        "linear_scan", (rows, steps), "forward+backward", "float32", variants, "rhovae", {},
+        "linear_scan",
+        (rows, steps),
+        "forward+backward",
+        "float32",
+        variants,
+        "rhovae",
+        {},
         note=f"gates {gates}",
     )

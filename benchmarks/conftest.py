@@ -1,4 +1,4 @@
-"""One benchmark is one comparison: its variants are timed in turns, and land in the JSON together."""
+"""One benchmark is one comparison: its variants are timed in turns and kept together."""
 
 import pytest
 import torch

@@ -43,7 +43,7 @@ class WrongResult(AssertionError):
 
 
 def verify(actual, expected, bound: float = 1e-4) -> None:
-    """Raise `WrongResult` where something is off by more than `bound` of its tensor's largest value."""
+    """Raise `WrongResult` where a tensor is off by more than `bound` of its largest value."""
     for a, e in zip(actual, expected, strict=True):
         error = (a.double() - e.double()).abs().max().item()
         scale = e.double().abs().max().item()

@@ -37,7 +37,9 @@ def table(path: Path) -> str:
         "|---|---|---|---|---:|---:|---|",
     ]
     for op, shape, direction, note, variant, ms, ratio, limit in rows(path):
-        wanted = "" if limit is None else f"≥ {1 / limit:.3g}: {'yes' if ratio >= 1 / limit else 'no'}"
+        wanted = (
+            "" if limit is None else f"≥ {1 / limit:.3g}: {'yes' if ratio >= 1 / limit else 'no'}"
+        )
         label = f"{op} ({note})" if note else op
         lines.append(
             f"| {label} | {shape} | {direction} | {variant} | {ms:.3f} | {ratio:.2f} | {wanted} |"
@@ -51,10 +53,16 @@ def plot(path: Path, out: Path) -> None:
     for op, shape, direction, note, variant, _, ratio, _ in rows(path):
         groups.setdefault((op, shape, direction, note), []).append((variant, ratio))
     figure, axes = plt.subplots(
-        len(groups), 1, figsize=(7, 0.4 * sum(map(len, groups.values())) + 0.9 * len(groups)),
-        height_ratios=[len(g) + 1 for g in groups.values()], layout="constrained", squeeze=False,
+        len(groups),
+        1,
+        figsize=(7, 0.4 * sum(map(len, groups.values())) + 0.9 * len(groups)),
+        height_ratios=[len(g) + 1 for g in groups.values()],
+        layout="constrained",
+        squeeze=False,
     )
-    for axis, ((op, shape, direction, note), variants) in zip(axes[:, 0], groups.items(), strict=True):
+    for axis, ((op, shape, direction, note), variants) in zip(
+        axes[:, 0], groups.items(), strict=True
+    ):
         names, ratios = zip(*variants, strict=True)
         bars = axis.barh(names, ratios, color=["C0" if r == 1 else "C7" for r in ratios])
         axis.bar_label(bars, [f" {r:.2f}×" for r in ratios], fontsize=8)

@@ -386,3 +386,10 @@ class TestDownload:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         write_family(tmp_path / "rhovae_kernels")
         assert len(data.load("mnist", split="test")) == 5
+
+
+@pytest.mark.parametrize("name", ["digits", "two-moons"])
+def test_train_and_valid_together_are_all_training_data(name):
+    whole, train, valid = (data.load(name, split=split) for split in ("train+valid", "train", "valid"))
+    assert torch.equal(whole.values, torch.cat([train.values, valid.values]))
+    assert torch.equal(whole.labels, torch.cat([train.labels, valid.labels]))

@@ -16,6 +16,8 @@ BINARIZATIONS = {"none": "grey", "round": "rounded", "static": "static", "dynami
 """The ways to make pixels binary, and the label that results carry: four different data sets."""
 
 SPLITS = ("train", "valid", "test")
+# All the data for training, where nothing is held out to choose an epoch by.
+WHOLE = "train+valid"
 
 DIGITS_VALID, DIGITS_TEST = 180, 360
 """How many of the 1,797 digits of scikit-learn are held out."""
@@ -108,7 +110,8 @@ def load(
     validation and 360 for test. `two-moons`: points (2,), drawn by scikit-learn. `mnist`,
     `fashion-mnist`, `kmnist`: IDX files, as they are or compressed, in the directory root/name;
     where there are none they are downloaded into it. Their validation split is the last tenth of
-    the training images.
+    the training images. "train+valid" is all of them, for comparisons with sources that hold out
+    none.
 
     Args:
         name: the data set.
@@ -116,7 +119,7 @@ def load(
             out.
         binarize: "none", grey values in [0, 1]; "round", at 0.5; "static", one draw, the same
             always; "dynamic", a fresh draw each epoch.
-        split: "train", "valid" or "test".
+        split: "train", "valid", "test" or "train+valid".
         seed: of the points of two-moons, and of the draws of dynamic binarization.
         mirror: address to download from, in place of the environment variable
             RHOVAE_DATA_MIRROR and of the publisher's own; files lie under mirror/name/.
@@ -133,10 +136,15 @@ def load(
     for argument, value, known in (
         ("name", name, ("digits", "two-moons", *SOURCES)),
         ("binarize", binarize, tuple(BINARIZATIONS)),
-        ("split", split, SPLITS),
+        ("split", split, (*SPLITS, WHOLE)),
     ):
         if value not in known:
             raise ValueError(f"{argument} is {value!r}; it must be one of {', '.join(known)}")
+    if split == WHOLE:
+        parts = [load(name, root, binarize, part, seed, mirror) for part in WHOLE.split("+")]
+        values = torch.cat([part.values for part in parts])
+        labels = torch.cat([part.labels for part in parts])
+        return Dataset(name, split, values, labels, binarize, seed)
     if name == "two-moons":
         if binarize != "none":
             raise ValueError(f"binarize is {binarize!r}; two-moons are points, which take 'none'")

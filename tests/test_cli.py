@@ -1,0 +1,238 @@
+"""The command `rhovae`, as a user runs it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from rhovae_kernels import backends, cli
+from rhovae_kernels.vae import demo, pictures
+
+ROOT = Path(__file__).parents[1]
+
+
+def rhovae(capsys, monkeypatch, *arguments: object) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of the command, run in this process; strings hold words."""
+    words = [w for x in arguments for w in (x.split() if isinstance(x, str) else [str(x)])]
+    monkeypatch.setattr(sys, "argv", ["rhovae", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    shown = capsys.readouterr()
+    return int(ended.value.code or 0), shown.out, shown.err
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run of one epoch of rho-vae on the digits."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    command = f"train digits --recipe rho-vae --latent 2 --epochs 1 --seed 3 --quiet --out {out}"
+    result = CliRunner().invoke(cli.app, command)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in directory.iterdir() if p.is_file()}
+
+
+def test_train_writes_a_run_named_by_its_recipe(run):
+    settings = json.loads((run / "run.json").read_text())
+    assert (settings["recipe"], settings["latent"], settings["seed"]) == ("rho-vae", 2, 3)
+
+
+def test_train_goes_on_with_a_run_when_asked_to(capsys, monkeypatch, run):
+    command = "train digits --recipe rho-vae --latent 2 --epochs 2 --seed 3 --quiet"
+    status, shown, _ = rhovae(capsys, monkeypatch, command, "--resume auto --out", run)
+    assert status == 0
+    assert "epoch 2" in shown
+
+
+def test_train_without_resume_leaves_a_run_alone_and_says_so(capsys, monkeypatch, run):
+    before = contents(run)
+    status, shown, error = rhovae(capsys, monkeypatch, "train", "digits", "--out", run)
+    assert (status, shown) == (1, "")
+    assert "already holds a run" in error
+    assert contents(run) == before
+
+
+def test_evaluate_prints_json_that_a_script_can_read(capsys, monkeypatch, run):
+    options = "--metrics elbo,nll@16 --limit 100 --json"
+    status, shown, _ = rhovae(capsys, monkeypatch, "evaluate", run, options)
+    assert status == 0
+    result = json.loads(shown)
+    assert result["count"] == 100
+    assert result["nll@16"]["mean"] < -result["elbo"]["mean"]
+
+
+def test_evaluate_prints_for_readers_what_the_numbers_are_of(capsys, monkeypatch, run):
+    options = "--metrics elbo,nll@16,active-units --limit 50"
+    status, shown, _ = rhovae(capsys, monkeypatch, "evaluate", run, options)
+    assert status == 0
+    assert "50 data of digits, test, grey; nats" in shown
+    for name in ("−ELBO", "nll@16", "effective sample size", "active-units"):
+        assert name in shown
+
+
+@pytest.mark.parametrize("mode", ["--mean", "--draw"])
+def test_sample_writes_a_picture(capsys, monkeypatch, run, tmp_path, mode):
+    picture = tmp_path / "samples.png"
+    status, shown, _ = rhovae(capsys, monkeypatch, "sample", run, "--n", 5, mode, "--out", picture)
+    assert status == 0
+    assert str(picture) in shown
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_doctor_says_what_runs_each_op(capsys, monkeypatch):
+    status, shown, _ = rhovae(capsys, monkeypatch, "doctor")
+    assert status == 0
+    for op in ("ar1_reparam", "ar1_reparam_rng", "ar1_log_prob", "linear_scan"):
+        assert op in shown
+    status, shown, _ = rhovae(capsys, monkeypatch, "doctor", "--json")
+    assert {row["op"] for row in json.loads(shown)["ops"]} >= {"ar1_reparam", "linear_scan"}
+
+
+def test_points_in_the_plane_are_trained_on_and_drawn(capsys, monkeypatch, tmp_path):
+    out = tmp_path / "moons"
+    command = "train two-moons --recipe scaled-rho-vae --latent 2 --epochs 1 --quiet --out"
+    assert rhovae(capsys, monkeypatch, command, out)[0] == 0
+    assert rhovae(capsys, monkeypatch, "sample", out)[0] == 0
+    assert (out / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+
+ERRORS = {
+    "recipe": ("train digits --recipe sigma-vae", "there is no recipe 'sigma-vae'"),
+    "data set": ("train imagenet", "name is 'imagenet'; it must be one of digits"),
+    "latent": ("train digits --latent 0", "latent is 0"),
+    "epochs": ("train digits --epochs 0", "epochs is 0; it must be at least 1"),
+    "binarize": ("train digits --binarize maybe", "binarize is 'maybe'"),
+    "resume": ("train digits --resume yes", "resume is 'yes'"),
+    "architecture": ("train two-moons --recipe cnn-vae", "input_shape is (2,)"),
+    "run": ("evaluate nowhere", "nowhere holds no run"),
+    "sample": ("sample nowhere", "nowhere holds no run"),
+    "paper": ("reproduce dpvae", "there is no reproduction of 'dpvae'"),
+    "form": ("reproduce rho-vae --form info", "form is 'info'"),
+    "seeds": ("reproduce rho-vae --seeds a", "seeds is 'a'"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_an_error_is_one_line_with_status_one_and_leaves_nothing(
+    capsys, monkeypatch, tmp_path, case
+):
+    monkeypatch.chdir(tmp_path)
+    command, message = ERRORS[case]
+    status, shown, error = rhovae(capsys, monkeypatch, command)
+    assert (status, shown) == (1, "")
+    assert error.startswith("rhovae: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_metric_lists_those_that_are_there(capsys, monkeypatch, run):
+    status, _, error = rhovae(capsys, monkeypatch, "evaluate", run, "--metrics", "elbo,fid")
+    assert status == 1
+    assert "there is no metric 'fid'; there are elbo, nll@K" in error
+
+
+def test_a_picture_of_no_known_format_is_refused(capsys, monkeypatch, run, tmp_path):
+    path = tmp_path / "samples.docx"
+    status, _, error = rhovae(capsys, monkeypatch, "sample", run, "--out", path)
+    assert status == 1
+    assert "samples.docx; its suffix must name a picture's format" in error
+    assert not path.exists()
+
+
+def test_a_damaged_model_is_named(capsys, monkeypatch, run, tmp_path):
+    for path in run.iterdir():
+        data = path.read_bytes()
+        (tmp_path / path.name).write_bytes(data[:-9] if path.suffix == ".safetensors" else data)
+    status, _, error = rhovae(capsys, monkeypatch, "evaluate", tmp_path)
+    assert status == 1
+    assert "model.safetensors: truncated or corrupted" in error
+
+
+def test_wrong_usage_has_status_two(capsys, monkeypatch):
+    assert rhovae(capsys, monkeypatch, "train", "digits", "--colour", "red")[0] == 2
+    assert rhovae(capsys, monkeypatch, "sample", "run", "--n", "0")[0] == 2
+
+
+def test_help_and_doctor_do_not_wait_for_libraries_that_only_training_needs():
+    code = "import sys, rhovae_kernels.cli; print(sorted(set(sys.modules) & set(sys.argv[1:])))"
+    heavy = ["matplotlib", "sklearn", "accelerate"]
+    ended = subprocess.run(
+        [sys.executable, "-c", code, *heavy], cwd=ROOT, capture_output=True, text=True
+    )
+    assert ended.stdout == "[]\n", ended.stderr
+
+
+def test_reproduce_prints_reported_and_true_figures_side_by_side_and_resumes(
+    capsys, monkeypatch, tmp_path
+):
+    command = "reproduce rho-vae --data digits --latent 2 --epochs 2 --seeds 0 --limit 40 --quiet"
+    arguments = [command, "--out", tmp_path]
+    status, shown, _ = rhovae(capsys, monkeypatch, *arguments)
+    assert status == 0
+    assert "as published: not a bound" in shown
+    table = json.loads((tmp_path / "table.json").read_text())
+    rows = {row["model"]: row for row in table["rows"]}
+    assert len(rows) == 4
+    wrong = rows.pop("as published: not a bound")
+    assert wrong["reported_loss"] < wrong["negative_elbo"] - 1
+    for row in rows.values():
+        # The objective of the others is −ELBO itself, summed in another order.
+        assert row["reported_loss"] == pytest.approx(row["negative_elbo"], rel=1e-6)
+    pictures = {path.name for path in tmp_path.glob("*.png")}
+    assert {"reported_loss.png", "negative_elbo.png", "samples-published.png"} <= pictures
+    runs = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/last.safetensors")}
+    assert len(runs) == 4
+    status, again, _ = rhovae(capsys, monkeypatch, *arguments, "--json")
+    assert status == 0
+    assert json.loads(again) == table
+    assert {path: path.stat().st_mtime_ns for path in runs} == runs
+
+
+def test_demo_ends_in_a_table_and_pictures_and_can_be_run_again(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(demo, "EPOCHS", 2)
+    monkeypatch.setattr(demo, "TIMED_STEPS", 2)
+    status, shown, _ = rhovae(capsys, monkeypatch, "demo --out", tmp_path)
+    assert status == 0
+    assert "NLL@256" in shown
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert set(results["models"]) == {"vae", "rho-vae"}
+    assert all(row["error"] <= demo.TOLERANCE for row in results["ops"].values())
+    drawn = {path.name for path in tmp_path.glob("*.png")}
+    for kind in ("samples", "reconstructions"):
+        assert {f"{kind}-vae.png", f"{kind}-rho-vae.png"} <= drawn
+    assert rhovae(capsys, monkeypatch, "demo --out", tmp_path)[0] == 0
+    again = json.loads((tmp_path / "results.json").read_text())
+    for name, row in results["models"].items():
+        assert again["models"][name]["nll@256"] == row["nll@256"]
+
+
+def test_demo_times_no_op_that_differs_from_its_reference():
+    def wrong(x: torch.Tensor) -> torch.Tensor:
+        forced = backends.choose("cpu")[0] == "reference"
+        return x if forced else x * (1 + 1e-4)
+
+    with pytest.raises(FloatingPointError, match=r"wrong differs from its reference by 1\.0e-04"):
+        demo._check("wrong", (wrong, [torch.ones(3)]), "cpu")
+
+
+@pytest.mark.parametrize("shape", [(5, 1, 8, 8), (5, 3, 8, 8), (5, 2)])
+def test_images_and_points_are_drawn(tmp_path, shape):
+    x = torch.rand(shape)
+    pictures.samples(tmp_path / "samples.png", x, "samples")
+    pictures.reconstructions(tmp_path / "reconstructions.svg", x, x)
+    assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
+    assert b"<svg" in (tmp_path / "reconstructions.svg").read_bytes()
+
+
+def test_data_that_are_neither_images_nor_points_are_not_drawn(tmp_path):
+    with pytest.raises(ValueError, match=r"x is of shape \(5, 3\); pictures are of images"):
+        pictures.samples(tmp_path / "samples.png", torch.rand(5, 3))
+    assert list(tmp_path.iterdir()) == []

@@ -76,7 +76,7 @@ RHOVAE_HD void cos_sin_pi(T w, T& cosine, T& sine) {
   sine = (quadrant & 2) ? -z : z;
 }
 
-// log v for v in (0, 1], v normal: v = 2^e (1+f) with 1+f in [√½, √2); relative error 1e-7 up to v = 1.
+// log v for normal v in (0, 1]: v = 2^e (1+f) with 1+f in [√½, √2). Relative error 1e-7, up to v = 1.
 RHOVAE_HD float log_uniform(float v) {
   int32_t bits;
   memcpy(&bits, &v, sizeof bits);

@@ -1,9 +1,9 @@
 """AR(1) Gaussian N(μ, D R D): R[i,j] = ρ^|i−j|, D = diag(√s_1 … √s_d), ρ = tanh a.
 
 Shapes: mu, eps, z (…,d); log_var = log s (…,1) or (…,d); rho_logit = a (…,1); kl, log q (…).
-The letters are those of the derivation: u is the unit-variance sequence, σ = sech a = √(1−ρ²), λ the
-adjoint of u. `scan` is the recurrence to use: another implementation of it makes these formulas fast
-and keeps them differentiable.
+The letters are those of the derivation: u is the sequence of unit variance, σ = sech a = √(1−ρ²),
+λ the adjoint of u. `scan` is the recurrence to use: another implementation makes these formulas
+fast and keeps them differentiable.
 """
 
 import math

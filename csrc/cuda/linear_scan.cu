@@ -1,0 +1,306 @@
+// First-order linear recurrence on CUDA: x_t = a_t x_{t−1} + b_t, from either end.
+//
+// A scan from the last step to the first is the same scan over chunks in reverse order, each chunk
+// turned around in registers: "steps" below are numbered in the order they are taken. The backward
+// pass is one more scan, the other way: λ_t = g_t + a_{t+1} λ_{t+1}; ∂b = λ; ∂a_t = λ_t x_{t−1}.
+
+#include <tuple>
+
+#include "group.cuh"
+
+namespace rhovae::cuda {
+namespace {
+
+// One gate per row needs one value per lane and range; gates of their own need two.
+template <typename T, bool kSharedGate>
+using Aggregate = std::conditional_t<kSharedGate, T, Step<T>>;
+
+template <typename S, bool kSharedGate>
+struct Scan {
+  using T = Compute<S>;
+  Rows<const S> gates, tokens;
+  bool reverse = false;       // steps run from the row's end
+  bool previous_gate = false;  // step i takes the gate of step i−1 (0 for the first): the adjoint's
+  Aggregate<T, kSharedGate>* aggregates = nullptr;  // (rows, ranges), where rows are split
+  Rows<S> states;             // none wanted: not written
+  Rows<const S> inputs;       // x, for ∂a_t = λ_t x_{t−1}: t−1 is the step that follows t's here
+  Rows<S> d_gates;            // per element, or
+  RowSum<S> d_row_gate;       // per row
+  Plan plan;
+};
+
+// A group's row, in the order of its steps.
+template <typename S>
+struct Row {
+  using T = Compute<S>;
+  static constexpr int E = kChunk<S>;
+  Group group;
+  int64_t index;
+  int64_t length;  // 0 in a group that has no row
+  int64_t chunks;
+  int first_tile, end_tile;
+  bool exists, reverse;
+
+  template <typename P>
+  __device__ __forceinline__ explicit Row(const P& p) : group(p.plan), index(group.row()) {
+    exists = index < p.plan.rows;
+    length = exists ? p.plan.length : 0;
+    chunks = (length + E - 1) / E;
+    reverse = p.reverse;
+    first_tile = blockIdx.y * p.plan.tiles_per_range;
+    end_tile = min(first_tile + p.plan.tiles_per_range, p.plan.tiles);
+  }
+
+  // The chunk, numbered along the row, that is this lane's in a tile; outside the row for padding.
+  __device__ int64_t chunk(int tile) const {
+    const int64_t step = int64_t(tile) * group.lanes() + group.position();
+    return reverse ? chunks - 1 - step : step;
+  }
+
+  __device__ __forceinline__ void turn(T (&x)[E]) const {
+    if (!reverse) return;
+#pragma unroll
+    for (int e = 0; e < E / 2; ++e) {
+      const T other = x[e];
+      x[e] = x[E - 1 - e];
+      x[E - 1 - e] = other;
+    }
+  }
+
+  __device__ __forceinline__ void load_steps(const Rows<const S>& x, int64_t chunk, T (&out)[E],
+                                             T padding = T(0)) const {
+    load(x, index, chunk * E, count_in_row<S>(chunk * E, length), out, padding);
+    turn(out);
+  }
+
+  __device__ __forceinline__ void store_steps(const Rows<S>& x, int64_t chunk,
+                                              T (&values)[E]) const {
+    turn(values);
+    store(x, index, chunk * E, count_in_row<S>(chunk * E, length), values);
+    turn(values);
+  }
+
+  // Whether step e of a chunk is one, or padding.
+  __device__ bool holds(int64_t chunk, int e) const {
+    return (reverse ? E - 1 - e : e) < count_in_row<S>(chunk * E, length);
+  }
+
+  // The element of the step just before a chunk's first (offset −1) or just after its last (+1).
+  __device__ T beside(const Rows<const S>& x, int64_t chunk, int offset) const {
+    const bool before = (offset < 0) != reverse;
+    const int64_t j = before ? chunk * E - 1 : chunk * E + E;
+    return j >= 0 && j < length ? T(x.at(index, j)) : T(0);
+  }
+};
+
+// The gates of a lane's steps, where each has its own. Padding is gate 1, token 0.
+template <typename S, bool kSharedGate>
+__device__ __forceinline__ void load_gates(const Scan<S, kSharedGate>& p, const Row<S>& row,
+                                           int64_t chunk, Compute<S> (&gate)[kChunk<S>]) {
+  using T = Compute<S>;
+  constexpr int E = kChunk<S>;
+  row.load_steps(p.gates, chunk, gate, T(1));
+  if (!p.previous_gate) return;
+  T before = row.group.from_previous(gate[E - 1]);
+  if (row.group.is_first()) before = row.beside(p.gates, chunk, -1);
+#pragma unroll
+  for (int e = 0; e < E; ++e) {
+    const T own = gate[e];
+    gate[e] = before;
+    before = own;
+  }
+}
+
+// The state before this lane's steps.
+template <typename S, bool kSharedGate>
+__device__ __forceinline__ Compute<S> scan_tile(Row<S>& row, const Compute<S> (&gate)[kChunk<S>],
+                                                const Compute<S> (&token)[kChunk<S>],
+                                                Compute<S> chunk_gate, Compute<S>& carry) {
+  using T = Compute<S>;
+  constexpr int E = kChunk<S>;
+  if constexpr (kSharedGate) {
+    T end = 0;
+#pragma unroll
+    for (int e = 0; e < E; ++e) end = gate[e] * end + token[e];
+    return row.group.template scan<false>(end, chunk_gate, carry);
+  } else {
+    Step<T> steps = {gate[0], token[0]};
+#pragma unroll
+    for (int e = 1; e < E; ++e) steps = then(steps, Step<T>{gate[e], token[e]});
+    return row.group.scan(steps, carry);
+  }
+}
+
+// A row's one gate, and its power over a chunk.
+template <typename S, bool kSharedGate>
+__device__ __forceinline__ Compute<S> shared_gate(const Scan<S, kSharedGate>& p, const Row<S>& row,
+                                                  Compute<S> (&gate)[kChunk<S>]) {
+  using T = Compute<S>;
+  const T a = kSharedGate && row.exists ? T(p.gates.at(row.index, 0)) : T(0);
+  T chunk_gate = a;
+#pragma unroll
+  for (int reach = 1; reach < kChunk<S>; reach *= 2) chunk_gate *= chunk_gate;
+#pragma unroll
+  for (int e = 0; e < kChunk<S>; ++e) gate[e] = a;
+  return chunk_gate;
+}
+
+// First launch over rows that are split: what each range does to a state.
+template <typename S, bool kSharedGate>
+__global__ void __launch_bounds__(kMaxLanes, kMinBlocks)
+    linear_scan_aggregates(Scan<S, kSharedGate> p) {
+  using T = Compute<S>;
+  constexpr int E = kChunk<S>;
+  Row<S> row(p);
+  T gate[E], token[E];
+  const T chunk_gate = shared_gate(p, row, gate);
+  T carry = 0, product = 1;
+  for (int tile = row.first_tile; tile < row.end_tile; ++tile) {
+    const int64_t chunk = row.chunk(tile);
+    row.load_steps(p.tokens, chunk, token);
+    if constexpr (kSharedGate) {
+      scan_tile<S, kSharedGate>(row, gate, token, chunk_gate, carry);
+    } else {
+      load_gates(p, row, chunk, gate);
+      scan_tile<S, kSharedGate>(row, gate, token, chunk_gate, carry);
+      // The same steps without tokens: a state of `product` becomes the product of all gates.
+      T none[E];
+#pragma unroll
+      for (int e = 0; e < E; ++e) none[e] = T(0);
+      scan_tile<S, kSharedGate>(row, gate, none, chunk_gate, product);
+    }
+  }
+  if (!row.group.is_leader()) return;
+  const int64_t slot = row.index * p.plan.ranges + blockIdx.y;
+  if constexpr (kSharedGate) {
+    p.aggregates[slot] = carry;
+  } else {
+    p.aggregates[slot] = {product, carry};
+  }
+}
+
+template <typename S, bool kSharedGate>
+__global__ void __launch_bounds__(kMaxLanes, kMinBlocks)
+    linear_scan_kernel(Scan<S, kSharedGate> p) {
+  using T = Compute<S>;
+  constexpr int E = kChunk<S>;
+  Row<S> row(p);
+  T gate[E];
+  const T chunk_gate = shared_gate(p, row, gate);
+  T carry = 0;
+  if (p.plan.ranges > 1) {
+    const auto* const aggregates = p.aggregates + row.index * p.plan.ranges;
+    if constexpr (kSharedGate) {
+      carry = carry_of(row.group, aggregates, 1, blockIdx.y,
+                       power(chunk_gate, int64_t(p.plan.tiles_per_range) << p.plan.log2_lanes));
+    } else {
+      carry = carry_of(row.group, aggregates, blockIdx.y);
+    }
+  }
+  double sum = 0;
+  for (int tile = row.first_tile; tile < row.end_tile; ++tile) {
+    const int64_t chunk = row.chunk(tile);
+    T state[E];
+    row.load_steps(p.tokens, chunk, state);
+    if constexpr (!kSharedGate) load_gates(p, row, chunk, gate);
+    T before = scan_tile<S, kSharedGate>(row, gate, state, chunk_gate, carry);
+#pragma unroll
+    for (int e = 0; e < E; ++e) {
+      before = gate[e] * before + state[e];
+      state[e] = before;
+    }
+    if (p.states.data) row.store_steps(p.states, chunk, state);
+    if (!p.inputs.data) continue;
+    T input[E], part = 0;
+    row.load_steps(p.inputs, chunk, input);
+    T after = row.group.from_next(input[0]);
+    if (row.group.is_last()) after = row.beside(p.inputs, chunk, 1);
+#pragma unroll
+    for (int e = E - 1; e >= 0; --e) {
+      state[e] *= after;
+      after = input[e];
+      if (row.holds(chunk, e)) part += state[e];
+    }
+    if constexpr (!kSharedGate) row.store_steps(p.d_gates, chunk, state);
+    sum += part;
+  }
+  if constexpr (kSharedGate) {
+    if (p.d_row_gate.out) {
+      sum = row.group.sum(sum);
+      if (row.group.is_leader() && row.exists) p.d_row_gate.put(row.index, sum);
+    }
+  }
+}
+
+template <typename S, bool kSharedGate>
+void run(const Device& device, const Tensor& like, Scan<S, kSharedGate> p) {
+  std::optional<Tensor> keep;
+  if (p.plan.ranges > 1) {
+    keep = uninitialized(like, {p.plan.rows, p.plan.ranges, int64_t(sizeof(*p.aggregates))},
+                         aoti_torch_dtype_uint8());
+    p.aggregates = static_cast<decltype(p.aggregates)>(keep->mutable_data_ptr());
+    device.launch(linear_scan_aggregates<S, kSharedGate>, p.plan.blocks(), p.plan.threads(), p);
+  }
+  device.launch(linear_scan_kernel<S, kSharedGate>, p.plan.blocks(), p.plan.threads(), p);
+}
+
+// Calls f with the storage type and with whether a row has one gate. A row of one step has.
+template <typename F>
+void by_kind(const Tensor& gates, F f) {
+  const bool shared = gates.size(gates.dim() - 1) == 1;
+  by_storage(gates, [&](auto storage) {
+    if (shared) {
+      f(Scan<decltype(storage), true>{});
+    } else {
+      f(Scan<decltype(storage), false>{});
+    }
+  });
+}
+
+Tensor linear_scan(Tensor gates, Tensor tokens, bool reverse) {
+  const Device device(tokens);
+  Tensor states = uninitialized_like(tokens);
+  by_kind(gates, [&](auto p) {
+    using S = typename std::remove_const_t<std::remove_pointer_t<decltype(p.states.data)>>;
+    p.plan = plan_rows(device, row_count(tokens), tokens.size(tokens.dim() - 1), kChunk<S>);
+    p.gates = rows_of<const S>(gates);
+    p.tokens = rows_of<const S>(tokens);
+    p.states = rows_of<S>(states);
+    p.reverse = reverse;
+    run(device, tokens, p);
+  });
+  return states;
+}
+
+std::tuple<Tensor, Tensor> linear_scan_backward(Tensor grad, Tensor gates, Tensor states,
+                                                bool reverse, std::vector<bool> needs) {
+  const Device device(grad);
+  Tensor d_gates = gradient_like(gates, needs[0]);
+  Tensor d_tokens = gradient_like(states, needs[1]);
+  by_kind(gates, [&](auto p) {
+    using S = typename std::remove_const_t<std::remove_pointer_t<decltype(p.states.data)>>;
+    p.plan = plan_rows(device, row_count(states), states.size(states.dim() - 1), kChunk<S>);
+    p.gates = rows_of<const S>(gates);
+    p.tokens = rows_of<const S>(grad);
+    p.states = rows_of<S>(d_tokens);
+    p.reverse = !reverse;
+    p.previous_gate = true;
+    const bool shared = gates.size(gates.dim() - 1) == 1;
+    if (needs[0]) p.inputs = rows_of<const S>(states);
+    if (!shared) p.d_gates = rows_of<S>(d_gates);
+    const RowSumOutput<S> sum(d_gates, needs[0] && shared, p.plan);
+    p.d_row_gate = sum.parameters();
+    run(device, grad, p);
+    sum.finish(device);
+  });
+  return {d_gates, d_tokens};
+}
+
+}  // namespace
+
+RHOVAE_CUDA_LIBRARY(m) {
+  m.impl("linear_scan", TORCH_BOX(&linear_scan));
+  m.impl("linear_scan_backward", TORCH_BOX(&linear_scan_backward));
+}
+
+}  // namespace rhovae::cuda

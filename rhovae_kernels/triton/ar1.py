@@ -1,0 +1,707 @@
+"""`ar1_reparam`, `ar1_reparam_rng` and `ar1_log_prob` in Triton.
+
+The letters are those of `python_ref/ar1.py`. The backward pass of the sample runs forward only:
+beside u goes v = ∂u/∂a, so that ∂a = Σ √s_j g_j v_j, and one pass over a row from its start does.
+The recurrence has the ε form, v_j = ρ v_{j−1} + σ (σ u_{j−1} − ρ ε_j), which keeps its digits where
+ρ rounds to ±1. Only ∂ε needs the adjoint, and has a kernel of its own.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from python_ref.precision import compute_dtype
+from rhovae_kernels.triton.linear_scan import earlier, earlier_chunks, scan
+from rhovae_kernels.triton.philox import normals
+from rhovae_kernels.triton.runtime import (
+    COMPILED_COLUMNS,
+    LOOPED,
+    MAX_CHUNKS,
+    Configuration,
+    add_chunks,
+    as_rows,
+    chunk_ends,
+    configuration,
+    contiguous_like,
+    finished,
+    gradient,
+    launch,
+    no_gradients,
+    row_sums,
+    tiling,
+)
+from rhovae_kernels.triton.tile import last, own_rows, row_sum, store, upcast, zero_per_row
+
+# True in the copy of this module that Triton's interpreter runs: see `linear_scan`.
+INTERPRETED = tl.constexpr(False)
+LOG_2 = tl.constexpr(math.log(2))
+LOG_2PI = tl.constexpr(math.log(2 * math.pi))
+
+
+@triton.jit
+def exp_tail(x):
+    """x²/2! + x³/3! + … = eˣ − 1 − x for |x| ≤ ½, where the difference would cancel."""
+    TERMS: tl.constexpr = 14 if x.dtype == tl.float64 else 8
+    tail = x * 0.0 + 1.0
+    for i in tl.static_range(TERMS):
+        tail = 1.0 + x * (1.0 / (TERMS + 2 - i)) * tail
+    return 0.5 * x * x * tail
+
+
+@triton.jit
+def expm1(x):
+    return tl.where(tl.abs(x) < 0.5, x + exp_tail(x), tl.exp(x) - 1.0)
+
+
+@triton.jit
+def expm1_minus(x):
+    """eˣ − 1 − x."""
+    return tl.where(tl.abs(x) < 0.5, exp_tail(x), tl.exp(x) - 1.0 - x)
+
+
+@triton.jit
+def log1p(x):
+    """log(1+x) = 2 artanh(x/(2+x)) for 0 ≤ x ≤ 0.55."""
+    TERMS: tl.constexpr = 12 if x.dtype == tl.float64 else 6
+    s = x / (2.0 + x)
+    series = s * 0.0 + 1.0 / (2 * TERMS + 1)
+    for i in tl.static_range(TERMS):
+        series = series * s * s + 1.0 / (2 * (TERMS - i) - 1)
+    return 2.0 * s * series
+
+
+@triton.jit
+def correlation(a):
+    """sign a, ρ = tanh a, σ = sech a, cosh a, 1−|ρ| and log(1−ρ²); with m = |a|, h = e^−m, t = h².
+
+    Right where ρ has rounded to ±1: nothing is formed from 1 − ρ².
+    """
+    sign = tl.where(a < 0, -1.0, 1.0).to(a.dtype)
+    m = sign * a
+    h = tl.exp(-m)
+    t = h * h
+    e = expm1(-2.0 * m)
+    # log cosh a = m + log1p(t) − log 2 cancels for small a, where cosh a − 1 = (1−h)²/2h does not.
+    near = m < 1.0
+    above_h = -expm1(-m)
+    y = log1p(tl.where(near, above_h * above_h / (2.0 * h), t))
+    log_cosh = tl.where(near, y, m + y - LOG_2)
+    rho = -sign * e / (2.0 + e)
+    cosh = 0.5 * tl.exp(m) * (1.0 + t)
+    return sign, rho, 2.0 * h / (1.0 + t), cosh, 2.0 * t / (1.0 + t), -2.0 * log_cosh
+
+
+@triton.jit
+def compose_tangent(a1, c1, u1, v1, a2, c2, u2, v2):
+    """Maps (u, v) ↦ (a u + u', c u + a v + v'), the second after the first."""
+    return a1 * a2, c2 * a1 + a2 * c1, a2 * u1 + u2, c2 * u1 + a2 * v1 + v2
+
+
+@triton.jit
+def scan_tangent(a, c, u, v):
+    """Along each row, the composition of all such maps so far."""
+    if INTERPRETED:
+        steps = 1
+        while steps < a.shape[1]:
+            before_a, before_c = earlier(a, steps, 1.0), earlier(c, steps, 0.0)
+            before_u, before_v = earlier(u, steps, 0.0), earlier(v, steps, 0.0)
+            a, c, u, v = compose_tangent(before_a, before_c, before_u, before_v, a, c, u, v)
+            steps *= 2
+        return a, c, u, v
+    else:
+        return tl.associative_scan((a, c, u, v), 1, compose_tangent)
+
+
+@triton.jit
+def chunk_gates(a, c, chunk, chunk_columns):
+    """The gates of the map of each whole chunk, chunk_columns equal steps, a power of two; those of
+    the identity from this chunk on."""
+    length = 1
+    while length < chunk_columns:
+        c = 2.0 * a * c
+        a = a * a
+        length *= 2
+    before = tl.arange(0, MAX_CHUNKS)[None, :] < chunk
+    return tl.where(before, a, 1.0), tl.where(before, c, 0.0)
+
+
+@triton.jit
+def noise(eps, eps_row, eps_step, rng_state, row, first, column, mask, zero, DTYPE: tl.constexpr):
+    """The ε of one tile: drawn where there is an `rng_state`, else read; 0 outside the mask.
+
+    `zero` is a tile that was read, and 0 there: what is drawn takes its layout from it, which would
+    otherwise be one for the store and another for the carry, and all that follows be done twice.
+    """
+    if rng_state is not None:
+        return tl.where(mask, normals(rng_state, row, first, mask.shape, DTYPE), zero)
+    else:
+        return upcast(tl.load(eps + row * eps_row + column * eps_step, mask=mask, other=0.0))
+
+
+@triton.jit
+def log_scale(log_var, log_var_step, column, mask, row_mask, PER_ELEMENT: tl.constexpr):
+    """log s of one tile, or one a row; `log_var` points to the rows."""
+    if PER_ELEMENT:
+        return upcast(tl.load(log_var + column * log_var_step, mask=mask, other=0.0))
+    else:
+        return upcast(tl.load(log_var, mask=row_mask, other=0.0))
+
+
+@triton.jit
+def standardized(
+    z, z_step, mu, mu_step, log_var, log_var_step, column, columns, row_mask,
+    PER_ELEMENT: tl.constexpr,
+):  # fmt: skip
+    """u = (z−μ)/√s of one tile, 0 beyond the row; the pointers point to rows."""
+    mask = row_mask & (column >= 0) & (column < columns)
+    log_s = log_scale(log_var, log_var_step, column, mask, row_mask, PER_ELEMENT)
+    x = upcast(tl.load(z + column * z_step, mask=mask, other=0.0))
+    m = upcast(tl.load(mu + column * mu_step, mask=mask, other=0.0))
+    return tl.exp(-0.5 * log_s) * (x - m)
+
+
+@triton.jit
+def whitened(u, u_before, column, sign, cosh, one_minus_abs_rho):
+    """ε_1 = u_1; ε_j = (u_j − ρ u_{j−1}) / σ, written so that no digit is lost near ρ = ±1."""
+    signed = sign * u_before
+    return tl.where(column == 0, u, cosh * ((u - signed) + one_minus_abs_rho * signed))
+
+
+@triton.jit
+def _reparam(
+    mu, log_var, rho_logit, eps, rng_state, z, kl, ends,
+    mu_row, mu_step, log_var_row, log_var_step, rho_logit_row, eps_row, eps_step,
+    rows, columns, chunks, chunk_columns,
+    PER_ELEMENT: tl.constexpr, CARRIED: tl.constexpr,
+    LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """u_1 = ε_1; u_j = ρ u_{j−1} + σ ε_j; z = μ + √s ⊙ u
+    KL = ½[‖μ‖² + Σ(s_j − 1 − log s_j) − (d−1) log(1−ρ²)]
+
+    A row in several chunks takes two launches: the first leaves the last u of each chunk in `ends`,
+    as if u had been 0 before it; the second (CARRIED) starts each chunk from those before it.
+    """
+    COMPUTE: tl.constexpr = tl.float64 if mu.dtype.element_ty == tl.float64 else tl.float32
+    chunk = tl.program_id(0) % chunks
+    row = own_rows(chunks, BLOCK_ROWS)
+    lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
+    row_mask = row < rows
+    log_vars = log_var + row * log_var_row
+    a = upcast(tl.load(rho_logit + row * rho_logit_row, mask=row_mask, other=0.0))
+    _, rho, sech, _, _, log_one_minus_rho2 = correlation(a)
+
+    u_before = zero_per_row(BLOCK_ROWS, COMPUTE)
+    if CARRIED:
+        end_u = earlier_chunks(ends, 0, 0.0, row, rows, chunk, chunks)
+        end_gate, _ = chunk_gates(rho, sech, chunk, chunk_columns)
+        u_before = last(scan(end_gate, end_u)[1])
+    total = zero_per_row(BLOCK_ROWS, tl.float64)
+
+    start = chunk.to(tl.int64) * chunk_columns
+    span = tl.minimum(columns - start, chunk_columns) if LOOPED else BLOCK_COLUMNS
+    for offset in range(0, span, BLOCK_COLUMNS):
+        first = start + offset
+        column = first + lane
+        mask = row_mask & (column < columns)
+        m = tl.full((BLOCK_ROWS, BLOCK_COLUMNS), 0.0, COMPUTE)
+        if z is not None:
+            m = upcast(tl.load(mu + row * mu_row + column * mu_step, mask=mask, other=0.0))
+        e = noise(eps, eps_row, eps_step, rng_state, row, first, column, mask, m, COMPUTE)
+        gate, u = scan(tl.broadcast_to(rho, e.shape), tl.where(column == 0, e, sech * e))
+        u += gate * u_before
+        u_before = last(u)
+        if z is not None:
+            log_s = log_scale(log_vars, log_var_step, column, mask, row_mask, PER_ELEMENT)
+            terms = m * m
+            if PER_ELEMENT:
+                terms += expm1_minus(log_s)
+            store(z + row * columns + column, m + tl.exp(0.5 * log_s) * u, mask)
+            total += row_sum(terms).to(tl.float64)
+
+    if z is None:
+        store(ends + row * chunks + chunk, u_before, row_mask)
+    else:
+        terms = -(columns - 1) * log_one_minus_rho2
+        if not PER_ELEMENT:
+            log_s = upcast(tl.load(log_vars, mask=row_mask, other=0.0))
+            terms += columns * expm1_minus(log_s)
+        total += tl.where(chunk == 0, terms, 0.0).to(tl.float64)
+        store(kl + row * chunks + chunk, 0.5 * total, row_mask)
+
+
+@triton.jit
+def _reparam_backward(
+    grad_z, grad_kl, mu, log_var, rho_logit, eps, rng_state, d_mu, d_log_var, d_rho_logit, ends,
+    grad_z_row, grad_z_step, grad_kl_row, mu_row, mu_step, log_var_row, log_var_step,
+    rho_logit_row, eps_row, eps_step,
+    rows, columns, chunks, chunk_columns,
+    PER_ELEMENT: tl.constexpr, SCAN: tl.constexpr, CARRIED: tl.constexpr,
+    LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """∂μ = g + k μ
+    ∂log_var_j = ½ g_j √s_j u_j + ½ k (s_j − 1)
+    ∂a = σ Σ √s_j g_j w_j + k (d−1) ρ; w = v/σ: w_1 = 0; w_j = ρ w_{j−1} + σ u_{j−1} − ρ ε_j
+
+    SCAN: there are u and w to find. In chunks, as `_reparam` does.
+    """
+    COMPUTE: tl.constexpr = tl.float64 if mu.dtype.element_ty == tl.float64 else tl.float32
+    chunk = tl.program_id(0) % chunks
+    row = own_rows(chunks, BLOCK_ROWS)
+    lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
+    row_mask = row < rows
+    log_vars = log_var + row * log_var_row
+    a = upcast(tl.load(rho_logit + row * rho_logit_row, mask=row_mask, other=0.0))
+    _, rho, sech, _, _, _ = correlation(a)
+    k = zero_per_row(BLOCK_ROWS, COMPUTE)
+    if grad_kl is not None:
+        k = upcast(tl.load(grad_kl + row * grad_kl_row, mask=row_mask, other=0.0))
+
+    u_before = zero_per_row(BLOCK_ROWS, COMPUTE)
+    w_before = zero_per_row(BLOCK_ROWS, COMPUTE)
+    if CARRIED:
+        end_u = earlier_chunks(ends, 0, 0.0, row, rows, chunk, chunks)
+        end_w = earlier_chunks(ends, 1, 0.0, row, rows, chunk, chunks)
+        end_gate, end_tangent_gate = chunk_gates(rho, sech, chunk, chunk_columns)
+        _, _, end_u, end_w = scan_tangent(end_gate, end_tangent_gate, end_u, end_w)
+        u_before, w_before = last(end_u), last(end_w)
+    total_log_var = zero_per_row(BLOCK_ROWS, tl.float64)
+    total_rho_logit = zero_per_row(BLOCK_ROWS, tl.float64)
+
+    start = chunk.to(tl.int64) * chunk_columns
+    span = tl.minimum(columns - start, chunk_columns) if LOOPED else BLOCK_COLUMNS
+    for offset in range(0, span, BLOCK_COLUMNS):
+        first = start + offset
+        column = first + lane
+        mask = row_mask & (column < columns)
+        g = tl.full((BLOCK_ROWS, BLOCK_COLUMNS), 0.0, COMPUTE)
+        if grad_z is not None:
+            pointers = grad_z + row * grad_z_row + column * grad_z_step
+            g = upcast(tl.load(pointers, mask=mask, other=0.0))
+        if d_mu is not None:
+            value = g
+            if grad_kl is not None:
+                value += k * upcast(tl.load(mu + row * mu_row + column * mu_step, mask=mask))
+            store(d_mu + row * columns + column, value, mask)
+        log_s = log_scale(log_vars, log_var_step, column, mask, row_mask, PER_ELEMENT)
+        d_log_s = tl.full((BLOCK_ROWS, BLOCK_COLUMNS), 0.0, COMPUTE)
+        if SCAN:
+            e = noise(eps, eps_row, eps_step, rng_state, row, first, column, mask, g, COMPUTE)
+            gate, tangent_gate, u, w = scan_tangent(
+                tl.broadcast_to(rho, e.shape),
+                tl.broadcast_to(sech, e.shape),
+                tl.where(column == 0, e, sech * e),
+                tl.where(column == 0, 0.0, -rho * e),
+            )
+            w += tangent_gate * u_before + gate * w_before
+            u += gate * u_before
+            u_before, w_before = last(u), last(w)
+            scaled_g = tl.exp(0.5 * log_s) * g
+            d_log_s = 0.5 * scaled_g * u
+            if d_rho_logit is not None:
+                terms = tl.where(mask & (column > 0), scaled_g * w, 0.0)
+                total_rho_logit += row_sum(terms).to(tl.float64)
+        if d_log_var is not None:
+            if PER_ELEMENT:
+                store(d_log_var + row * columns + column, d_log_s + 0.5 * k * expm1(log_s), mask)
+            else:
+                total_log_var += row_sum(tl.where(mask, d_log_s, 0.0)).to(tl.float64)
+
+    if ends is not None and not CARRIED:
+        store(ends + row * chunks + chunk, u_before, row_mask)
+        store(ends + (rows + row) * chunks + chunk, w_before, row_mask)
+    if d_log_var is not None and not PER_ELEMENT:
+        log_s = upcast(tl.load(log_vars, mask=row_mask, other=0.0))
+        terms = 0.5 * k * expm1(log_s) * columns
+        total_log_var += tl.where(chunk == 0, terms, 0.0).to(tl.float64)
+        store(d_log_var + row * chunks + chunk, total_log_var, row_mask)
+    if d_rho_logit is not None:
+        terms = (columns - 1) * k * rho
+        total = sech.to(tl.float64) * total_rho_logit
+        total += tl.where(chunk == 0, terms, 0.0).to(tl.float64)
+        store(d_rho_logit + row * chunks + chunk, total, row_mask)
+
+
+@triton.jit
+def _noise_gradient(
+    grad_z, log_var, rho_logit, d_eps, ends,
+    grad_z_row, grad_z_step, log_var_row, log_var_step, rho_logit_row,
+    rows, columns, chunks, chunk_columns,
+    PER_ELEMENT: tl.constexpr, CARRIED: tl.constexpr,
+    LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """λ_d = √s_d g_d; λ_j = √s_j g_j + ρ λ_{j+1}; ∂ε_1 = λ_1; ∂ε_j = σ λ_j
+
+    The lanes, tiles and chunks run with the scan, from the last column to the first.
+    """
+    COMPUTE: tl.constexpr = tl.float64 if grad_z.dtype.element_ty == tl.float64 else tl.float32
+    chunk = tl.program_id(0) % chunks
+    row = own_rows(chunks, BLOCK_ROWS)
+    lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
+    row_mask = row < rows
+    log_vars = log_var + row * log_var_row
+    a = upcast(tl.load(rho_logit + row * rho_logit_row, mask=row_mask, other=0.0))
+    _, rho, sech, _, _, _ = correlation(a)
+
+    carry = zero_per_row(BLOCK_ROWS, COMPUTE)
+    if CARRIED:
+        end = earlier_chunks(ends, 0, 0.0, row, rows, chunk, chunks)
+        end_gate, _ = chunk_gates(rho, sech, chunk, chunk_columns)
+        carry = last(scan(end_gate, end)[1])
+
+    start = chunk.to(tl.int64) * chunk_columns
+    span = tl.minimum(columns - start, chunk_columns) if LOOPED else BLOCK_COLUMNS
+    for offset in range(0, span, BLOCK_COLUMNS):
+        column = columns - 1 - (start + offset + lane)
+        mask = row_mask & (column >= 0)
+        log_s = log_scale(log_vars, log_var_step, column, mask, row_mask, PER_ELEMENT)
+        pointers = grad_z + row * grad_z_row + column * grad_z_step
+        scaled_g = tl.exp(0.5 * log_s) * upcast(tl.load(pointers, mask=mask, other=0.0))
+        gate, adjoint = scan(tl.broadcast_to(rho, scaled_g.shape), scaled_g)
+        adjoint += gate * carry
+        carry = last(adjoint)
+        if d_eps is not None:
+            value = tl.where(column == 0, adjoint, sech * adjoint)
+            store(d_eps + row * columns + column, value, mask)
+
+    if d_eps is None:
+        store(ends + row * chunks + chunk, carry, row_mask)
+
+
+@triton.jit
+def _log_prob(
+    z, mu, log_var, rho_logit, log_q,
+    z_row, z_step, mu_row, mu_step, log_var_row, log_var_step, rho_logit_row,
+    rows, columns, chunks, chunk_columns,
+    PER_ELEMENT: tl.constexpr,
+    LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """log q(z) = −½[d log 2π + Σ log s_j + (d−1) log(1−ρ²) + ‖ε‖²]"""
+    chunk = tl.program_id(0) % chunks
+    row = own_rows(chunks, BLOCK_ROWS)
+    lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
+    row_mask = row < rows
+    zs, mus, log_vars = z + row * z_row, mu + row * mu_row, log_var + row * log_var_row
+    a = upcast(tl.load(rho_logit + row * rho_logit_row, mask=row_mask, other=0.0))
+    sign, _, _, cosh, one_minus_abs_rho, log_one_minus_rho2 = correlation(a)
+    total = zero_per_row(BLOCK_ROWS, tl.float64)
+
+    start = chunk.to(tl.int64) * chunk_columns
+    span = tl.minimum(columns - start, chunk_columns) if LOOPED else BLOCK_COLUMNS
+    for offset in range(0, span, BLOCK_COLUMNS):
+        column = start + offset + lane
+        u = standardized(
+            zs, z_step, mus, mu_step, log_vars, log_var_step, column, columns, row_mask, PER_ELEMENT
+        )
+        u_before = standardized(
+            zs, z_step, mus, mu_step, log_vars, log_var_step, column - 1, columns, row_mask,
+            PER_ELEMENT,
+        )  # fmt: skip
+        e = whitened(u, u_before, column, sign, cosh, one_minus_abs_rho)
+        terms = tl.where(column < columns, e * e, 0.0)
+        if PER_ELEMENT:
+            mask = row_mask & (column < columns)
+            terms += log_scale(log_vars, log_var_step, column, mask, row_mask, PER_ELEMENT)
+        total += row_sum(terms).to(tl.float64)
+
+    terms = columns * (a * 0.0 + LOG_2PI) + (columns - 1) * log_one_minus_rho2
+    if not PER_ELEMENT:
+        terms += columns * upcast(tl.load(log_vars, mask=row_mask, other=0.0))
+    total += tl.where(chunk == 0, terms, 0.0).to(tl.float64)
+    store(log_q + row * chunks + chunk, -0.5 * total, row_mask)
+
+
+@triton.jit
+def _log_prob_backward(
+    grad, z, mu, log_var, rho_logit, d_z, d_mu, d_log_var, d_rho_logit,
+    grad_row, z_row, z_step, mu_row, mu_step, log_var_row, log_var_step, rho_logit_row,
+    rows, columns, chunks, chunk_columns,
+    PER_ELEMENT: tl.constexpr,
+    LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """γ_1 = −ε_1 + ρ cosh a ε_2; γ_j = cosh a (ρ ε_{j+1} − ε_j); ε_{d+1} = 0
+    ∂z_j = k γ_j / √s_j = −∂μ_j; ∂log_var_j = −½ k (1 + u_j γ_j)
+    ∂a = k [(d−1) ρ − Σ_{j≥2} ε_j (ρ ε_j − σ u_{j−1})]
+    """
+    chunk = tl.program_id(0) % chunks
+    row = own_rows(chunks, BLOCK_ROWS)
+    lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
+    row_mask = row < rows
+    zs, mus, log_vars = z + row * z_row, mu + row * mu_row, log_var + row * log_var_row
+    a = upcast(tl.load(rho_logit + row * rho_logit_row, mask=row_mask, other=0.0))
+    k = upcast(tl.load(grad + row * grad_row, mask=row_mask, other=0.0))
+    sign, rho, sech, cosh, one_minus_abs_rho, _ = correlation(a)
+    total_log_var = zero_per_row(BLOCK_ROWS, tl.float64)
+    total_rho_logit = zero_per_row(BLOCK_ROWS, tl.float64)
+
+    start = chunk.to(tl.int64) * chunk_columns
+    span = tl.minimum(columns - start, chunk_columns) if LOOPED else BLOCK_COLUMNS
+    for offset in range(0, span, BLOCK_COLUMNS):
+        column = start + offset + lane
+        mask = row_mask & (column < columns)
+        u_before = standardized(
+            zs, z_step, mus, mu_step, log_vars, log_var_step, column - 1, columns, row_mask,
+            PER_ELEMENT,
+        )  # fmt: skip
+        u = standardized(
+            zs, z_step, mus, mu_step, log_vars, log_var_step, column, columns, row_mask, PER_ELEMENT
+        )
+        u_after = standardized(
+            zs, z_step, mus, mu_step, log_vars, log_var_step, column + 1, columns, row_mask,
+            PER_ELEMENT,
+        )  # fmt: skip
+        e = whitened(u, u_before, column, sign, cosh, one_minus_abs_rho)
+        e_after = whitened(u_after, u, column + 1, sign, cosh, one_minus_abs_rho)
+        e_after = tl.where(column + 1 < columns, e_after, 0.0)
+        gamma = cosh * rho * e_after - tl.where(column == 0, e, cosh * e)
+        log_s = log_scale(log_vars, log_var_step, column, mask, row_mask, PER_ELEMENT)
+        value = k * gamma * tl.exp(-0.5 * log_s)
+        if d_z is not None:
+            store(d_z + row * columns + column, value, mask)
+        if d_mu is not None:
+            store(d_mu + row * columns + column, -value, mask)
+        if d_log_var is not None:
+            value = -0.5 * k * (1.0 + u * gamma)
+            if PER_ELEMENT:
+                store(d_log_var + row * columns + column, value, mask)
+            else:
+                total_log_var += row_sum(tl.where(mask, value, 0.0)).to(tl.float64)
+        if d_rho_logit is not None:
+            terms = tl.where(mask & (column > 0), e * (rho * e - sech * u_before), 0.0)
+            total_rho_logit -= row_sum(terms).to(tl.float64)
+
+    if d_log_var is not None and not PER_ELEMENT:
+        store(d_log_var + row * chunks + chunk, total_log_var, row_mask)
+    if d_rho_logit is not None:
+        total_rho_logit += tl.where(chunk == 0, (columns - 1) * rho, 0.0).to(tl.float64)
+        value = k.to(tl.float64) * total_rho_logit
+        store(d_rho_logit + row * chunks + chunk, value, row_mask)
+
+
+def _forward(mu: Tensor, log_var: Tensor, rho_logit: Tensor, eps, rng_state):
+    """`_reparam`, with one of eps and rng_state."""
+    z, sum_type = contiguous_like(mu), compute_dtype(mu.dtype)
+    if not mu.numel():
+        return z, torch.zeros(mu.shape[:-1], dtype=sum_type, device=mu.device)
+    rows, columns = mu.numel() // mu.shape[-1], mu.shape[-1]
+    t = tiling(rows, columns)
+    m, lv, a = (as_rows(x, rows) for x in (mu, log_var, rho_logit))
+    e = None if eps is None else as_rows(eps, rows)
+    kl = row_sums(mu, mu.shape[:-1], sum_type, t)
+    ends = chunk_ends(m, 1, t)
+
+    def run(z, kl, carried):
+        launch(
+            _reparam, t, m,
+            m, lv, a, e, rng_state, z, kl, ends,
+            *m.stride(), *lv.stride(), a.stride(0), *(m if e is None else e).stride(),
+            rows, columns, t.chunks, t.chunk_columns,
+            PER_ELEMENT=lv.shape[1] != 1, CARRIED=carried,
+        )  # fmt: skip
+
+    if ends is not None:
+        run(None, None, carried=False)
+    run(z, kl, carried=ends is not None)
+    return z, add_chunks(kl, sum_type, t)
+
+
+def _backward(grad_z, grad_kl, mu, log_var, rho_logit, eps, rng_state, needs):
+    """`_reparam_backward`, with one of eps and rng_state: ∂mu, ∂log_var, ∂rho_logit."""
+    rows, columns = mu.numel() // mu.shape[-1], mu.shape[-1]
+    t = tiling(rows, columns)
+    d_mu = contiguous_like(mu) if needs[0] else None
+    d_log_var = gradient(log_var, needs[1], t)
+    d_rho_logit = gradient(rho_logit, needs[2], t)
+    m, lv, a = (as_rows(x, rows) for x in (mu, log_var, rho_logit))
+    e = None if eps is None else as_rows(eps, rows)
+    g = None if grad_z is None else as_rows(grad_z, rows)
+    k = None if grad_kl is None else grad_kl.reshape(rows)
+    scanned = g is not None and (needs[1] or needs[2])
+    ends = chunk_ends(m, 2, t) if scanned else None
+
+    def run(g, k, d_mu, d_log_var, d_rho_logit, carried):
+        launch(
+            _reparam_backward, t, m,
+            g, k, m, lv, a, e, rng_state, d_mu, d_log_var, d_rho_logit, ends,
+            *(m if g is None else g).stride(), 0 if k is None else k.stride(0),
+            *m.stride(), *lv.stride(), a.stride(0), *(m if e is None else e).stride(),
+            rows, columns, t.chunks, t.chunk_columns,
+            PER_ELEMENT=lv.shape[1] != 1, SCAN=scanned, CARRIED=carried,
+        )  # fmt: skip
+
+    if ends is not None:
+        run(None, None, None, None, None, carried=False)
+    if any(needs[:3]):
+        run(g, k, d_mu, d_log_var, d_rho_logit, carried=ends is not None)
+    return (
+        mu.new_empty(0) if d_mu is None else d_mu,
+        finished(d_log_var, log_var, t),
+        finished(d_rho_logit, rho_logit, t),
+    )
+
+
+def _d_eps(grad_z: Tensor, log_var: Tensor, rho_logit: Tensor) -> Tensor:
+    """`_noise_gradient`."""
+    d_eps = contiguous_like(grad_z)
+    rows, columns = grad_z.numel() // grad_z.shape[-1], grad_z.shape[-1]
+    t = tiling(rows, columns)
+    g, lv, a = (as_rows(x, rows) for x in (grad_z, log_var, rho_logit))
+    ends = chunk_ends(g, 1, t)
+
+    def run(d_eps, carried):
+        launch(
+            _noise_gradient, t, g,
+            g, lv, a, d_eps, ends,
+            *g.stride(), *lv.stride(), a.stride(0),
+            rows, columns, t.chunks, t.chunk_columns,
+            PER_ELEMENT=lv.shape[1] != 1, CARRIED=carried,
+        )  # fmt: skip
+
+    if ends is not None:
+        run(None, carried=False)
+    run(d_eps, carried=ends is not None)
+    return d_eps
+
+
+def ar1_reparam(
+    mu: Tensor, log_var: Tensor, rho_logit: Tensor, eps: Tensor
+) -> tuple[Tensor, Tensor]:
+    """See `rhovae_kernels.ops.ar1_reparam`."""
+    return _forward(mu, log_var, rho_logit, eps, None)
+
+
+def ar1_reparam_backward(
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    mu: Tensor,
+    log_var: Tensor,
+    rho_logit: Tensor,
+    eps: Tensor,
+    needs: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    """Gradients of `ar1_reparam` in (mu, log_var, rho_logit, eps)."""
+    if not mu.numel():
+        return no_gradients((mu, log_var, rho_logit, eps), needs)
+    gradients = _backward(grad_z, grad_kl, mu, log_var, rho_logit, eps, None, needs)
+    if not needs[3]:
+        return *gradients, eps.new_empty(0)
+    if grad_z is None:
+        return *gradients, torch.zeros(eps.shape, dtype=eps.dtype, device=eps.device)
+    return *gradients, _d_eps(grad_z, log_var, rho_logit)
+
+
+def ar1_reparam_rng(
+    mu: Tensor, log_var: Tensor, rho_logit: Tensor, rng_state: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `rhovae_kernels.ops.ar1_reparam_rng`."""
+    used = rng_state.clone(memory_format=torch.contiguous_format)
+    return *_forward(mu, log_var, rho_logit, None, used), used
+
+
+def ar1_reparam_rng_backward(
+    grad_z: Tensor | None,
+    grad_kl: Tensor | None,
+    mu: Tensor,
+    log_var: Tensor,
+    rho_logit: Tensor,
+    rng_used: Tensor,
+    needs: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    """Gradients of `ar1_reparam_rng` in (mu, log_var, rho_logit), ε drawn once more."""
+    if not mu.numel():
+        return no_gradients((mu, log_var, rho_logit), needs)
+    used = rng_used.contiguous()
+    return _backward(grad_z, grad_kl, mu, log_var, rho_logit, None, used, needs)
+
+
+def ar1_log_prob(z: Tensor, mu: Tensor, log_var: Tensor, rho_logit: Tensor) -> Tensor:
+    """See `rhovae_kernels.ops.ar1_log_prob`."""
+    sum_type = compute_dtype(z.dtype)
+    if not z.numel():
+        return torch.zeros(z.shape[:-1], dtype=sum_type, device=z.device)
+    rows, columns = z.numel() // z.shape[-1], z.shape[-1]
+    t = tiling(rows, columns)
+    x, m, lv, a = (as_rows(x, rows) for x in (z, mu, log_var, rho_logit))
+    log_q = row_sums(z, z.shape[:-1], sum_type, t)
+    launch(
+        _log_prob, t, x,
+        x, m, lv, a, log_q,
+        *x.stride(), *m.stride(), *lv.stride(), a.stride(0),
+        rows, columns, t.chunks, t.chunk_columns,
+        PER_ELEMENT=lv.shape[1] != 1,
+    )  # fmt: skip
+    return add_chunks(log_q, sum_type, t)
+
+
+def ar1_log_prob_backward(
+    grad: Tensor,
+    z: Tensor,
+    mu: Tensor,
+    log_var: Tensor,
+    rho_logit: Tensor,
+    needs: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    """Gradients of `ar1_log_prob` in (z, mu, log_var, rho_logit)."""
+    inputs = (z, mu, log_var, rho_logit)
+    if not z.numel():
+        return no_gradients(inputs, needs)
+    rows, columns = z.numel() // z.shape[-1], z.shape[-1]
+    t = tiling(rows, columns)
+    d_z, d_mu = (contiguous_like(z) if need else None for need in needs[:2])
+    d_log_var, d_rho_logit = (gradient(x, n, t) for x, n in zip(inputs[2:], needs[2:], strict=True))
+    x, m, lv, a = (as_rows(x, rows) for x in inputs)
+    k = grad.reshape(rows)
+    if any(needs):
+        launch(
+            _log_prob_backward, t, x,
+            k, x, m, lv, a, d_z, d_mu, d_log_var, d_rho_logit,
+            k.stride(0), *x.stride(), *m.stride(), *lv.stride(), a.stride(0),
+            rows, columns, t.chunks, t.chunk_columns,
+            PER_ELEMENT=lv.shape[1] != 1,
+        )  # fmt: skip
+    empty = z.new_empty(0)
+    return (
+        empty if d_z is None else d_z,
+        empty.clone() if d_mu is None else d_mu,
+        finished(d_log_var, log_var, t),
+        finished(d_rho_logit, rho_logit, t),
+    )
+
+
+def configurations() -> list[Configuration]:
+    """Ways in which the kernels are compiled that between them meet each tile, pass and flag."""
+    explicit: dict[str, str | None] = {"rng_state": None}
+    drawn: dict[str, str | None] = {"rng_state": "i64", "eps": None}
+    whole: dict[str, str | None] = {"ends": None}
+    first: dict[str, str | None] = {"z": None, "kl": None}
+    left_out = ("grad_z", "grad_kl", "d_mu", "d_log_var", "d_rho_logit")
+    first_backward: dict[str, str | None] = dict.fromkeys(left_out)
+    density = {"PER_ELEMENT": True}
+    flags = density | {"CARRIED": False}
+    carried = density | {"CARRIED": True}
+    per_row = {"PER_ELEMENT": False}
+    scan = {"SCAN": True}
+    small = 64
+    cases: list[tuple] = [
+        *((_reparam, "fp32", c, drawn | whole, flags) for c in COMPILED_COLUMNS),
+        *((_reparam, "fp32", c, explicit | whole, flags) for c in (small, LOOPED)),
+        (_reparam, "fp32", LOOPED, drawn | first, flags),
+        (_reparam, "fp32", LOOPED, drawn, carried),
+        (_reparam, "bf16", small, explicit | whole | {"kl": "fp32"}, flags | per_row),
+        *((_reparam_backward, "fp32", c, drawn | whole, flags | scan) for c in COMPILED_COLUMNS),
+        *((_reparam_backward, "fp32", c, explicit | whole, flags | scan) for c in (small, LOOPED)),
+        (_reparam_backward, "fp32", LOOPED, drawn | first_backward, flags | scan),
+        (_reparam_backward, "fp32", LOOPED, drawn, carried | scan),
+        (_reparam_backward, "fp64", LOOPED, drawn | whole, flags | scan),
+        (_reparam_backward, "bf16", small, explicit | whole | {"grad_kl": "fp32"}, flags | scan),
+        *((_noise_gradient, "fp32", c, whole, flags) for c in (small, LOOPED)),
+        (_noise_gradient, "fp32", LOOPED, {"d_eps": None}, flags),
+        (_noise_gradient, "fp32", LOOPED, {}, carried),
+        *((_log_prob, "fp32", c, {}, density) for c in (small, LOOPED)),
+        *((_log_prob_backward, "fp32", c, {}, density) for c in (small, LOOPED)),
+        (_log_prob_backward, "bf16", LOOPED, {"grad": "fp32"}, per_row),
+    ]
+    return [configuration(*case) for case in cases]

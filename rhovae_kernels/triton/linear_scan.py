@@ -1,0 +1,197 @@
+"""`linear_scan` in Triton, and the scans that other kernels are made of."""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rhovae_kernels.triton.runtime import (
+    COMPILED_COLUMNS,
+    LOOPED,
+    MAX_CHUNKS,
+    Configuration,
+    as_rows,
+    chunk_ends,
+    configuration,
+    contiguous_like,
+    finished,
+    gradient,
+    launch,
+    no_gradients,
+    tiling,
+)
+from rhovae_kernels.triton.tile import last, own_rows, row_sum, store, upcast, zero_per_row
+
+# True in the copy of this module that Triton's interpreter runs, which takes an associative scan
+# element by element; there a scan is log-many steps over whole tiles.
+INTERPRETED = tl.constexpr(False)
+
+
+@triton.jit
+def earlier(x, steps, identity):
+    """x as it stood `steps` columns earlier; the identity before the first column."""
+    source = tl.arange(0, x.shape[1])[None, :] - steps
+    index = tl.broadcast_to(tl.maximum(source, 0), x.shape)
+    return tl.where(source >= 0, tl.gather(x, index, 1), identity)
+
+
+@triton.jit
+def compose(a1, b1, a2, b2):
+    """(a₂,b₂)∘(a₁,b₁) of maps x ↦ a x + b."""
+    return a1 * a2, a2 * b1 + b2
+
+
+@triton.jit
+def scan(a, b):
+    """Along each row, the composition of all maps x ↦ a x + b so far."""
+    if INTERPRETED:
+        steps = 1
+        while steps < a.shape[1]:
+            a, b = compose(earlier(a, steps, 1.0), earlier(b, steps, 0.0), a, b)
+            steps *= 2
+        return a, b
+    else:
+        return tl.associative_scan((a, b), 1, compose)
+
+
+@triton.jit
+def earlier_chunks(ends, value, identity, row, rows, chunk, chunks):
+    """One value of the maps that the chunks before this one left; the identity from this one on."""
+    index = tl.arange(0, MAX_CHUNKS)[None, :]
+    pointers = ends + (value * rows + row) * chunks + index
+    return tl.load(pointers, mask=(row < rows) & (index < chunk), other=identity)
+
+
+@triton.jit
+def _scan(
+    gates, tokens, states, out, d_gates, ends,
+    gates_row, gates_step, tokens_row, tokens_step, states_row, states_step,
+    rows, columns, chunks, chunk_columns,
+    REVERSE: tl.constexpr, GATE_PER_ROW: tl.constexpr, ADJOINT: tl.constexpr,
+    CARRIED: tl.constexpr,
+    LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """x_t = a_t x_{t−1} + b_t into `out`, t counted in the direction of the scan.
+
+    ADJOINT: λ_t = g_t + a_{t−1} λ_{t−1}; with it, where there is a `d_gates`, ∂a_t = λ_t x_{t+1},
+    x being `states`. (Both count the other way round than the scan that they differentiate.)
+
+    A row in several chunks takes two launches: the first leaves the map of each chunk in `ends`,
+    the second (CARRIED) starts each chunk from those before it.
+    """
+    COMPUTE: tl.constexpr = tl.float64 if tokens.dtype.element_ty == tl.float64 else tl.float32
+    FORWARD: tl.constexpr = -1 if REVERSE else 1
+    chunk = tl.program_id(0) % chunks
+    row = own_rows(chunks, BLOCK_ROWS)
+    lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
+    row_mask = row < rows
+    row_gates = gates + row * gates_row
+    row_tokens = tokens + row * tokens_row
+
+    carry = zero_per_row(BLOCK_ROWS, COMPUTE)
+    product = carry + 1.0
+    d_gate = zero_per_row(BLOCK_ROWS, tl.float64)
+    if CARRIED:
+        end_a = earlier_chunks(ends, 0, 1.0, row, rows, chunk, chunks)
+        end_b = earlier_chunks(ends, 1, 0.0, row, rows, chunk, chunks)
+        carry = last(scan(end_a, end_b)[1])
+
+    start = chunk.to(tl.int64) * chunk_columns
+    span = tl.minimum(columns - start, chunk_columns) if LOOPED else BLOCK_COLUMNS
+    for offset in range(0, span, BLOCK_COLUMNS):
+        step = start + offset + lane
+        mask = row_mask & (step < columns)
+        # The lanes run with the scan, so that it is a forward one in either direction: reversed
+        # loads are as coalesced, and a reversed scan turns every value around twice.
+        column = columns - 1 - step if REVERSE else step
+        b = upcast(tl.load(row_tokens + column * tokens_step, mask=mask, other=0.0))
+        if GATE_PER_ROW:
+            a = tl.where(mask, upcast(tl.load(row_gates, mask=row_mask, other=1.0)), 1.0)
+        elif ADJOINT:
+            pointers = row_gates + (column - FORWARD) * gates_step
+            a = upcast(tl.load(pointers, mask=mask & (step > 0), other=1.0))
+        else:
+            a = upcast(tl.load(row_gates + column * gates_step, mask=mask, other=1.0))
+        a, x = scan(a, b)
+        x += a * carry
+        carry = last(x)
+        if out is not None:
+            store(out + row * columns + column, x, mask)
+        if d_gates is not None:
+            pointers = states + row * states_row + (column + FORWARD) * states_step
+            next_x = upcast(tl.load(pointers, mask=mask & (step + 1 < columns), other=0.0))
+            if GATE_PER_ROW:
+                d_gate += row_sum(x * next_x).to(tl.float64)
+            else:
+                store(d_gates + row * columns + column, x * next_x, mask)
+        if ends is not None:
+            product *= last(a)
+
+    if ends is not None and not CARRIED:
+        store(ends + row * chunks + chunk, product, row_mask)
+        store(ends + (rows + row) * chunks + chunk, carry, row_mask)
+    if d_gates is not None and GATE_PER_ROW:
+        store(d_gates + row * chunks + chunk, d_gate, row_mask)
+
+
+def _run(gates, tokens, states, out, d_gates, reverse: bool, adjoint: bool) -> None:
+    """Launch `_scan` over (rows, columns) operands: once, or twice where a row is in chunks."""
+    rows, columns = tokens.shape
+    t = tiling(rows, columns)
+    ends = chunk_ends(tokens, 2, t)
+
+    def run(states, out, d_gates, carried):
+        launch(
+            _scan, t, tokens,
+            gates, tokens, states, out, d_gates, ends,
+            *gates.stride(), *tokens.stride(), *(tokens if states is None else states).stride(),
+            rows, columns, t.chunks, t.chunk_columns,
+            REVERSE=reverse, GATE_PER_ROW=gates.shape[1] == 1, ADJOINT=adjoint, CARRIED=carried,
+        )  # fmt: skip
+
+    if ends is not None:
+        run(None, None, None, carried=False)
+    run(states, out, d_gates, carried=ends is not None)
+
+
+def linear_scan(gates: Tensor, tokens: Tensor, reverse: bool = False) -> Tensor:
+    """See `rhovae_kernels.ops.linear_scan`."""
+    states = torch.empty(tokens.shape, dtype=tokens.dtype, device=tokens.device)
+    if tokens.numel():
+        rows = tokens.numel() // tokens.shape[-1]
+        _run(as_rows(gates, rows), as_rows(tokens, rows), None, states, None, reverse, False)
+    return states
+
+
+def linear_scan_backward(
+    grad: Tensor, gates: Tensor, states: Tensor, reverse: bool, needs: Sequence[bool]
+) -> tuple[Tensor, ...]:
+    """λ_t = g_t + a_{t+1} λ_{t+1}; ∂b = λ; ∂a_t = λ_t x_{t−1} (the other way round if reversed)."""
+    if not states.numel():
+        return no_gradients((gates, states), needs)
+    rows = states.numel() // states.shape[-1]
+    t = tiling(rows, states.shape[-1])
+    d_gates = gradient(gates, needs[0], t)
+    d_tokens = contiguous_like(states) if needs[1] else None
+    a, g, x = (as_rows(x, rows) for x in (gates, grad, states))
+    _run(a, g, x, d_tokens, d_gates, not reverse, True)
+    return finished(d_gates, gates, t), states.new_empty(0) if d_tokens is None else d_tokens
+
+
+def configurations() -> list[Configuration]:
+    """Ways in which `_scan` is compiled that between them meet each tile, pass and flag."""
+    whole, first = {"ends": None}, {"states": None, "out": None, "d_gates": None}
+    no_gradient = {"states": None, "d_gates": None}
+    flags = {"REVERSE": False, "GATE_PER_ROW": False, "ADJOINT": False, "CARRIED": False}
+    adjoint = flags | {"REVERSE": True, "ADJOINT": True}
+    cases = [
+        *(("fp32", c, whole | no_gradient, flags) for c in COMPILED_COLUMNS),
+        *(("fp32", c, whole, adjoint) for c in COMPILED_COLUMNS),
+        ("fp32", LOOPED, whole, adjoint | {"GATE_PER_ROW": True}),
+        ("fp32", LOOPED, first, flags),
+        ("fp32", LOOPED, {}, adjoint | {"CARRIED": True}),
+        ("bf16", 64, whole | no_gradient, flags | {"GATE_PER_ROW": True}),
+    ]
+    return [configuration(_scan, *case) for case in cases]

@@ -1,0 +1,222 @@
+"""How a kernel is cut into programs and launched: on a GPU, or on the CPU by the interpreter."""
+
+from collections.abc import Mapping, Sequence
+from functools import cache, lru_cache
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.jit import JITFunction
+
+from python_ref.precision import compute_dtype
+
+# A tile is eight elements a thread, of as many rows as fit; a longer row is a loop over the last.
+# (Sixteen elements a thread, or eight in a tile of 2048, spill registers.)
+TILE_COLUMNS = (16, 64, 256, 1024)
+TILE_ELEMENTS = 1024
+WARPS = 4
+# Rows are split over programs where there are few of them and each is long.
+PROGRAMS_WANTED = 512
+TILES_WORTH_SPLITTING = 8
+# The most chunks of a row: a kernel looks at the ends of all before its own at once.
+MAX_CHUNKS = tl.constexpr(128)
+
+
+class Tiling(NamedTuple):
+    """How (rows, columns) is cut: blocks of rows, each cut into chunks of whole tiles.
+
+    A chunk is a power of two of tiles long, the last one excepted.
+    """
+
+    block_rows: int
+    block_columns: int
+    programs: int
+    chunks: int
+    chunk_columns: int
+    looped: bool
+
+
+@lru_cache(maxsize=4096)
+def tiling(rows: int, columns: int) -> Tiling:
+    """The fixed choice for a shape, the same on every machine."""
+    block_columns = next((c for c in TILE_COLUMNS if columns <= c), TILE_COLUMNS[-1])
+    block_rows = TILE_ELEMENTS // block_columns
+    tiles = triton.cdiv(columns, block_columns)
+    chunks = 1
+    if tiles >= TILES_WORTH_SPLITTING:
+        chunks = min(MAX_CHUNKS.value, tiles // 2, triton.cdiv(PROGRAMS_WANTED, rows))
+    chunk_tiles = triton.next_power_of_2(triton.cdiv(tiles, chunks))
+    chunks = triton.cdiv(tiles, chunk_tiles)
+    return Tiling(
+        block_rows,
+        block_columns,
+        programs=triton.cdiv(rows, block_rows) * chunks,
+        chunks=chunks,
+        chunk_columns=chunk_tiles * block_columns,
+        looped=tiles > 1,
+    )
+
+
+def as_rows(x: Tensor, rows: int) -> Tensor:
+    """(…,n) as (rows, n): a view wherever one row stride reaches every row, else a copy."""
+    return x if x.dim() == 2 else x.reshape(rows, x.shape[-1])
+
+
+def contiguous_like(x: Tensor) -> Tensor:
+    """Room for an output, contiguous whatever the strides of x."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def row_sums(like: Tensor, shape: torch.Size, dtype: torch.dtype, t: Tiling) -> Tensor:
+    """Room for one sum a row; for one a chunk, in float64, where a row has several."""
+    if t.chunks == 1:
+        return torch.empty(shape, dtype=dtype, device=like.device)
+    return torch.empty((*shape, t.chunks), dtype=torch.float64, device=like.device)
+
+
+def add_chunks(sums: Tensor, dtype: torch.dtype, t: Tiling) -> Tensor:
+    """What `row_sums` made room for, one sum a row."""
+    return sums if t.chunks == 1 else sums.sum(-1).to(dtype)
+
+
+def gradient(like: Tensor, needed: bool, t: Tiling) -> Tensor | None:
+    """Room for the gradient of an operand: (…,n), or (…,1) where it is a sum over each row."""
+    if not needed:
+        return None
+    if like.shape[-1] == 1:
+        return row_sums(like, like.shape, like.dtype, t)
+    return contiguous_like(like)
+
+
+def finished(room: Tensor | None, like: Tensor, t: Tiling) -> Tensor:
+    """What `gradient` made room for; an empty tensor where it was not needed."""
+    if room is None:
+        return like.new_empty(0)
+    return add_chunks(room, like.dtype, t) if like.shape[-1] == 1 else room
+
+
+def no_gradients(inputs: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor, ...]:
+    """The gradients where there is no element to take them of."""
+    return tuple(
+        torch.zeros(x.shape if need else 0, dtype=x.dtype, device=x.device)
+        for x, need in zip(inputs, needs, strict=True)
+    )
+
+
+def chunk_ends(like: Tensor, values: int, t: Tiling) -> Tensor | None:
+    """Room for what a scan of `like` (rows, n) leaves at the end of each chunk; None for one."""
+    if t.chunks == 1:
+        return None
+    shape = (values, like.shape[0], t.chunks)
+    return torch.empty(shape, dtype=compute_dtype(like.dtype), device=like.device)
+
+
+def _range(*bounds):
+    """`range` for the interpreter, whose scalars are arrays of one element.
+
+    Triton 3.6 leaves their conversion to numpy, which refuses it from 2.4 on.
+    """
+    return range(*(b.handle.data.item() if isinstance(b, tl.tensor) else int(b) for b in bounds))
+
+
+# The copy of a module's namespace in which every jitted function is an interpreted one.
+_namespaces: dict[str, dict[str, Any]] = {}
+
+
+def _copy(function: FunctionType) -> FunctionType:
+    """`function` in the interpreted copy of its module."""
+    module = function.__globals__["__name__"]
+    if module not in _namespaces:
+        namespace = _namespaces[module] = function.__globals__ | {"range": _range}
+        if "INTERPRETED" in namespace:
+            namespace["INTERPRETED"] = tl.constexpr(True)
+        for name, value in function.__globals__.items():
+            if isinstance(value, JITFunction):
+                namespace[name] = InterpretedFunction(_copy(value.fn)).rewrite()
+    copy = FunctionType(function.__code__, _namespaces[module], function.__name__)
+    copy.__annotations__ = function.__annotations__
+    copy.__defaults__ = function.__defaults__
+    return copy
+
+
+@cache
+def interpreted(kernel: JITFunction) -> InterpretedFunction:
+    """`kernel`, and each jitted function that it calls, run by Triton's interpreter.
+
+    The environment variable TRITON_INTERPRET would do so for the whole process, and rule out
+    compiling ahead of time in it.
+    """
+    return InterpretedFunction(_copy(kernel.fn))
+
+
+def launch(kernel: JITFunction, t: Tiling, like: Tensor, *args, **constants) -> None:
+    """Run `kernel` over tiles `t`, on the device of `like` and its current stream."""
+    constants |= {
+        "LOOPED": t.looped,
+        "BLOCK_ROWS": t.block_rows,
+        "BLOCK_COLUMNS": t.block_columns,
+    }
+    if like.device.type == "cpu":
+        # As on a GPU, inf and NaN are values, not warnings.
+        with np.errstate(all="ignore"):
+            interpreted(kernel)[(t.programs,)](*args, **constants)
+    else:
+        with torch.cuda.device_of(like):
+            kernel[(t.programs,)](*args, num_warps=WARPS, **constants)
+
+
+# Row lengths that between them meet every tile, and a loop over tiles.
+LOOPED = 2 * TILE_COLUMNS[-1]
+COMPILED_COLUMNS = (*TILE_COLUMNS, LOOPED)
+
+
+class Configuration(NamedTuple):
+    """One way a kernel is compiled: what `triton.compiler.ASTSource` takes, and the warps."""
+
+    name: str
+    kernel: JITFunction
+    signature: dict[str, str]
+    constexprs: dict[str, Any]
+    warps: int
+
+
+def configuration(
+    kernel: JITFunction,
+    dtype: str,
+    columns: int,
+    pointers: Mapping[str, str | None],
+    flags: Mapping[str, bool],
+) -> Configuration:
+    """How `kernel` is compiled for contiguous operands with rows of at most `columns`.
+
+    Args:
+        dtype: element type of every pointer that `pointers` does not name.
+        pointers: pointer arguments with another element type, or None where they are left out.
+        flags: the constants beside those of the tile.
+    """
+    t = tiling(TILE_ELEMENTS, columns)
+    constexprs: dict[str, Any] = {
+        **flags,
+        "LOOPED": t.looped,
+        "BLOCK_ROWS": t.block_rows,
+        "BLOCK_COLUMNS": t.block_columns,
+    }
+    constexprs |= {name: None for name, kind in pointers.items() if kind is None}
+    constexprs |= {name: 1 for name in kernel.arg_names if name.endswith("_step")}
+    if not t.looped:
+        constexprs["chunks"] = 1
+    types = {"rows": "i32", "columns": "i32", "chunks": "i32", "chunk_columns": "i32"}
+    types |= {name: "i64" for name in kernel.arg_names if name.endswith("_row")}
+    types["ends"] = "*fp64" if dtype == "fp64" else "*fp32"
+    types |= {name: f"*{kind}" for name, kind in pointers.items()}
+    types |= {name: "constexpr" for name in constexprs}
+    signature = {name: types.get(name, f"*{dtype}") for name in kernel.arg_names}
+    settings = [f"columns={columns}", *(name for name, on in flags.items() if on)]
+    settings += [f"{name}={kind}" for name, kind in pointers.items()]
+    name = f"{kernel.__name__} {dtype} {' '.join(settings)}"
+    return Configuration(name, kernel, signature, constexprs, WARPS)

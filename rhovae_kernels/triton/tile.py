@@ -1,0 +1,59 @@
+"""What every kernel does with a tile: which rows are its own, their types, their sums.
+
+What is one a row has shape (R,1), and none where R = 1: a scalar has no layout, while the one that
+the compiler gives to a loop-carried 1 × 1 block may be forced on whole tiles.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def upcast(x):
+    if x.dtype == tl.float64:
+        return x
+    else:
+        return x.to(tl.float32)
+
+
+@triton.jit
+def store(pointers, x, mask):
+    DTYPE: tl.constexpr = pointers.dtype.element_ty
+    if DTYPE == tl.float64:  # noqa: SIM300
+        tl.store(pointers, x.to(DTYPE), mask=mask)
+    else:
+        # By way of float32, the one type that the interpreter makes bfloat16 of.
+        tl.store(pointers, x.to(tl.float32).to(DTYPE), mask=mask)
+
+
+@triton.jit
+def own_rows(chunks, BLOCK_ROWS: tl.constexpr):
+    """The rows of this program."""
+    block = (tl.program_id(0) // chunks).to(tl.int64)
+    if BLOCK_ROWS == 1:
+        return block
+    else:
+        return block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)[:, None]
+
+
+@triton.jit
+def zero_per_row(BLOCK_ROWS: tl.constexpr, DTYPE: tl.constexpr):
+    if BLOCK_ROWS == 1:
+        return tl.full((), 0.0, DTYPE)
+    else:
+        return tl.full((BLOCK_ROWS, 1), 0.0, DTYPE)
+
+
+@triton.jit
+def row_sum(x):
+    if x.shape[0] == 1:
+        return tl.reduce(x, None, tl.standard._sum_combine)
+    else:
+        return tl.reduce(x, 1, tl.standard._sum_combine, keep_dims=True)
+
+
+@triton.jit
+def last(x):
+    """The last column."""
+    columns = tl.arange(0, x.shape[1])[None, :]
+    return row_sum(tl.where(columns == x.shape[1] - 1, x, 0.0))

@@ -14,7 +14,7 @@ SOURCES = $(wildcard csrc/*.* csrc/*/*.*) setup.py build_flags.py pyproject.toml
 $(VENV)/.ready: $(SOURCES)
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) pip install --quiet --upgrade pip
-	$(RUN) pip install --quiet $(TORCH) $(TRITON) "setuptools>=77,<81" wheel ninja "pybind11>=2.13"
+	$(RUN) pip install --quiet $(TORCH) $(TRITON) "setuptools>=77,<81" wheel ninja "pybind11>=2.13" numpy
 	$(RUN) pip install --quiet --no-build-isolation -e ".[vae,test,check,bench]"
 	touch $@
 

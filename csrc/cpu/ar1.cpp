@@ -507,7 +507,8 @@ struct ReparamBackward {
       if (sums_log_var) sum_log_var += g * s.scale * u_here;
       if (d_log_var) store(d_log_var + j, T(0.5) * (g * s.scale * u_here + k * s.expm1), n);
       if (sums_logit) {
-        const V<T> u_before = load(static_cast<const T*>(u) + j - 1);
+        // Not a load at j − 1: that would wait for two stores.
+        const V<T> u_before = slide_up<T, 1>(u_here, broadcast(u[j - 1]));
         V<T> term = adjoint * sech * (sech * u_before - rho * noise.at(j, n));
         if (j == 0) term[0] = 0;
         sum_logit += term;  // lanes past the end have λ = 0

@@ -98,7 +98,7 @@ void with_storage(ScalarType type, const F& f) {
 
 // Long rows are cut into tiles; a multiple of every vector length, small enough for the first cache.
 constexpr int64_t kTile = 2048;
-// What one thread should at least be given, in elements.
+// What one thread should at least be given, in elements: some ten microseconds of work.
 constexpr int64_t kGrain = 1 << 14;
 
 struct Tiles {

@@ -27,11 +27,18 @@ constexpr int kLanes = RHOVAE_VECTOR_BYTES / sizeof(T);
 typedef uint16_t HalfBits __attribute__((vector_size(RHOVAE_VECTOR_BYTES / 2)));
 typedef uint32_t FloatBits __attribute__((vector_size(RHOVAE_VECTOR_BYTES)));
 
+// One lane, in every lane.
+template <typename T, int lane, int... I>
+RHOVAE_INLINE V<T> repeat(V<T> v, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(v, v, (I * 0 + lane)...);
+}
+template <typename T, int lane>
+RHOVAE_INLINE V<T> repeat(V<T> v) {
+  return repeat<T, lane>(v, std::make_integer_sequence<int, kLanes<T>>());
+}
 template <typename T>
 RHOVAE_INLINE V<T> broadcast(T x) {
-  V<T> v;
-  for (int i = 0; i < kLanes<T>; ++i) v[i] = x;
-  return v;
+  return repeat<T, 0>(V<T>{x});
 }
 
 // Storage to compute type and back. Halves are widened and rounded (to nearest even) by their bits.
@@ -143,7 +150,9 @@ RHOVAE_INLINE Compute<S> number(const S* p) {
 }
 template <typename S>
 RHOVAE_INLINE void put(void* out, int64_t row, double x) {
-  store(static_cast<S*>(out) + row, broadcast(Compute<S>(x)), 1);
+  S* at = static_cast<S*>(out) + row;
+  if constexpr (sizeof(S) == 2) store(at, broadcast(float(x)), 1);
+  else *at = S(x);
 }
 
 // Lanes j … j+n−1 of a row of `length` elements; those outside the row are zero.
@@ -175,22 +184,29 @@ RHOVAE_INLINE void for_vectors(int64_t begin, int64_t end, const F& f) {
   }
 }
 
-// Lane moves. slide_up<K>: lane i takes lane i−K, the first K take `fill`; slide_down the other way.
+// Lane moves. slide_up<K>: lane i takes lane i−K, the first K take `fill`, which is the same in every
+// lane; slide_down<K> the other way.
 
 template <typename T, int K, int... I>
 RHOVAE_INLINE V<T> slide_up_lanes(V<T> v, V<T> fill, std::integer_sequence<int, I...>) {
   return __builtin_shufflevector(fill, v, (I < K ? I : kLanes<T> + I - K)...);
-}
-template <typename T, int K>
-RHOVAE_INLINE V<T> slide_up(V<T> v, V<T> fill) {
-  return slide_up_lanes<T, K>(v, fill, std::make_integer_sequence<int, kLanes<T>>());
 }
 template <typename T, int K, int... I>
 RHOVAE_INLINE V<T> slide_down_lanes(V<T> v, V<T> fill, std::integer_sequence<int, I...>) {
   return __builtin_shufflevector(v, fill, (I + K)...);
 }
 template <typename T, int K>
+RHOVAE_INLINE V<T> slide_up(V<T> v, V<T> fill) {
+#ifdef RHOVAE_ALIGN_LANES
+  if constexpr (sizeof(T) == 4) return V<T>(RHOVAE_ALIGN_LANES(__m512i(v), __m512i(fill), 16 - K));
+#endif
+  return slide_up_lanes<T, K>(v, fill, std::make_integer_sequence<int, kLanes<T>>());
+}
+template <typename T, int K>
 RHOVAE_INLINE V<T> slide_down(V<T> v, V<T> fill) {
+#ifdef RHOVAE_ALIGN_LANES
+  if constexpr (sizeof(T) == 4) return V<T>(RHOVAE_ALIGN_LANES(__m512i(fill), __m512i(v), K));
+#endif
   return slide_down_lanes<T, K>(v, fill, std::make_integer_sequence<int, kLanes<T>>());
 }
 template <typename T, int K, bool reverse>
@@ -199,17 +215,21 @@ RHOVAE_INLINE V<T> slide(V<T> v, V<T> fill) {
   else return slide_up<T, K>(v, fill);
 }
 
+// The sum of all lanes, by halves.
 template <typename T>
 RHOVAE_INLINE T sum(V<T> v) {
-  T total = 0;
-  for (int i = 0; i < kLanes<T>; ++i) total += v[i];
-  return total;
+  const V<T> zero = {};
+  if constexpr (kLanes<T> > 8) v += slide_down<T, 8>(v, zero);
+  if constexpr (kLanes<T> > 4) v += slide_down<T, 4>(v, zero);
+  if constexpr (kLanes<T> > 2) v += slide_down<T, 2>(v, zero);
+  v += slide_down<T, 1>(v, zero);
+  return v[0];
 }
 
-// The last lane in the direction of a scan.
+// The last lane in the direction of a scan, in every lane.
 template <typename T, bool reverse>
-RHOVAE_INLINE T last(V<T> v) {
-  return v[reverse ? 0 : kLanes<T> - 1];
+RHOVAE_INLINE V<T> last(V<T> v) {
+  return repeat<T, reverse ? 0 : kLanes<T> - 1>(v);
 }
 
 // exp(x) and exp(x) − 1, the latter to its own last digits where x is small.
@@ -276,7 +296,7 @@ struct RowScan {
     if constexpr (kLanes<T> > 4) x += gate4 * slide<T, 4, reverse>(x, zero);
     if constexpr (kLanes<T> > 8) x += gate8 * slide<T, 8, reverse>(x, zero);
     x += ramp * carry;
-    carry = broadcast(last<T, reverse>(x));
+    carry = last<T, reverse>(x);
     return x;
   }
 
@@ -298,8 +318,8 @@ struct StepScan {
     if constexpr (kLanes<T> > 4) compose<4>(a, x, zero, one);
     if constexpr (kLanes<T> > 8) compose<8>(a, x, zero, one);
     x += a * carry;
-    carry = broadcast(last<T, reverse>(x));
-    gate *= broadcast(last<T, reverse>(a));
+    carry = last<T, reverse>(x);
+    gate *= last<T, reverse>(a);
     return x;
   }
 
@@ -318,7 +338,7 @@ struct RowAggregate {
   V<T> lanes = {};
 
   explicit RHOVAE_INLINE RowAggregate(T rho) {
-    vector_gate = broadcast(last<T, reverse>(RowScan<T, reverse>(rho, T(0)).ramp));
+    vector_gate = last<T, reverse>(RowScan<T, reverse>(rho, T(0)).ramp);
     weights = slide<T, 1, !reverse>(RowScan<T, !reverse>(rho, T(0)).ramp, broadcast(T(1)));
   }
 

@@ -11,7 +11,6 @@ from torch.autograd import Function
 from python_ref import ar1 as specification
 from python_ref.precision import compute_dtype
 from rhovae_kernels.ops import checks, registration
-from rhovae_kernels.ops.registration import or_none
 
 
 def ar1_reparam(
@@ -193,13 +192,8 @@ class Ar1Reparam(Function):
 
     @staticmethod
     def backward(ctx, grad_z, grad_kl):
-        needs = ctx.needs_input_grad
-        return or_none(
-            torch.ops.rhovae.ar1_reparam_backward.default(
-                grad_z, grad_kl, *ctx.saved_tensors, needs
-            ),
-            needs,
-        )
+        args = (grad_z, grad_kl, *ctx.saved_tensors)
+        return registration.gradients("ar1_reparam_backward", args, ctx.needs_input_grad)
 
     @staticmethod
     def jvp(ctx, *tangents):
@@ -224,11 +218,8 @@ class Ar1ReparamRng(Function):
 
     @staticmethod
     def backward(ctx, grad_z, grad_kl, _):
-        needs = ctx.needs_input_grad[:3]
-        gradients = torch.ops.rhovae.ar1_reparam_rng_backward.default(
-            grad_z, grad_kl, *ctx.saved_tensors, needs
-        )
-        return *or_none(gradients, needs), None
+        args, needs = (grad_z, grad_kl, *ctx.saved_tensors), ctx.needs_input_grad[:3]
+        return *registration.gradients("ar1_reparam_rng_backward", args, needs), None
 
     @staticmethod
     def jvp(ctx, *tangents):
@@ -311,10 +302,8 @@ class Ar1LogProb(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        needs = ctx.needs_input_grad
-        return or_none(
-            torch.ops.rhovae.ar1_log_prob_backward.default(grad, *ctx.saved_tensors, needs), needs
-        )
+        args = (grad, *ctx.saved_tensors)
+        return registration.gradients("ar1_log_prob_backward", args, ctx.needs_input_grad)
 
     @staticmethod
     def jvp(ctx, *tangents):

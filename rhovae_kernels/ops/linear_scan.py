@@ -78,10 +78,9 @@ class LinearScan(Function):
     def backward(ctx, grad):
         needs = ctx.needs_input_grad[:2]
         gates, states = LinearScan.states_of(*ctx.saved_tensors, ctx.reverse)
-        gradients = torch.ops.rhovae.linear_scan_backward.default(
-            grad.to(states.dtype), gates, states, ctx.reverse, needs
-        )
-        return *registration.or_none([g.to(grad.dtype) for g in gradients], needs), None
+        args = (grad.to(states.dtype), gates, states, ctx.reverse)
+        gradients = registration.gradients("linear_scan_backward", args, needs)
+        return *(None if g is None else g.to(grad.dtype) for g in gradients), None
 
     @staticmethod
     def jvp(ctx, d_gates, d_tokens, _):

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
 from torch.library import Library, register_autocast, register_fake
+from torch.nn import Parameter
 
 from rhovae_kernels import backends
 
@@ -25,6 +26,24 @@ _rhovae = Library("rhovae", "DEF")
 _compiled = [Library("rhovae_cpu", "DEF"), Library("rhovae_cuda", "DEF")]
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
+
+_rooms: dict[str, str] = {}
+_checks: dict[str, Callable[..., None]] = {}
+
+
+def unobserved(args: Sequence) -> bool:
+    """Whether a call on these would come straight to its kernel.
+
+    So it is in plain eager mode: no gradient is recorded, no mode, transform or tensor subclass
+    looks on. The dispatcher can then be left out, which costs as much as a small kernel.
+    """
+    return (
+        not torch.is_grad_enabled()
+        and forward_ad._current_level < 0
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and all(type(x) in (Tensor, Parameter) for x in args if isinstance(x, Tensor))
+    )
 
 
 def define(
@@ -47,6 +66,7 @@ def define(
         autocast: under autocast, floating arguments are cast to this type.
     """
     name = schema.partition("(")[0]
+    _rooms[name], _checks[name] = room, check
     _rhovae.define(schema)
     for library in _compiled:
         library.define(schema)
@@ -78,6 +98,8 @@ def define(
 
         def complete(args):
             # The dispatcher leaves out trailing arguments that equal their defaults.
+            if len(args) == len(arguments):
+                return args
             return (*args, *(a.default_value for a in arguments[len(args) :]))
 
         def transformed(*args):
@@ -101,16 +123,31 @@ def define(
 
 def call_below(name: str) -> Any:
     """The `forward` of an op's autograd.Function: the op itself, below autograd."""
-
     op = None
 
     def forward(*args):
         nonlocal op
+        if unobserved(args):
+            _checks[name](*args)
+            return backends.select(_rooms[name], name, args[0].device.type)(*args)
         op = op or getattr(torch.ops.rhovae, name).default
         with below_autograd():
             return op(*args)
 
     return staticmethod(forward)
+
+
+def gradients(name: str, args: Sequence, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """What an op's backward returns: the op `name` on `args`; None for what `needs` leaves out.
+
+    The forward pass has checked what it saved, and autograd makes gradients like their outputs.
+    """
+    if unobserved(args):
+        device = next(x for x in args if isinstance(x, Tensor)).device
+        results = backends.select(_rooms[name], name, device.type)(*args, needs)
+    else:
+        results = getattr(torch.ops.rhovae, name).default(*args, needs)
+    return tuple([g if need else None for g, need in zip(results, needs, strict=True)])
 
 
 def to_front(batch_size: int, x: Any, dim: int | None) -> Any:
@@ -206,11 +243,6 @@ def backward_function(name: str, tensors: int, formula: Callable) -> type[Functi
 
     Backward.__name__ = Backward.__qualname__ = f"rhovae_{name}"
     return Backward
-
-
-def or_none(gradients: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    """What a backward op returned, as autograd takes it: None where no gradient was asked for."""
-    return tuple(g if need else None for g, need in zip(gradients, needs, strict=True))
 
 
 def empty_gradients(inputs: Sequence[Tensor], needs: Sequence[bool]) -> tuple[Tensor, ...]:

@@ -390,6 +390,8 @@ class TestDownload:
 
 @pytest.mark.parametrize("name", ["digits", "two-moons"])
 def test_train_and_valid_together_are_all_training_data(name):
-    whole, train, valid = (data.load(name, split=split) for split in ("train+valid", "train", "valid"))
+    whole, train, valid = (
+        data.load(name, split=split) for split in ("train+valid", "train", "valid")
+    )
     assert torch.equal(whole.values, torch.cat([train.values, valid.values]))
     assert torch.equal(whole.labels, torch.cat([train.labels, valid.labels]))

@@ -20,6 +20,7 @@ from torch.nn import Parameter
 from rhovae_kernels import backends
 
 PUBLIC_OPS: list[str] = []
+DEVICES = ("cpu", "cuda")
 
 # Library objects undo what they registered when they die: these live as long as the module.
 _rhovae = Library("rhovae", "DEF")
@@ -31,19 +32,26 @@ _rooms: dict[str, str] = {}
 _checks: dict[str, Callable[..., None]] = {}
 
 
-def unobserved(args: Sequence) -> bool:
-    """Whether a call on these would come straight to its kernel.
+def direct(name: str, args: Sequence) -> Callable | None:
+    """The implementation that a call on these would come straight to, or None.
 
-    So it is in plain eager mode: no gradient is recorded, no mode, transform or tensor subclass
-    looks on. The dispatcher can then be left out, which costs as much as a small kernel.
+    So it is in plain eager mode on real tensors: no gradient is recorded, no mode, transform or
+    tensor subclass looks on. The dispatcher can then be left out: it costs what a small kernel does.
     """
-    return (
-        not torch.is_grad_enabled()
-        and forward_ad._current_level < 0
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and all(type(x) in (Tensor, Parameter) for x in args if isinstance(x, Tensor))
-    )
+    if (
+        torch.is_grad_enabled()
+        or forward_ad._current_level >= 0
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    ):
+        return None
+    tensors = [x for x in args if isinstance(x, Tensor)]
+    # A vjp that has closed leaves wrapped tensors behind; the dispatcher unwraps them.
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    if any(type(x) not in (Tensor, Parameter) or wrapped(x) for x in tensors):
+        return None
+    device_type = tensors[0].device.type
+    return backends.select(_rooms[name], name, device_type) if device_type in DEVICES else None
 
 
 def define(
@@ -87,8 +95,8 @@ def define(
 
         return kernel
 
-    _rhovae.impl(name, kernel_for("cpu"), "CPU")
-    _rhovae.impl(name, kernel_for("cuda"), "CUDA")
+    for device_type in DEVICES:
+        _rhovae.impl(name, kernel_for(device_type), device_type.upper())
 
     if function is not None:
         arguments = op._schema.arguments
@@ -116,7 +124,7 @@ def define(
         _rhovae.impl(name, autograd, "Autograd")
         _rhovae.impl(name, transformed, "FuncTorchDynamicLayerFrontMode")
     if autocast is not None:
-        for device_type in ("cpu", "cuda"):
+        for device_type in DEVICES:
             register_autocast(f"rhovae::{name}", device_type, autocast, lib=_rhovae)
     return op
 
@@ -127,9 +135,10 @@ def call_below(name: str) -> Any:
 
     def forward(*args):
         nonlocal op
-        if unobserved(args):
+        implementation = direct(name, args)
+        if implementation is not None:
             _checks[name](*args)
-            return backends.select(_rooms[name], name, args[0].device.type)(*args)
+            return implementation(*args)
         op = op or getattr(torch.ops.rhovae, name).default
         with below_autograd():
             return op(*args)
@@ -142,11 +151,8 @@ def gradients(name: str, args: Sequence, needs: Sequence[bool]) -> tuple[Tensor 
 
     The forward pass has checked what it saved, and autograd makes gradients like their outputs.
     """
-    if unobserved(args):
-        device = next(x for x in args if isinstance(x, Tensor)).device
-        results = backends.select(_rooms[name], name, device.type)(*args, needs)
-    else:
-        results = getattr(torch.ops.rhovae, name).default(*args, needs)
+    implementation = direct(name, args) or getattr(torch.ops.rhovae, name).default
+    results = implementation(*args, needs)
     return tuple([g if need else None for g, need in zip(results, needs, strict=True)])
 
 

@@ -8,6 +8,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullFormatter
 
 
 def rows(path: Path):
@@ -67,8 +68,11 @@ def plot(path: Path, out: Path) -> None:
         bars = axis.barh(names, ratios, color=["C0" if r == 1 else "C7" for r in ratios])
         axis.bar_label(bars, [f" {r:.2f}×" for r in ratios], fontsize=8)
         axis.set_xscale("log")
+        axis.set_xlim(min(0.5, 0.8 * min(ratios)), max(2.0, 2.5 * max(ratios)))
+        axis.xaxis.set_major_formatter("{x:g}×")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.axvline(1, color="C0", linewidth=0.8)
         axis.invert_yaxis()
-        axis.margins(x=0.2)
         axis.set_title(" ".join(x for x in (op, shape, direction, note) if x), fontsize=9)
         axis.tick_params(labelsize=8)
     figure.supxlabel("time relative to the first variant (log scale)", fontsize=9)

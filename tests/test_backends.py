@@ -1,0 +1,111 @@
+"""Which implementation runs, how one is forced, and what is said where none is there."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import rhovae_kernels as rk
+from rhovae_kernels import backends
+
+SCAN = "import torch, rhovae_kernels as rk; print(rk.ops.linear_scan(torch.ones(1), torch.ones(3)))"
+
+
+def python(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def scan():
+    return rk.ops.linear_scan(torch.tensor([0.5]), torch.ones(3))
+
+
+def test_the_default_on_the_cpu_is_the_compiled_backend():
+    with rk.use_backend(None):
+        assert backends.choose("cpu") == ("cpu", backends.DEFAULTS["cpu"][0][1])
+        assert {row.backend for row in backends.report() if row.device == "cpu"} == {"cpu"}
+
+
+def test_a_block_forces_a_backend_and_gives_back_what_was_there(monkeypatch):
+    used = []
+    original = backends.implementation
+    monkeypatch.setattr(
+        backends, "implementation", lambda *args: used.append(args[-1]) or original(*args)
+    )
+    with rk.use_backend("reference"):
+        with rk.use_backend("cpu"):
+            scan()
+        scan()
+        assert used == ["cpu", "reference"]
+
+
+def test_as_a_function_it_holds_until_the_next_call():
+    before = backends._forced
+    try:
+        rk.use_backend("reference")
+        assert backends.choose("cpu")[0] == "reference"
+        rk.use_backend("cpu")
+        assert backends.choose("cpu")[0] == "cpu"
+    finally:
+        backends._force(before)
+
+
+def test_a_compiled_function_follows_the_backend_in_force():
+    compiled = torch.compile(scan, backend="aot_eager", fullgraph=True)
+    with rk.use_backend("cpu"):
+        expected = compiled()
+    with rk.use_backend("cuda"), pytest.raises(backends.BackendError, match="cuda"):
+        compiled()
+    with rk.use_backend("reference"):
+        assert torch.equal(compiled(), expected)
+
+
+def test_an_unknown_backend_is_refused_with_those_that_are_known():
+    with pytest.raises(rk.BackendError, match="'fast'; it must be one of cpu, cuda, triton"):
+        rk.use_backend("fast")
+    run = python(SCAN, RHOVAE_BACKEND="fast")
+    assert run.returncode != 0
+    assert "RHOVAE_BACKEND names 'fast'" in run.stderr.splitlines()[-1]
+
+
+def test_a_backend_that_cannot_take_a_tensor_says_so():
+    with rk.use_backend("cuda"), pytest.raises(rk.BackendError, match="take cuda tensors, not cpu"):
+        scan()
+
+
+def test_the_environment_variable_forces_a_backend():
+    run = python(SCAN + "; print(rk.backends.choose('cpu'))", RHOVAE_BACKEND="reference")
+    assert "('reference', 'forced by the environment variable RHOVAE_BACKEND')" in run.stdout
+
+
+def test_without_the_extension_it_imports_and_its_ops_name_the_command_that_builds_it():
+    missing = "import sys; sys.modules['rhovae_kernels._C'] = None; "
+    run = python(missing + "import rhovae_kernels; print('imported')")
+    assert run.stdout == "imported\n"
+    run = python(missing + SCAN)
+    assert run.returncode != 0
+    assert backends.BUILD_COMMAND in run.stderr.splitlines()[-1]
+    # Never the slow reference unless it is asked for.
+    run = python(missing + SCAN, RHOVAE_BACKEND="reference")
+    assert "tensor([1., 2., 3.])" in run.stdout
+
+
+def test_the_extension_says_how_it_was_built():
+    info = rk.build_info()
+    for fact in ("compiler", "flags", "torch", "cuda", "architectures", "instructions"):
+        assert isinstance(info[fact], str)
+    assert info["compiler"] and info["torch"].startswith("2.")
+
+
+def test_importing_takes_torch_and_triton_alone():
+    blocked = "accelerate rich typer matplotlib sklearn safetensors huggingface_hub numpy.testing"
+    code = f"import sys; sys.modules.update(dict.fromkeys({blocked.split()!r})); "
+    run = python(code + "import rhovae_kernels as rk; rk.AR1Normal; print('imported')")
+    assert run.stdout == "imported\n", run.stderr

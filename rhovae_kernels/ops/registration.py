@@ -36,7 +36,7 @@ def direct(name: str, args: Sequence) -> Callable | None:
     """The implementation that a call on these would come straight to, or None.
 
     So it is in plain eager mode on real tensors: no gradient is recorded, no mode, transform or
-    tensor subclass looks on. The dispatcher, which costs what a small kernel does, is left out then.
+    tensor subclass looks on. The dispatcher, which costs what a small kernel does, is left out.
     """
     if (
         torch.is_grad_enabled()

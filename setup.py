@@ -9,7 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pybind11
 import torch
 from setuptools import setup
 from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
@@ -57,6 +56,15 @@ def quoted(name: str, value: str) -> str:
     return f'-D{name}="{value}"'
 
 
+def pybind11_headers() -> list[str]:
+    """Those of the installed pybind11; where there is none, torch's include paths hold a copy."""
+    try:
+        import pybind11
+    except ImportError:
+        return []
+    return [pybind11.get_include()]
+
+
 def extension():
     cuda = with_cuda()
     archs = architectures() if cuda else []
@@ -72,7 +80,7 @@ def extension():
     # Paths are absolute: ninja compiles in its build folder.
     arguments = {
         "name": "rhovae_kernels._C",
-        "include_dirs": [pybind11.get_include()],
+        "include_dirs": pybind11_headers(),
         "extra_compile_args": {
             "cxx": [*flags, *info],
             "nvcc": [

@@ -64,12 +64,12 @@ def missing(backend: str, device_type: str) -> str | None:
     if backend in ("cpu", "cuda") and extension is None:
         return (
             "the compiled extension rhovae_kernels._C is missing or does not load "
-            f"({extension_error}). In the source directory, build it with: {BUILD_COMMAND}"
+            f"({extension_error}). In the source directory, build it with `{BUILD_COMMAND}`"
         )
     if backend == "cuda" and not build_info()["cuda"]:
         return (
             "the extension was built without CUDA. With nvcc and a CUDA build of torch installed, "
-            f"in the source directory, build it again with: {BUILD_COMMAND}"
+            f"in the source directory, build it again with `{BUILD_COMMAND}`"
         )
     if backend == "triton" and triton_error is not None:
         return (
@@ -131,17 +131,19 @@ _selected: dict[tuple[str, str], Callable] = {}
 
 def select(room: str, name: str, device_type: str) -> Callable:
     """The implementation of op `name` that runs for tensors of this device."""
-    found = _selected.get((name, device_type))
+    # A switch in another thread replaces the dictionary: what is chosen here stays with this one.
+    selected = _selected
+    found = selected.get((name, device_type))
     if found is None:
         found = implementation(room, name, choose(device_type)[0])
-        _selected[name, device_type] = found
+        selected[name, device_type] = found
     return found
 
 
 def _force(forced: tuple[str, str] | None) -> None:
-    global _forced
+    global _forced, _selected
     _forced = forced
-    _selected.clear()
+    _selected = {}
 
 
 class use_backend:

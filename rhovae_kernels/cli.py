@@ -33,8 +33,11 @@ def main() -> None:
     """Run the command; an error of ours is one line on stderr and exit status 1, 2 for usage."""
     try:
         app()
-    except (ValueError, OSError, FloatingPointError, backends.BackendError) as error:
-        print(f"rhovae: {' '.join(str(error).split())}", file=sys.stderr)
+    except (ValueError, OSError, ArithmeticError, RuntimeError) as error:
+        # Of PyTorch's own errors (out of memory, an overflow) the first line says what happened.
+        ours = isinstance(error, (ValueError, OSError, FloatingPointError, backends.BackendError))
+        message = str(error) if ours else str(error).partition("\n")[0]
+        print(f"rhovae: {' '.join(message.split())}", file=sys.stderr)
         raise SystemExit(1) from error
 
 

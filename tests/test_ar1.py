@@ -413,3 +413,66 @@ def test_second_derivatives_under_vmap_redraw_the_noise_of_each_entry(backend):
     expected = torch.vmap(torch.func.hessian(with_noise))(a, mu, log_var, drawn)
     actual = torch.vmap(torch.func.hessian(redrawn), randomness="different")(a, mu, log_var)
     torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+# Found by trying to break it.
+
+
+def test_a_backward_op_called_with_too_few_flags_is_refused(backend):
+    x, column = torch.ones(2, 3, device=backend.device), torch.ones(2, 1, device=backend.device)
+    row = torch.ones(2, device=backend.device)
+    calls = [
+        (OPS.linear_scan_backward, (x, column, x, False)),
+        (OPS.ar1_reparam_backward, (x, row, x, column, column, x)),
+        (OPS.ar1_log_prob_backward, (row, x, x, column, column)),
+    ]
+    with torch.no_grad():
+        for op, args in calls:
+            for needs in ([], [True]):
+                with pytest.raises(ValueError, match="needs is of length"):
+                    op(*args, needs)
+
+
+def test_forward_mode_over_forward_mode_raises_and_is_never_zero(backend):
+    mu, log_var, a, eps = (
+        x.to(backend.device) for x in TestReparam().inputs("per_row", (1,), 3, torch.float64)
+    )
+
+    def kl(mu):
+        return OPS.ar1_reparam(mu, log_var, a, eps)[1].sum()
+
+    with pytest.raises(RuntimeError, match="forward mode over forward mode"):
+        torch.func.jacfwd(torch.func.jacfwd(kl))(mu)
+    hessian = torch.func.hessian(kl)(mu).reshape(3, 3)
+    torch.testing.assert_close(hessian.cpu(), torch.eye(3, dtype=torch.float64))
+
+
+def test_saved_tensors_that_a_hook_has_changed_are_refused(backend):
+    inputs = TestReparam().inputs("per_row", (4,), 6, torch.float32, backend.device)
+    inputs = [x.requires_grad_() for x in inputs]
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x[:1], lambda x: x[:, :1]):
+        z, _ = OPS.ar1_reparam(*inputs)
+    with pytest.raises(ValueError, match="ar1_reparam_backward"):
+        z.sum().backward()
+
+
+def test_a_negated_view_is_read_by_its_values(backend):
+    _, log_var, a, eps = (
+        x.requires_grad_()
+        for x in TestReparam().inputs("per_row", (2,), 5, torch.float32, backend.device)
+    )
+    view = torch.randn(2, 5, dtype=torch.complex64, device=backend.device).conj().imag
+    assert view.is_neg()
+    z, kl = OPS.ar1_reparam(view, log_var, a, eps)
+    expected = OPS.ar1_reparam(view.clone(), log_var, a, eps)
+    assert torch.equal(z, expected[0]) and torch.equal(kl, expected[1])
+    gradient = torch.autograd.grad(z, eps, view, retain_graph=True)[0]
+    assert torch.equal(gradient, torch.autograd.grad(z, eps, view.clone())[0])
+
+
+def test_padding_adds_nothing_where_the_scale_overflows(backend):
+    inputs = [torch.zeros(1, 1), torch.full((1, 1), 200.0), torch.zeros(1, 1), torch.ones(1, 1)]
+    inputs = [x.to(backend.device).requires_grad_() for x in inputs]
+    z, _ = OPS.ar1_reparam(*inputs)
+    # d = 1: ρ plays no part, whatever the scale.
+    assert torch.autograd.grad(z.sum(), inputs[2])[0].item() == 0.0

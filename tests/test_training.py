@@ -321,3 +321,13 @@ def test_two_processes_train_one_run_as_well_as_one_does(tmp_path):
     assert together[-1]["test_negative_elbo"] == pytest.approx(
         alone.epochs[-1]["test_negative_elbo"], rel=0.02
     )
+
+
+def test_a_run_whose_last_checkpoint_is_gone_is_not_trained_over(tmp_path):
+    vae = rk.recipes.recipe("rho-vae").build((1, 8, 8), latent=2)
+    rk.fit(vae, "digits", epochs=1, out=tmp_path, quiet=True)
+    (tmp_path / "last.safetensors").unlink()
+    best = (tmp_path / "best.safetensors").read_bytes()
+    with pytest.raises(FileNotFoundError, match=r"last.safetensors is missing .* damaged"):
+        rk.fit(vae, "digits", epochs=1, out=tmp_path, resume="auto", quiet=True)
+    assert (tmp_path / "best.safetensors").read_bytes() == best

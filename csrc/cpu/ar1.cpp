@@ -504,14 +504,14 @@ struct ReparamBackward {
       if (d_mu) store(d_mu + j, g + k * load(mu + j, n), n);
       if (d_eps) store(d_eps + j, innovation(adjoint, j), n);
       const V<T> u_here = load(static_cast<const T*>(u) + j);
-      if (sums_log_var) sum_log_var += g * s.scale * u_here;
+      if (sums_log_var) sum_log_var += first_lanes<T>(g * s.scale * u_here, n);
       if (d_log_var) store(d_log_var + j, T(0.5) * (g * s.scale * u_here + k * s.expm1), n);
       if (sums_logit) {
         // Not a load at j − 1: that would wait for two stores.
         const V<T> u_before = slide_up<T, 1>(u_here, broadcast(u[j - 1]));
         V<T> term = adjoint * sech * (sech * u_before - rho * noise.at(j, n));
         if (j == 0) term[0] = 0;
-        sum_logit += term;  // lanes past the end have λ = 0
+        sum_logit += first_lanes<T>(term, n);
       }
     });
     return {double(sum<T>(sum_log_var)), double(sum<T>(sum_logit))};

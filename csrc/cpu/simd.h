@@ -167,6 +167,13 @@ RHOVAE_INLINE V<Compute<S>> load_within(const S* row, int64_t j, int n, int64_t 
   return load(static_cast<const S*>(buffer));
 }
 
+// The first n lanes; zero in the others, whatever they held.
+template <typename T>
+RHOVAE_INLINE V<T> first_lanes(V<T> v, int n) {
+  for (int i = n; i < kLanes<T>; ++i) v[i] = 0;
+  return v;
+}
+
 // Calls f(j, n) for the vectors of [begin, end), in the direction of a scan: n lanes from j on. For
 // full vectors n is a constant, so that f compiles to straight code; only the last may be short.
 template <typename T, bool reverse, typename F>

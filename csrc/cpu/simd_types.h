@@ -1,11 +1,20 @@
 // What the CPU kernels share across instruction sets: half-precision storage, the choice of target.
 #pragma once
 
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12
+#error "rhovae_kernels needs GCC 12 or newer (or Clang): CXX=g++-12 names another compiler"
+#endif
+
+// One file, several instruction sets: GCC's way. Other compilers build the baseline alone.
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+#define RHOVAE_SEVERAL_TARGETS
+#endif
+
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 
-#if defined(__x86_64__)
+#ifdef RHOVAE_SEVERAL_TARGETS
 #include <immintrin.h>
 #endif
 
@@ -35,7 +44,7 @@ enum class Target { kBaseline, kAvx2, kAvx512 };
 
 // The best target of this machine, or a lesser one named by RHOVAE_CPU_TARGET.
 inline Target cpu_target() {
-#if defined(__x86_64__)
+#ifdef RHOVAE_SEVERAL_TARGETS
   static const Target target = [] {
     const char* named = std::getenv("RHOVAE_CPU_TARGET");
     const auto allowed = [named](const char* name) { return !named || !std::strcmp(named, name); };

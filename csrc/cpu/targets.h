@@ -15,7 +15,7 @@
 #undef RHOVAE_TARGET
 #undef RHOVAE_VECTOR_BYTES
 
-#if defined(__x86_64__)
+#ifdef RHOVAE_SEVERAL_TARGETS
 
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")

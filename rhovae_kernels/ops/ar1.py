@@ -134,6 +134,7 @@ def _check_reparam(mu, log_var, rho_logit, eps, op: str = "ar1_reparam") -> None
 
 
 def _check_reparam_backward(grad_z, grad_kl, mu, log_var, rho_logit, eps, needs) -> None:
+    checks.needs("ar1_reparam_backward", needs, 4)
     _check_reparam(mu, log_var, rho_logit, eps, "ar1_reparam_backward")
     _check_upstream("ar1_reparam_backward", mu, grad_z, grad_kl)
 
@@ -147,6 +148,7 @@ def _check_rng(mu, log_var, rho_logit, rng_state, op: str = "ar1_reparam_rng") -
 
 
 def _check_rng_backward(grad_z, grad_kl, mu, log_var, rho_logit, rng_used, needs) -> None:
+    checks.needs("ar1_reparam_rng_backward", needs, 3)
     _check_rng(mu, log_var, rho_logit, rng_used, "ar1_reparam_rng_backward")
     _check_upstream("ar1_reparam_rng_backward", mu, grad_z, grad_kl)
 
@@ -158,6 +160,7 @@ def _check_log_prob(z, mu, log_var, rho_logit, op: str = "ar1_log_prob") -> None
 
 
 def _check_log_prob_backward(grad, z, mu, log_var, rho_logit, needs) -> None:
+    checks.needs("ar1_log_prob_backward", needs, 4)
     _check_log_prob(z, mu, log_var, rho_logit, "ar1_log_prob_backward")
     checks.per_row("ar1_log_prob_backward", "grad", grad, z)
 

@@ -1,5 +1,6 @@
 """Checks shared by the ops: each error names the argument, what came and what is wanted."""
 
+from collections.abc import Sequence
 from typing import NoReturn
 
 import torch
@@ -45,6 +46,12 @@ def last_one_or(op: str, name: str, x: Tensor, full: torch.Size, leader: str) ->
             f"of shape {tuple(x.shape)}",
             f"of shape {tuple(full)} or {(*full[:-1], 1)}, to go with {leader}",
         )
+
+
+def needs(op: str, asked: Sequence[bool], count: int) -> None:
+    """One flag for each gradient: the schema's `bool[n]` is not enforced by the dispatcher."""
+    if len(asked) != count:
+        refuse(op, "needs", f"of length {len(asked)}", f"of length {count}")
 
 
 def rng_state(op: str, name: str, state: Tensor, device: torch.device) -> None:

@@ -44,6 +44,7 @@ def _check(gates: Tensor, tokens: Tensor, reverse: bool = False) -> None:
 
 
 def _check_backward(grad, gates, states, reverse, needs) -> None:
+    checks.needs("linear_scan_backward", needs, 2)
     checks.like("linear_scan_backward", "states", states, grad=grad, gates=gates)
     checks.shape("linear_scan_backward", "grad", grad, states.shape, "as states are")
     checks.last_one_or("linear_scan_backward", "gates", gates, states.shape, "states")

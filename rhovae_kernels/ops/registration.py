@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
 from torch.library import Library, register_autocast, register_fake
@@ -48,8 +49,10 @@ def direct(name: str, args: Sequence) -> Callable | None:
     tensors = [x for x in args if isinstance(x, Tensor)]
     # A vjp that has closed leaves wrapped tensors behind; the dispatcher unwraps them.
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    if any(type(x) not in (Tensor, Parameter) or wrapped(x) for x in tensors):
-        return None
+    for x in tensors:
+        # Negated views and zero tensors hold other values than their memory does.
+        if type(x) not in (Tensor, Parameter) or wrapped(x) or x.is_neg() or x._is_zerotensor():
+            return None
     device_type = tensors[0].device.type
     return backends.select(_rooms[name], name, device_type) if device_type in DEVICES else None
 
@@ -111,6 +114,13 @@ def define(
             return (*args, *(a.default_value for a in arguments[len(args) :]))
 
         def transformed(*args):
+            levels = torch._C._functorch.get_interpreter_stack() or ()
+            if sum(level.key() == TransformType.Jvp for level in levels) > 1:
+                # PyTorch gives an autograd.Function's jvp no tangents of tangents: they would be 0.
+                raise RuntimeError(
+                    f"rhovae::{name}: forward mode over forward mode is not supported; "
+                    "use torch.func.hessian or forward over reverse mode"
+                )
             # A tensor saved by a vjp that has since closed is still wrapped at its level.
             return function.apply(*unwrap_dead_wrappers(complete(args)))
 
@@ -149,9 +159,13 @@ def call_below(name: str) -> Any:
 def gradients(name: str, args: Sequence, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
     """What an op's backward returns: the op `name` on `args`; None for what `needs` leaves out.
 
-    The forward pass has checked what it saved, and autograd makes gradients like their outputs.
+    What was saved is checked again: hooks on saved tensors may return something else.
     """
-    implementation = direct(name, args) or getattr(torch.ops.rhovae, name).default
+    implementation = direct(name, args)
+    if implementation is not None:
+        _checks[name](*args, needs)
+    else:
+        implementation = getattr(torch.ops.rhovae, name).default
     results = implementation(*args, needs)
     return tuple([g if need else None for g, need in zip(results, needs, strict=True)])
 

@@ -60,19 +60,22 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """The value that a JSON file holds.
+    """The object that a JSON file holds.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is truncated or corrupted.
+        ValueError: it is truncated or corrupted, or holds no object.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path}: truncated or corrupted, not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}; it must hold a JSON object")
+    return value
 
 
 def save_tensors(

@@ -337,7 +337,15 @@ def _open_run(out: Path, settings: dict[str, Any], resume: str | None) -> Checkp
                 f"{out / RUN}: {name} is {stored.get(name)!r}, asked for is {value!r}; a run is "
                 "resumed with the settings it was started with"
             )
-    return Checkpoint.load(out / LAST) if (out / LAST).exists() else None
+    if (out / LAST).exists():
+        return Checkpoint.load(out / LAST)
+    left = [name for name in (BEST, HISTORY) if (out / name).exists()]
+    if left:
+        raise FileNotFoundError(
+            f"{out / LAST} is missing beside {', '.join(left)}: the run is damaged and was left as "
+            "it is; it can still be evaluated, and another out starts a new one"
+        )
+    return None
 
 
 def _sum_of_finite(accelerator: Accelerator, losses: list[Tensor], epoch: int, first: int) -> float:

@@ -2,6 +2,7 @@
 
 import os
 
+import cuda_host
 import pytest
 import torch
 from hypothesis import settings
@@ -15,8 +16,8 @@ settings.load_profile("rhovae")
 
 torch.set_num_threads(min(2, os.cpu_count() or 1))
 
-# (backend, device): Triton on the CPU is its interpreter.
-PRESENT = [("reference", "cpu"), ("cpu", "cpu"), ("triton", "cpu")]
+# (backend, device): Triton on the CPU is its interpreter, `cuda_host` the CUDA kernels' executor.
+PRESENT = [("reference", "cpu"), ("cpu", "cpu"), ("triton", "cpu"), ("cuda_host", "cpu")]
 if torch.cuda.is_available():
     PRESENT += [("triton", "cuda")]
     if backends.missing("cuda", "cuda") is None:
@@ -28,11 +29,23 @@ class Backend:
 
     def __init__(self, name: str, device: str):
         self.name, self.device = name, device
-        self.slow = (name, device) in (("reference", "cpu"), ("triton", "cpu"))
+        self.slow = device == "cpu" and name != "cpu"
+
+
+@pytest.fixture(scope="session")
+def cuda_host_library():
+    """Loads the CUDA kernels as the compiler makes them for the CPU."""
+    if cuda_host.COMPILER is None:
+        pytest.skip("g++, which compiles the CUDA kernels for the CPU, is not on this machine")
+    torch.ops.load_library(cuda_host.library(cuda_host.OPTIMISED))
 
 
 @pytest.fixture(params=PRESENT, ids=lambda p: f"{p[0]}-{p[1]}")
-def backend(request):
+def backend(request, monkeypatch):
     name, device = request.param
-    with rk.use_backend(name):
+    if name == "cuda_host":
+        # No backend of the package: it stands in for the one that is forced.
+        request.getfixturevalue("cuda_host_library")
+        monkeypatch.setattr(backends, "implementation", cuda_host.implementation)
+    with rk.use_backend("reference" if name == "cuda_host" else name):
         yield Backend(name, device)

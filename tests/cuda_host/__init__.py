@@ -1,0 +1,66 @@
+"""Builds the CUDA sources for the CPU, where `executor.h` runs them: the backend `cuda_host`."""
+
+import fcntl
+import hashlib
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch.utils.cpp_extension import include_paths, library_paths
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+sys.path.insert(0, str(ROOT))
+import build_flags  # noqa: E402
+
+CSRC = ROOT / "csrc"
+COMPILER = shutil.which("g++")
+
+FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden"]
+OPTIMISED = ["-O1"]
+SANITIZED = ["-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+
+
+def compile_library(target: Path, flags: list[str], csrc: Path = CSRC, files: str = "*.cu") -> None:
+    """Compiles these files of `csrc`/cuda into the shared library `target`."""
+    paths = library_paths()
+    command = [
+        COMPILER,
+        *build_flags.DEFINES,
+        *FLAGS,
+        *flags,
+        f'-DRHOVAE_HOST_EXECUTOR="{HERE / "platform.h"}"',
+        *(x for path in include_paths() for x in ("-isystem", path)),
+        "-shared",
+        *("-x", "c++", *map(str, sorted((csrc / "cuda").glob(files))), "-x", "none"),
+        *(x for path in paths for x in (f"-L{path}", f"-Wl,-rpath,{path}")),
+        *("-ltorch", "-ltorch_cpu", "-lc10"),
+        *("-o", str(target)),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def library(flags: list[str]) -> Path:
+    """The library that these flags make, built where the sources have changed since."""
+    sources = [*sorted(CSRC.rglob("*.*")), *sorted(HERE.glob("*.*"))]
+    digest = hashlib.sha256(f"{torch.__version__} {flags}".encode())
+    for path in sources:
+        digest.update(path.read_bytes())
+    folder = ROOT / "build" / "cuda_host"
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{digest.hexdigest()[:16]}.so"
+    # Test processes run side by side: one builds, the others wait.
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            compile_library(target.with_suffix(".partial"), flags)
+            target.with_suffix(".partial").rename(target)
+    return target
+
+
+def implementation(room: str, name: str, backend: str):
+    """As `rhovae_kernels.backends.implementation`, but always the CUDA kernels."""
+    return getattr(torch.ops.rhovae_cuda, name).default

@@ -1,0 +1,56 @@
+"""Runs the ops of a library of CUDA kernels, forward and backward, against the specification.
+
+A program: `exercise.py LIBRARY OP…`, for what had better not happen in the process of the tests.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import test_ar1
+import test_linear_scan
+
+import cuda_host
+import python_ref
+import rhovae_kernels as rk
+from rhovae_kernels import backends
+
+CONTRACTS = {
+    "linear_scan": test_linear_scan.TestLinearScan,
+    "ar1_reparam": test_ar1.TestReparam,
+    "ar1_reparam_rng": test_ar1.TestReparamRng,
+    "ar1_log_prob": test_ar1.TestLogProb,
+}
+
+# Per type: a part of a warp, a warp and a bit, several warps, several tiles with an end in one.
+LENGTHS = {torch.float32: (7, 33, 601, 2050), torch.float64: (130, 1027), torch.bfloat16: (19, 515)}
+
+
+def exercise(op: str) -> None:
+    if op == "philox":
+        for shape in ((3, 0), (5, 3), (2, 1028)):
+            state = torch.tensor([5, 2**40 + 3])
+            assert torch.equal(
+                torch.ops.rhovae.philox(state, *shape), python_ref.philox(state, *shape)
+            )
+        return
+    contract = CONTRACTS[op]()
+    for dtype, lengths in LENGTHS.items():
+        for d in lengths:
+            for variant, inputs in contract.each_variant((3,), d, dtype, "cpu"):
+                contract.check(inputs, dtype, f"{variant} {d}")
+    for variant, inputs in contract.each_variant((3, 2), 21, torch.float32, "cpu"):
+        for layout, same in contract.layouts(inputs):
+            contract.check(same, torch.float32, f"{variant} {layout}")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    torch.ops.load_library(sys.argv[1])
+    backends.implementation = cuda_host.implementation
+    with rk.use_backend("reference"):
+        for op in sys.argv[2:]:
+            exercise(op)
+    print("all results match")

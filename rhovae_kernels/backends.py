@@ -8,6 +8,7 @@ builds it.
 """
 
 import importlib
+import importlib.util
 import os
 from collections.abc import Callable
 from functools import partial
@@ -78,21 +79,43 @@ def missing(backend: str, device_type: str) -> str | None:
     return None
 
 
-def choose(device_type: str) -> tuple[str, str]:
-    """The backend that runs for tensors of this device, and why."""
+def unwritten(backend: str, device_type: str, room: str, name: str) -> str | None:
+    """Why `backend`, which runs on this device, holds no kernel of op `name`, or None."""
+    if backend in ("cpu", "cuda"):
+        kernel = (f"rhovae_{backend}::{name}", device_type.upper())
+        there = torch._C._dispatch_has_kernel_for_dispatch_key(*kernel)
+    elif backend == "triton":
+        module = f"rhovae_kernels.triton.{room}"
+        there = importlib.util.find_spec(module) is not None and hasattr(
+            importlib.import_module(module), name
+        )
+    else:
+        there = True
+    return None if there else f"it has no kernel of rhovae::{name}"
+
+
+def choose(device_type: str, room: str | None = None, name: str | None = None) -> tuple[str, str]:
+    """The backend that runs for tensors of this device, and why; of op `name` where it is given."""
+
+    def reason_against(backend: str) -> str | None:
+        reason = missing(backend, device_type)
+        if reason is None and room is not None and name is not None:
+            reason = unwritten(backend, device_type, room, name)
+        return reason
+
     if _forced is not None:
         backend, source = _forced
         if backend not in BACKENDS:
             raise BackendError(
                 f"{source} names {backend!r}; it must be one of {', '.join(BACKENDS)}"
             )
-        reason = missing(backend, device_type)
+        reason = reason_against(backend)
         if reason is not None:
             raise BackendError(f"{source} asks for {backend!r}: {reason}")
         return backend, f"forced by {source}"
     reasons = []
     for backend, why in DEFAULTS.get(device_type, ()):
-        reason = missing(backend, device_type)
+        reason = reason_against(backend)
         if reason is None:
             return backend, why
         reasons.append(f"{backend}: {reason}")
@@ -135,7 +158,7 @@ def select(room: str, name: str, device_type: str) -> Callable:
     selected = _selected
     found = selected.get((name, device_type))
     if found is None:
-        found = implementation(room, name, choose(device_type)[0])
+        found = implementation(room, name, choose(device_type, room, name)[0])
         selected[name, device_type] = found
     return found
 
@@ -196,14 +219,14 @@ class Row(NamedTuple):
 
 def report() -> list[Row]:
     """For each op and each device of this machine: the implementation that runs, and why."""
-    from rhovae_kernels.ops.registration import PUBLIC_OPS
+    from rhovae_kernels.ops.registration import PUBLIC_OPS, ROOMS
 
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     rows = []
     for op in PUBLIC_OPS:
         for device in devices:
             try:
-                rows.append(Row(op, device, *choose(device)))
+                rows.append(Row(op, device, *choose(device, ROOMS[op], op)))
             except BackendError as error:
                 rows.append(Row(op, device, "none", str(error)))
     return rows

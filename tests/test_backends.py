@@ -57,6 +57,19 @@ def test_as_a_function_it_holds_until_the_next_call():
         backends._force(before)
 
 
+def test_an_op_that_a_backend_lacks_runs_on_the_next_or_is_named(monkeypatch):
+    monkeypatch.setattr(backends, "missing", lambda backend, device_type: None)
+    # As where an op is written in neither C++ nor CUDA C++.
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda op, key: False)
+    op = ("philox", "philox")
+    with rk.use_backend(None):
+        assert backends.choose("cuda", *op)[0] == "triton"
+        with pytest.raises(rk.BackendError, match="cpu: it has no kernel of rhovae::philox"):
+            backends.choose("cpu", *op)
+    with rk.use_backend("cuda"), pytest.raises(rk.BackendError, match="asks for 'cuda': it has no"):
+        backends.choose("cuda", *op)
+
+
 def test_a_compiled_function_follows_the_backend_in_force():
     compiled = torch.compile(scan, backend="aot_eager", fullgraph=True)
     with rk.use_backend("cpu"):

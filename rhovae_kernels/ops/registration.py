@@ -21,6 +21,8 @@ from torch.nn import Parameter
 from rhovae_kernels import backends
 
 PUBLIC_OPS: list[str] = []
+# The module that holds each op, in every room.
+ROOMS: dict[str, str] = {}
 DEVICES = ("cpu", "cuda")
 
 # Library objects undo what they registered when they die: these live as long as the module.
@@ -29,7 +31,6 @@ _compiled = [Library("rhovae_cpu", "DEF"), Library("rhovae_cuda", "DEF")]
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
 
-_rooms: dict[str, str] = {}
 _checks: dict[str, Callable[..., None]] = {}
 
 
@@ -54,7 +55,7 @@ def direct(name: str, args: Sequence) -> Callable | None:
         if type(x) not in (Tensor, Parameter) or wrapped(x) or x.is_neg() or x._is_zerotensor():
             return None
     device_type = tensors[0].device.type
-    return backends.select(_rooms[name], name, device_type) if device_type in DEVICES else None
+    return backends.select(ROOMS[name], name, device_type) if device_type in DEVICES else None
 
 
 def define(
@@ -77,7 +78,7 @@ def define(
         autocast: under autocast, floating arguments are cast to this type.
     """
     name = schema.partition("(")[0]
-    _rooms[name], _checks[name] = room, check
+    ROOMS[name], _checks[name] = room, check
     _rhovae.define(schema)
     for library in _compiled:
         library.define(schema)

@@ -22,7 +22,16 @@ import rhovae_kernels as rk
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 # (leading dimensions, d): no rows, single elements, primes, a vector and one more, several tiles.
-SHAPES = [((0,), 5), ((), 1), ((2,), 2), ((3, 2), 3), ((4,), 17), ((1,), 127), ((2, 2, 1), 64)]
+SHAPES = [
+    ((0,), 5),
+    ((), 1),
+    ((2,), 2),
+    ((3, 2), 3),
+    ((4,), 17),
+    ((1,), 127),
+    ((2, 2, 1), 64),
+    ((19,), 33),
+]
 LONG_SHAPES = [((2,), 2049), ((3,), 5003), ((20,), 2500)]
 
 

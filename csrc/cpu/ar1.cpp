@@ -209,6 +209,46 @@ RHOVAE_INLINE Correlation<V<float>> correlations(V<float> a) {
   return c;
 }
 
+RHOVAE_INLINE Correlation<V<double>> correlations(V<double> a) {
+  Correlation<V<double>> c;
+  for (int i = 0; i < kLanes<double>; ++i) {
+    const auto one = Correlation<double>::of(a[i]);
+    c.sign[i] = one.sign, c.rho[i] = one.rho, c.sech[i] = one.sech, c.cosh[i] = one.cosh;
+    c.log_one_minus_rho2[i] = one.log_one_minus_rho2;
+    c.one_minus_abs_rho[i] = one.one_minus_abs_rho;
+  }
+  return c;
+}
+
+// √s, s − 1 and log s.
+template <typename T>
+struct Scale {
+  V<T> scale, expm1, log_var;
+
+  static RHOVAE_INLINE Scale of(V<T> log_var) {
+    const Exponential<T> root = exponential(log_var * T(0.5));
+    return {root.exp, root.expm1 * (root.expm1 + 2), log_var};
+  }
+};
+
+// The scalars of several rows, one a lane: `count` of them from `first` on.
+template <typename S>
+struct Ar1Rows {
+  using T = Compute<S>;
+  Correlation<V<T>> c;
+  Scale<T> s;  // where log_var is one number a row
+
+  RHOVAE_INLINE Ar1Rows(const Ar1& p, int64_t first, int count) {
+    V<T> a = {}, log_var = {};
+    for (int i = 0; i < count; ++i) {
+      a[i] = number(p.rho_logit.row<S>(first + i));
+      if (p.scale_per_row) log_var[i] = number(p.log_var.row<S>(first + i));
+    }
+    c = correlations(a);
+    s = Scale<T>::of(log_var);
+  }
+};
+
 // The scalars of one row.
 template <typename S>
 struct Ar1Row {
@@ -218,34 +258,18 @@ struct Ar1Row {
   T scale, expm1, log_var;  // √s, s − 1 and log s, where log_var is one number
 
   static void of(const Ar1& p, int64_t first, int count, Ar1Row* rows) {
-    for (int64_t i = 0; i < count; ++i) {
-      rows[i].index = first + i;
-      rows[i].log_var = p.scale_per_row ? number(p.log_var.row<S>(first + i)) : T(0);
-    }
-    if constexpr (sizeof(T) == sizeof(double)) {
-      for (int i = 0; i < count; ++i) {
-        rows[i].c = Correlation<T>::of(*p.rho_logit.row<S>(first + i));
-        rows[i].scale = std::exp(rows[i].log_var / 2);
-        rows[i].expm1 = std::expm1(rows[i].log_var);
-      }
-    } else {
-      constexpr int lanes = kLanes<T>;
-      for (int done = 0; done < count; done += lanes) {
-        const int n = std::min(lanes, count - done);
-        V<T> a = {}, log_var = {};
-        for (int i = 0; i < n; ++i) {
-          a[i] = number(p.rho_logit.row<S>(first + done + i));
-          log_var[i] = rows[done + i].log_var;
-        }
-        const Correlation<V<T>> c = correlations(a);
-        const Exponential<T> s = exponential(log_var * T(0.5));
-        const V<T> expm1 = s.expm1 * (s.expm1 + 2);
-        for (int i = 0; i < n; ++i) {
-          rows[done + i].c = {c.sign[i], c.rho[i],  c.sech[i],
-                              c.cosh[i], c.log_one_minus_rho2[i], c.one_minus_abs_rho[i]};
-          rows[done + i].scale = s.exp[i];
-          rows[done + i].expm1 = expm1[i];
-        }
+    constexpr int lanes = kLanes<T>;
+    for (int done = 0; done < count; done += lanes) {
+      const int n = std::min(lanes, count - done);
+      const Ar1Rows<S> all(p, first + done, n);
+      const Correlation<V<T>>& c = all.c;
+      for (int i = 0; i < n; ++i) {
+        rows[done + i] = {first + done + i,
+                          {c.sign[i], c.rho[i], c.sech[i], c.cosh[i], c.log_one_minus_rho2[i],
+                           c.one_minus_abs_rho[i]},
+                          all.s.scale[i],
+                          all.s.expm1[i],
+                          all.s.log_var[i]};
       }
     }
   }
@@ -284,11 +308,6 @@ void draw_normals(int64_t seed, int64_t offset, uint32_t row, int64_t begin, int
 
 // √s, s − 1 and log s of the lanes from j on. (What a loop reads is copied into locals like these
 // first: a store to memory of unknown type would make the compiler read it again.)
-template <typename T>
-struct Scale {
-  V<T> scale, expm1, log_var;
-};
-
 template <typename S>
 struct Scales {
   using T = Compute<S>;
@@ -302,10 +321,7 @@ struct Scales {
         log_var(per_row ? nullptr : p.log_var.row<S>(row.index)) {}
 
   RHOVAE_INLINE Scale<T> at(int64_t j, int n) const {
-    if (per_row) return of_row;
-    const V<T> lv = load(log_var + j, n);
-    const Exponential<T> e = exponential(lv * T(0.5));
-    return {e.exp, e.expm1 * (e.expm1 + 2), lv};
+    return per_row ? of_row : Scale<T>::of(load(log_var + j, n));
   }
 
   RHOVAE_INLINE V<T> inverse(int64_t j, int n) const {
@@ -332,6 +348,48 @@ struct Noise {
     return given ? load(given + j, n) : load(static_cast<const T*>(drawn) + (j - begin), n);
   }
 };
+
+// Short rows are computed together, one a lane: what a vector of steps costs in one row, a step
+// costs in many, and nothing travels between lanes. Longer ones do not have to be turned around.
+constexpr int64_t kShort = 128;
+
+// ε of several short rows.
+template <typename S>
+struct ShortNoise {
+  using T = Compute<S>;
+  const Rows given;
+  const int64_t first;
+  T drawn[kLanes<T>][kShort];
+
+  ShortNoise(const Ar1& p, int64_t first_row, int count) : given(p.first), first(first_row) {
+    if (!p.rng_state) return;
+    for (int r = 0; r < count; ++r) {
+      draw_normals(p.rng_state[0], p.rng_state[1], uint32_t(first + r), 0, p.tiles.length, drawn[r]);
+    }
+  }
+
+  RHOVAE_INLINE V<T> at(int r, int64_t j, int n) const {
+    return given.data ? load(given.row<S>(first + r) + j, n)
+                      : load(static_cast<const T*>(drawn[r]) + j, n);
+  }
+};
+
+// u_j = ρ u_{j−1} + σ ε_j of several rows, a step at a time.
+template <typename T>
+struct Recurrence {
+  V<T> rho, sech, u = {};
+
+  RHOVAE_INLINE V<T> operator()(V<T> eps, int64_t j) {
+    return u = j == 0 ? eps : rho * u + sech * eps;
+  }
+};
+
+// A square of vectors: f(r) for each of `count` rows, zero for the lanes without one.
+template <typename T, typename F>
+RHOVAE_INLINE void for_rows(V<T>* square, int count, const F& f) {
+  for (int r = 0; r < count; ++r) square[r] = f(r);
+  for (int r = count; r < kLanes<T>; ++r) square[r] = V<T>{};
+}
 
 // The factors of ε_1, ε_2, …, ε_d that drive u: 1, σ, …, σ.
 template <typename T>
@@ -419,6 +477,7 @@ struct Reparam {
   using Row = Ar1Row<S>;
   using Carry = Ar1Carry<T>;
   static constexpr bool kCarried = true;
+  static constexpr int64_t kTogether = kShort;
 
   static Carry aggregate(const Ar1& p, const Row& row, int64_t tile) {
     return {aggregate_u(p, row, tile), T(0)};
@@ -449,8 +508,49 @@ struct Reparam {
   static void finish(const Ar1& p, const Row& row, Sums s) {
     const double d = double(p.tiles.length);
     if (p.scale_per_row) s.b = d * (double(row.expm1) - double(row.log_var));
-    const double log_det = std::max(d - 1, 0.0) * double(row.c.log_one_minus_rho2);
-    put<T>(p.per_row_out, row.index, 0.5 * (s.a + s.b - log_det));
+    put<T>(p.per_row_out, row.index, kl(s.a, s.b, d, double(row.c.log_one_minus_rho2)));
+  }
+
+  static void together(const Ar1& p, int64_t first, int count) {
+    constexpr int lanes = kLanes<T>;
+    const int64_t d = p.tiles.length;
+    const bool scale_per_row = p.scale_per_row;
+    const Ar1Rows<S> rows(p, first, count);
+    const ShortNoise<S> noise(p, first, count);
+    const Rows mu = p.mu, log_var = p.log_var;
+    S* const z = static_cast<S*>(p.out) + first * d;
+    Recurrence<T> recurrence{rows.c.rho, rows.c.sech};
+    V<T> mu2[lanes] = {}, variance[lanes] = {}, square[lanes];
+    for_vectors<T, false>(0, d, [&](int64_t j, auto n) {
+      for_rows<T>(square, count, [&](int r) { return noise.at(r, j, n); });
+      transpose<T>(square);
+      for (int i = 0; i < n; ++i) {
+        const V<T> u = recurrence(square[i], j + i);
+        square[i] = scale_per_row ? rows.s.scale * u : u;
+      }
+      transpose<T>(square);
+      for (int r = 0; r < count; ++r) {
+        const V<T> m = load(mu.row<S>(first + r) + j, n);
+        mu2[r] += m * m;
+        if (!scale_per_row) {
+          const Scale<T> s = Scale<T>::of(load(log_var.row<S>(first + r) + j, n));
+          square[r] *= s.scale;
+          variance[r] += s.expm1 - s.log_var;
+        }
+        store(z + r * d + j, m + square[r], n);
+      }
+    });
+    const V<T> spread = scale_per_row ? T(d) * (rows.s.expm1 - rows.s.log_var)
+                                      : sum_each<T>(variance);
+    store(static_cast<T*>(p.per_row_out) + first,
+          kl(sum_each<T>(mu2), spread, T(d), rows.c.log_one_minus_rho2), count);
+  }
+
+ private:
+  // ½[‖μ‖² + Σ(s_j − 1 − log s_j) − (d−1) log(1−ρ²)]
+  template <typename X, typename D>
+  static RHOVAE_INLINE X kl(X mu2, X variance, D d, X log_one_minus_rho2) {
+    return D(0.5) * (mu2 + variance - std::max(d - 1, D(0)) * log_one_minus_rho2);
   }
 };
 
@@ -461,6 +561,7 @@ struct ReparamBackward {
   using Row = Ar1Row<S>;
   using Carry = Ar1Carry<T>;
   static constexpr bool kCarried = true;
+  static constexpr int64_t kTogether = kShort;
 
   static Carry aggregate(const Ar1& p, const Row& row, int64_t tile) {
     return {needs_u(p) ? aggregate_u(p, row, tile) : T(0), aggregate_adjoint(p, row, tile)};
@@ -505,7 +606,7 @@ struct ReparamBackward {
       if (d_eps) store(d_eps + j, innovation(adjoint, j), n);
       const V<T> u_here = load(static_cast<const T*>(u) + j);
       if (sums_log_var) sum_log_var += first_lanes<T>(g * s.scale * u_here, n);
-      if (d_log_var) store(d_log_var + j, T(0.5) * (g * s.scale * u_here + k * s.expm1), n);
+      if (d_log_var) store(d_log_var + j, of_log_var(g * s.scale * u_here, k, s.expm1), n);
       if (sums_logit) {
         // Not a load at j − 1: that would wait for two stores.
         const V<T> u_before = slide_up<T, 1>(u_here, broadcast(u[j - 1]));
@@ -521,14 +622,97 @@ struct ReparamBackward {
     const double d = double(p.tiles.length);
     const double k = p.grad_per_row.data ? double(*p.grad_per_row.row<T>(row.index)) : 0.0;
     if (p.d_log_var && p.scale_per_row) {
-      put<S>(p.d_log_var, row.index, 0.5 * (s.a + k * d * double(row.expm1)));
+      put<S>(p.d_log_var, row.index, of_log_var(s.a, k * d, double(row.expm1)));
+    }
+    if (p.d_rho_logit) put<S>(p.d_rho_logit, row.index, of_logit(s.b, k, d, double(row.c.rho)));
+  }
+
+  static void together(const Ar1& p, int64_t first, int count) {
+    constexpr int lanes = kLanes<T>;
+    const int64_t d = p.tiles.length;
+    const Ar1Rows<S> rows(p, first, count);
+    const V<T> rho = rows.c.rho, sech = rows.c.sech;
+    const bool wants_u = needs_u(p), scale_per_row = p.scale_per_row;
+    V<T> u[kShort], change[kShort], square[lanes];  // change: σ u_{j−1} − ρ ε_j
+    if (wants_u) {
+      const ShortNoise<S> noise(p, first, count);
+      Recurrence<T> recurrence{rho, sech};
+      for_vectors<T, false>(0, d, [&](int64_t j, auto n) {
+        for_rows<T>(square, count, [&](int r) { return noise.at(r, j, n); });
+        transpose<T>(square);
+        for (int i = 0; i < n; ++i) {
+          change[j + i] = sech * recurrence.u - rho * square[i];
+          u[j + i] = recurrence(square[i], j + i);
+        }
+      });
+    }
+
+    V<T> k = {};
+    if (p.grad_per_row.data) {
+      for (int r = 0; r < count; ++r) k[r] = *p.grad_per_row.row<T>(first + r);
+    }
+    const Rows mu = p.mu, log_var = p.log_var, grad = p.grad_z;
+    S* const d_mu = row_of<S>(p.d_mu, first, d);
+    S* const d_eps = row_of<S>(p.d_first, first, d);
+    S* const d_log_var = scale_per_row ? nullptr : row_of<S>(p.d_log_var, first, d);
+    V<T> adjoint = {}, sum_log_var = {}, sum_logit = {}, expm1[lanes], spread[lanes];
+    for_vectors<T, true>(0, d, [&](int64_t j, auto n) {
+      for_rows<T>(square, count, [&](int r) -> V<T> {
+        const V<T> g = grad.data ? load(grad.row<S>(first + r) + j, n) : V<T>{};
+        if (d_mu) {
+          store(d_mu + r * d + j, g + broadcast(k[r]) * load(mu.row<S>(first + r) + j, n), n);
+        }
+        if (scale_per_row) return broadcast(rows.s.scale[r]) * g;
+        const Scale<T> s = Scale<T>::of(load(log_var.row<S>(first + r) + j, n));
+        expm1[r] = s.expm1;
+        return s.scale * g;
+      });
+      transpose<T>(square);
+      for (int i = n - 1; i >= 0; --i) {
+        const int64_t t = j + i;
+        const V<T> driven = square[i];
+        adjoint = driven + rho * adjoint;
+        square[i] = t == 0 ? adjoint : sech * adjoint;
+        if (!wants_u) continue;
+        spread[i] = driven * u[t];
+        sum_log_var += spread[i];
+        if (t > 0) sum_logit += square[i] * change[t];
+      }
+      if (d_eps) {
+        transpose<T>(square);
+        for (int r = 0; r < count; ++r) store(d_eps + r * d + j, square[r], n);
+      }
+      if (d_log_var) {
+        for (int i = n; i < lanes; ++i) spread[i] = V<T>{};
+        transpose<T>(spread);
+        for (int r = 0; r < count; ++r) {
+          store(d_log_var + r * d + j, of_log_var(spread[r], broadcast(k[r]), expm1[r]), n);
+        }
+      }
+    });
+    if (p.d_log_var && scale_per_row) {
+      store(row_of<S>(p.d_log_var, first, 1), of_log_var(sum_log_var, k * T(d), rows.s.expm1),
+            count);
     }
     if (p.d_rho_logit) {
-      put<S>(p.d_rho_logit, row.index, s.b + k * std::max(d - 1, 0.0) * double(row.c.rho));
+      store(row_of<S>(p.d_rho_logit, first, 1), of_logit(sum_logit, k, T(d), rho), count);
     }
   }
 
  private:
+  // ½ Σ g √s u + ½ k (s − 1), for one element or the sum over a row
+  template <typename X>
+  static RHOVAE_INLINE X of_log_var(X sum, X k, X expm1) {
+    if constexpr (std::is_same_v<X, double>) return 0.5 * (sum + k * expm1);
+    else return T(0.5) * (sum + k * expm1);
+  }
+
+  // Σ_{j≥2} λ_j σ (σ u_{j−1} − ρ ε_j) + k (d−1) ρ
+  template <typename X, typename D>
+  static RHOVAE_INLINE X of_logit(X sum, X k, D d, X rho) {
+    return sum + k * std::max(d - 1, D(0)) * rho;
+  }
+
   static bool needs_u(const Ar1& p) { return p.d_log_var || p.d_rho_logit; }
 };
 
@@ -576,6 +760,7 @@ struct LogProbBase {
   using Row = Ar1Row<S>;
   using Carry = Ar1Carry<T>;
   static constexpr bool kCarried = false;
+  static constexpr int64_t kTogether = 0;
   static Carry aggregate(const Ar1&, const Row&, int64_t) { return {}; }
   static void link(const Ar1&, const Row&, Carry*) {}
 };

@@ -100,6 +100,7 @@ template <typename S, bool reverse, bool gate_per_row>
 struct ScanPass {
   using T = Compute<S>;
   static constexpr bool kCarried = true;
+  static constexpr int64_t kTogether = 0;
 
   struct Row {
     int64_t index;

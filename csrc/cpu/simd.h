@@ -128,6 +128,9 @@ template <typename S>
 RHOVAE_INLINE V<Compute<S>> load(const S* p, int n) {
   constexpr int lanes = kLanes<Compute<S>>;
   if (n >= lanes) return load(p);
+#ifdef RHOVAE_MASKED
+  if constexpr (sizeof(S) == 4) return V<S>(_mm512_maskz_loadu_ps((1u << n) - 1, p));
+#endif
   S buffer[lanes] = {};
   for (int i = 0; i < n; ++i) buffer[i] = p[i];
   return load(static_cast<const S*>(buffer));
@@ -137,6 +140,9 @@ template <typename S>
 RHOVAE_INLINE void store(S* p, V<Compute<S>> v, int n) {
   constexpr int lanes = kLanes<Compute<S>>;
   if (n >= lanes) return store(p, v);
+#ifdef RHOVAE_MASKED
+  if constexpr (sizeof(S) == 4) return _mm512_mask_storeu_ps(p, (1u << n) - 1, __m512(v));
+#endif
   S buffer[lanes];
   store(buffer, v);
   for (int i = 0; i < n; ++i) p[i] = buffer[i];
@@ -237,6 +243,42 @@ RHOVAE_INLINE T sum(V<T> v) {
 template <typename T, bool reverse>
 RHOVAE_INLINE V<T> last(V<T> v) {
   return repeat<T, reverse ? 0 : kLanes<T> - 1>(v);
+}
+
+// Of a square of vectors, lane i of vector j becomes lane j of vector i: 2×2 squares of 1, 2, 4, …
+// lanes exchange their off-diagonal halves.
+template <typename T, int K, int... I>
+RHOVAE_INLINE void exchange(V<T>& a, V<T>& b, std::integer_sequence<int, I...>) {
+  const V<T> from_b = __builtin_shufflevector(a, b, (I & K ? kLanes<T> + I - K : I)...);
+  b = __builtin_shufflevector(a, b, (I & K ? kLanes<T> + I : I + K)...);
+  a = from_b;
+}
+template <typename T, int K>
+RHOVAE_INLINE void exchange(V<T>* square) {
+  if constexpr (K < kLanes<T>) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes<T>; ++i) {
+      if ((i & K) == 0) {
+        exchange<T, K>(square[i], square[i + K], std::make_integer_sequence<int, kLanes<T>>());
+      }
+    }
+  }
+}
+template <typename T>
+RHOVAE_INLINE void transpose(V<T>* square) {
+  exchange<T, 1>(square);
+  exchange<T, 2>(square);
+  exchange<T, 4>(square);
+  exchange<T, 8>(square);
+}
+
+// The sums of the lanes of each vector of a square, in the lane of its number.
+template <typename T>
+RHOVAE_INLINE V<T> sum_each(V<T>* square) {
+  transpose<T>(square);
+  V<T> total = square[0];
+  for (int i = 1; i < kLanes<T>; ++i) total += square[i];
+  return total;
 }
 
 // exp(x) and exp(x) − 1, the latter to its own last digits where x is small.

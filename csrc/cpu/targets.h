@@ -34,6 +34,8 @@
 #define RHOVAE_VECTOR_BYTES 64
 // One instruction for a lane move, where the compiler's general shuffle takes a slower one.
 #define RHOVAE_ALIGN_LANES _mm512_alignr_epi32
+// Loads and stores that leave lanes out.
+#define RHOVAE_MASKED
 #include "simd.h"
 #include "tiled.h"
 #include RHOVAE_KERNELS

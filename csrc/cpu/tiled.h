@@ -5,7 +5,8 @@
 // anything does; aggregate(p, row, tile), the carry that leaves a tile entered with none;
 // link(p, row, carries), which turns a row's aggregates into the carries that enter its tiles;
 // tile(p, row, tile, carry), which computes a tile and returns its sums; finish(p, row, sums), which
-// writes what is one number a row.
+// writes what is one number a row; kTogether, up to which length rows are computed together, one a
+// lane, by together(p, first, count). (Alone, a short row costs more than its elements do.)
 //
 // Tiles, and the order in which their sums are added, do not depend on the number of threads: nor
 // do the results, to the bit.
@@ -30,6 +31,18 @@ void run(const Arguments& p) {
   const auto tile = [&](const Row& row, int64_t t) {
     return Pass::tile(p, row, t, carried ? carries[row.index * per_row + t] : Carry{});
   };
+
+  if constexpr (Pass::kTogether > 0) {
+    if (tiles.length <= Pass::kTogether) {
+      constexpr int lanes = kLanes<typename Pass::T>;
+      parallel_rows(tiles, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; i += lanes) {
+          Pass::together(p, i, int(std::min<int64_t>(lanes, end - i)));
+        }
+      });
+      return;
+    }
+  }
 
   if (!tiles.split()) {
     parallel_rows(tiles, [&](int64_t begin, int64_t end) {

@@ -142,7 +142,8 @@ def implementation(room: str, name: str, backend: str) -> Callable:
         return partial(_reference, room, name)
     if backend == "triton":
         return getattr(importlib.import_module(f"rhovae_kernels.triton.{room}"), name)
-    return getattr(getattr(torch.ops, f"rhovae_{backend}"), name).default
+    # The dispatcher's own entry, without the Python call that an overload is around it.
+    return getattr(getattr(torch.ops, f"rhovae_{backend}"), name).default._op
 
 
 _forced: tuple[str, str] | None = None

@@ -65,19 +65,38 @@ inline int64_t row_count(const Tensor& x) {
   return rows;
 }
 
-inline Tensor empty_like_rows(const Tensor& x) { return torch::stable::new_empty(x, x.sizes()); }
+// A contiguous tensor that is not filled. (new_empty asks the dispatcher, by name, at each call.)
+inline Tensor empty(const int64_t* sizes, int64_t dims, ScalarType type) {
+  std::vector<int64_t> strides(dims);
+  int64_t stride = 1;
+  for (int64_t i = dims - 1; i >= 0; --i) {
+    strides[i] = stride;
+    stride *= std::max<int64_t>(1, sizes[i]);
+  }
+  const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  AtenTensorHandle made;
+  STD_TORCH_CHECK(
+      aoti_torch_empty_strided(dims, sizes, strides.data(), dtype, aoti_torch_device_type_cpu(),
+                               0, &made) == AOTI_TORCH_SUCCESS,
+      "rhovae: no memory for an output");
+  return Tensor(made);
+}
+
+inline Tensor empty_like_rows(const Tensor& x) {
+  return empty(x.sizes().data(), x.dim(), x.scalar_type());
+}
 
 // One number a row: the shape without its last dimension, in the type of per-row results.
 inline Tensor empty_per_row(const Tensor& x) {
   const auto sizes = x.sizes();
   const auto type = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  return torch::stable::new_empty(x, {sizes.data(), sizes.size() - 1}, type);
+  return empty(sizes.data(), x.dim() - 1, type);
 }
 
 // A gradient like x, or the empty tensor that stands for one not asked for.
 inline Tensor gradient_like(const Tensor& x, bool needed) {
   const int64_t none = 0;
-  return needed ? empty_like_rows(x) : torch::stable::new_empty(x, {&none, 1});
+  return needed ? empty_like_rows(x) : empty(&none, 1, x.scalar_type());
 }
 
 template <typename F>

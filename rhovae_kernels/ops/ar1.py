@@ -115,7 +115,7 @@ def _check_parameters(op: str, leader: str, x: Tensor, log_var: Tensor, rho_logi
     if x.dim() == 0:
         checks.refuse(op, leader, "a scalar", "of shape (…,d)")
     checks.last_one_or(op, "log_var", log_var, x.shape, leader)
-    per_row = torch.Size((*x.shape[:-1], 1))
+    per_row = (*x.shape[:-1], 1)
     checks.shape(op, "rho_logit", rho_logit, per_row, f"one for each row of {leader}")
 
 

@@ -32,7 +32,7 @@ def like(op: str, leader: str, x: Tensor, **others: Tensor | None) -> None:
             refuse(op, name, f"on {other.device}", f"on {device}, where {leader} is")
 
 
-def shape(op: str, name: str, x: Tensor, wanted: torch.Size, reason: str) -> None:
+def shape(op: str, name: str, x: Tensor, wanted: tuple[int, ...], reason: str) -> None:
     if x.shape != wanted:
         refuse(op, name, f"of shape {tuple(x.shape)}", f"of shape {tuple(wanted)}, {reason}")
 

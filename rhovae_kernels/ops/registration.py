@@ -11,8 +11,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch._C._functorch import TransformType
+from torch import Tensor, is_grad_enabled
+from torch._C import _len_torch_dispatch_stack
+from torch._C._functorch import (
+    TransformType,
+    is_functorch_wrapped_tensor,
+    peek_interpreter_stack,
+)
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
 from torch.library import Library, register_autocast, register_fake
@@ -41,20 +46,28 @@ def direct(name: str, args: Sequence) -> Callable | None:
     tensor subclass looks on. The dispatcher, which costs what a small kernel does, is left out.
     """
     if (
-        torch.is_grad_enabled()
+        is_grad_enabled()
         or forward_ad._current_level >= 0
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or _len_torch_dispatch_stack() > 0
+        or peek_interpreter_stack() is not None
     ):
         return None
-    tensors = [x for x in args if isinstance(x, Tensor)]
-    # A vjp that has closed leaves wrapped tensors behind; the dispatcher unwraps them.
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
-    for x in tensors:
-        # Negated views and zero tensors hold other values than their memory does.
-        if type(x) not in (Tensor, Parameter) or wrapped(x) or x.is_neg() or x._is_zerotensor():
+    leader = None
+    for x in args:
+        if not isinstance(x, Tensor):
+            continue
+        # A vjp that has closed leaves wrapped tensors behind; the dispatcher unwraps them. Negated
+        # views and zero tensors hold other values than their memory does.
+        if (
+            (type(x) is not Tensor and type(x) is not Parameter)
+            or is_functorch_wrapped_tensor(x)
+            or x.is_neg()
+            or x._is_zerotensor()
+        ):
             return None
-    device_type = tensors[0].device.type
+        leader = x if leader is None else leader
+    assert leader is not None
+    device_type = "cpu" if leader.is_cpu else leader.device.type
     return backends.select(ROOMS[name], name, device_type) if device_type in DEVICES else None
 
 
@@ -127,7 +140,7 @@ def define(
 
         def autograd(*args):
             # Without gradients, in reverse or forward mode, there is nothing to record.
-            if torch.is_grad_enabled() or forward_ad._current_level >= 0:
+            if is_grad_enabled() or forward_ad._current_level >= 0:
                 return apply(*complete(args))
             with below_autograd():
                 return op(*args)

@@ -11,6 +11,7 @@ from torch.autograd import Function
 from python_ref import ar1 as specification
 from python_ref.precision import compute_dtype
 from rhovae_kernels.ops import checks, registration
+from rhovae_kernels.ops.cost import Cost, per_row, wanted
 
 
 def ar1_reparam(
@@ -163,6 +164,99 @@ def _check_log_prob_backward(grad, z, mu, log_var, rho_logit, needs) -> None:
     checks.needs("ar1_log_prob_backward", needs, 4)
     _check_log_prob(z, mu, log_var, rho_logit, "ar1_log_prob_backward")
     checks.per_row("ar1_log_prob_backward", "grad", grad, z)
+
+
+def _reparam_flops(mu: Tensor, log_var: Tensor) -> int:
+    # σε, u: 3; z: 2; ‖μ‖²: 2. For each log s: √s: 2; s − 1 − log s and its sum: 3.
+    return 7 * mu.numel() + 5 * log_var.numel()
+
+
+def _reparam_backward_flops(grad_z, grad_kl, mu, log_var, needs) -> int:
+    d_mu, d_log_var, d_logit, d_eps = needs
+    g, k, n = grad_z is not None, grad_kl is not None, mu.numel()
+    adjoint, sample = g and (d_logit or d_eps), g and (d_logit or d_log_var)
+    added = k or log_var.shape[-1] == 1
+    # u: 3; √s g and λ: 3; k μ and its sum with g: 1 each; ∂ε: 1; ∂log s: 3, and 1 where
+    # it is summed over the row or with the term of k; the summand of ∂a and its sum: 6.
+    per_element = 3 * sample + 3 * adjoint + (d_mu and k) * (1 + g) + (d_eps and g)
+    per_element += (d_log_var and g) * (3 + added) + (d_logit and g) * 6
+    # For each log s: √s: 2; ½ k (s − 1): 2.
+    per_log_var = 2 * (sample or adjoint) + 2 * (d_log_var and k)
+    return per_element * n + per_log_var * log_var.numel()
+
+
+def _normals_flops(mu: Tensor) -> int:
+    # v, w: 3; r: 3; πw: 1; its cosine and sine: 2; two products: 11 for a pair.
+    return 11 * mu.shape[:-1].numel() * -(-mu.shape[-1] // 2)
+
+
+def _backward_reads(grad_z, grad_kl, mu, log_var, rho_logit, noise, needs):
+    """What the gradients of a sample and its KL that are asked for depend on."""
+    d_mu, d_log_var, d_logit, d_eps = needs
+    g, k = grad_z is not None, grad_kl is not None
+    return (
+        grad_z if any(needs) else None,
+        grad_kl if d_mu or d_log_var or d_logit else None,
+        mu if d_mu and k else None,
+        log_var if d_log_var or (g and (d_logit or d_eps)) else None,
+        rho_logit if (g and (d_log_var or d_eps)) or d_logit else None,
+        noise if g and (d_log_var or d_logit) else None,
+    )
+
+
+def _cost_reparam(mu, log_var, rho_logit, eps) -> Cost:
+    """Three passes: μ, ε, z."""
+    flops = _reparam_flops(mu, log_var)
+    return Cost.of(read=(mu, log_var, rho_logit, eps), written=(mu, per_row(mu)), flops=flops)
+
+
+def _cost_reparam_backward(grad_z, grad_kl, mu, log_var, rho_logit, eps, needs) -> Cost:
+    """Four passes: g, μ, ε, ∂μ; one more where ∂ε is asked for."""
+    return Cost.of(
+        read=_backward_reads(grad_z, grad_kl, mu, log_var, rho_logit, eps, needs),
+        written=wanted((mu, log_var, rho_logit, eps), needs),
+        flops=_reparam_backward_flops(grad_z, grad_kl, mu, log_var, needs),
+    )
+
+
+def _cost_rng(mu, log_var, rho_logit, rng_state) -> Cost:
+    """Two passes: μ, z."""
+    return Cost.of(
+        read=(mu, log_var, rho_logit, rng_state),
+        written=(mu, per_row(mu), rng_state),
+        flops=_reparam_flops(mu, log_var) + _normals_flops(mu),
+    )
+
+
+def _cost_rng_backward(grad_z, grad_kl, mu, log_var, rho_logit, rng_used, needs) -> Cost:
+    """Three passes: g, μ, ∂μ."""
+    drawn = grad_z is not None and (needs[1] or needs[2])
+    flops = _reparam_backward_flops(grad_z, grad_kl, mu, log_var, (*needs, False))
+    return Cost.of(
+        read=_backward_reads(grad_z, grad_kl, mu, log_var, rho_logit, rng_used, (*needs, False)),
+        written=wanted((mu, log_var, rho_logit), needs),
+        flops=flops + drawn * _normals_flops(mu),
+    )
+
+
+def _cost_log_prob(z, mu, log_var, rho_logit) -> Cost:
+    """Two passes: z, μ."""
+    # u: 2; ε: 5; ‖ε‖²: 2. For each log s: 1/√s: 2; its sum: 1.
+    flops = 9 * z.numel() + 3 * log_var.numel()
+    return Cost.of(read=(z, mu, log_var, rho_logit), written=(per_row(z),), flops=flops)
+
+
+def _cost_log_prob_backward(grad, z, mu, log_var, rho_logit, needs) -> Cost:
+    """Four passes: z, μ, ∂z, ∂μ."""
+    if not any(needs):
+        return Cost(0, 0, 0)
+    inputs, n = (z, mu, log_var, rho_logit), z.numel()
+    d_z, d_log_var = needs[0] or needs[1], needs[2]
+    # u and ε: 7; γ: 3; ∂z: 2; ∂log s: 3, and 1 where it is summed; the summand of ∂a, its sum: 5.
+    per_element = 7 + 3 * (d_z or d_log_var) + 2 * d_z + needs[3] * 5
+    per_element += d_log_var * (3 + (log_var.shape[-1] == 1))
+    flops = per_element * n + 2 * log_var.numel()
+    return Cost.of(read=(grad, *inputs), written=wanted(inputs, needs), flops=flops)
 
 
 def _per_row(x: Tensor) -> Tensor:
@@ -323,6 +417,7 @@ registration.define(
     "ar1_reparam(Tensor mu, Tensor log_var, Tensor rho_logit, Tensor eps) -> (Tensor, Tensor)",
     check=_check_reparam,
     fake=lambda mu, log_var, rho_logit, eps: (mu.new_empty(mu.shape), _per_row(mu)),
+    cost=_cost_reparam,
     function=Ar1Reparam,
     autocast=torch.float32,
 )
@@ -334,6 +429,7 @@ registration.define(
     fake=lambda grad_z, grad_kl, *inputs_needs: registration.empty_gradients(
         inputs_needs[:-1], inputs_needs[-1]
     ),
+    cost=_cost_reparam_backward,
     function=registration.backward_function(
         "ar1_reparam_backward", 6, _scanned(specification.ar1_reparam_backward)
     ),
@@ -348,6 +444,7 @@ registration.define(
         _per_row(mu),
         rng_state.new_empty(2),
     ),
+    cost=_cost_rng,
     function=Ar1ReparamRng,
     autocast=torch.float32,
 )
@@ -359,6 +456,7 @@ registration.define(
     fake=lambda grad_z, grad_kl, mu, log_var, rho_logit, rng_used, needs: (
         registration.empty_gradients((mu, log_var, rho_logit), needs)
     ),
+    cost=_cost_rng_backward,
     function=Ar1ReparamRngBackward,
 )
 registration.define(
@@ -366,6 +464,7 @@ registration.define(
     "ar1_log_prob(Tensor z, Tensor mu, Tensor log_var, Tensor rho_logit) -> Tensor",
     check=_check_log_prob,
     fake=lambda z, mu, log_var, rho_logit: _per_row(z),
+    cost=_cost_log_prob,
     function=Ar1LogProb,
     autocast=torch.float32,
 )
@@ -377,6 +476,7 @@ registration.define(
     fake=lambda grad, *inputs_needs: registration.empty_gradients(
         inputs_needs[:-1], inputs_needs[-1]
     ),
+    cost=_cost_log_prob_backward,
     function=registration.backward_function(
         "ar1_log_prob_backward", 5, specification.ar1_log_prob_backward
     ),

@@ -7,6 +7,7 @@ from torch.autograd import Function
 from python_ref.linear_scan import linear_scan_backward, shift
 from python_ref.precision import compute_dtype
 from rhovae_kernels.ops import checks, registration
+from rhovae_kernels.ops.cost import Cost, wanted
 
 
 def linear_scan(gates: Tensor, tokens: Tensor, reverse: bool = False) -> Tensor:
@@ -48,6 +49,24 @@ def _check_backward(grad, gates, states, reverse, needs) -> None:
     checks.like("linear_scan_backward", "states", states, grad=grad, gates=gates)
     checks.shape("linear_scan_backward", "grad", grad, states.shape, "as states are")
     checks.last_one_or("linear_scan_backward", "gates", gates, states.shape, "states")
+
+
+def _cost(gates: Tensor, tokens: Tensor, reverse: bool = False) -> Cost:
+    return Cost.of(read=(gates, tokens), written=(tokens,), flops=2 * tokens.numel())
+
+
+def _cost_backward(grad, gates, states, reverse, needs) -> Cost:
+    if not any(needs):
+        return Cost(0, 0, 0)
+    per_row, n = gates.shape[-1] == 1, states.numel()
+    # No adjoint passes through the gate of the first step, and no gate acts on the last state.
+    used_gates = gates if per_row else gates[..., 1:]
+    used_states = states[..., 1:] if needs[0] else None
+    # λ takes two operations an element; ∂a one, and one more where it is summed over the row.
+    flops = 2 * n + needs[0] * (1 + per_row) * n
+    return Cost.of(
+        read=(grad, used_gates, used_states), written=wanted((gates, states), needs), flops=flops
+    )
 
 
 def _rounds(x: Tensor) -> bool:
@@ -107,6 +126,7 @@ registration.define(
     "linear_scan(Tensor gates, Tensor tokens, bool reverse=False) -> Tensor",
     check=_check,
     fake=lambda gates, tokens, reverse=False: tokens.new_empty(tokens.shape),
+    cost=_cost,
     function=LinearScan,
     autocast=torch.float32,
 )
@@ -118,5 +138,6 @@ registration.define(
     fake=lambda grad, gates, states, reverse, needs: registration.empty_gradients(
         (gates, states), needs
     ),
+    cost=_cost_backward,
     function=registration.backward_function("linear_scan_backward", 3, _backward_formula),
 )

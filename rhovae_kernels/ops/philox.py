@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from rhovae_kernels.ops import checks, registration
+from rhovae_kernels.ops.cost import Cost
 
 
 def philox(rng_state: Tensor, rows: int, columns: int) -> Tensor:
@@ -44,9 +45,14 @@ def _check(rng_state: Tensor, rows: int, columns: int) -> None:
         checks.refuse("philox", "columns", columns, "0 or more, and below 2**34")
 
 
+def _cost(rng_state: Tensor, rows: int, columns: int) -> Cost:
+    return Cost.of(read=(rng_state,), written=(4 * rows * columns,), flops=0)
+
+
 registration.define(
     "philox",
     "philox(Tensor rng_state, SymInt rows, SymInt columns) -> Tensor",
     check=_check,
     fake=lambda rng_state, rows, columns: rng_state.new_empty((rows, columns), dtype=torch.int32),
+    cost=_cost,
 )

@@ -24,6 +24,7 @@ from torch.library import Library, register_autocast, register_fake
 from torch.nn import Parameter
 
 from rhovae_kernels import backends
+from rhovae_kernels.ops.cost import MODELS, Cost
 
 PUBLIC_OPS: list[str] = []
 # The module that holds each op, in every room.
@@ -77,6 +78,7 @@ def define(
     *,
     check: Callable[..., None],
     fake: Callable,
+    cost: Callable[..., Cost] | None = None,
     function: type[Function] | None = None,
     autocast: torch.dtype | None = None,
 ) -> torch._ops.OpOverload:
@@ -87,11 +89,14 @@ def define(
         schema: name, arguments and returns, as `torch.library` writes them.
         check: takes the arguments; raises where one is wrong.
         fake: takes the arguments; makes outputs of the right shapes and types with no data.
+        cost: takes the arguments; what the call has to move and to compute.
         function: the op's derivatives and batching rule; its `forward` is `call_below`'s.
         autocast: under autocast, floating arguments are cast to this type.
     """
     name = schema.partition("(")[0]
     ROOMS[name], _checks[name] = room, check
+    if cost is not None:
+        MODELS[name] = cost
     _rhovae.define(schema)
     for library in _compiled:
         library.define(schema)

@@ -1,0 +1,320 @@
+"""The model of what an op moves and computes is what its kernels touch and its formula does.
+
+Bytes: Triton's kernels run in the interpreter, where the addresses of every load and store are
+seen; the distinct bytes touched are the model's, exactly, and where an operand is read more than
+once the table below says so. (The CUDA kernels load by plain dereferences, which leave no trace on
+their host executor.) FLOPs: those of the specification, counted operation by operation.
+"""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from contract import normal
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import python_ref
+import rhovae_kernels as rk
+from rhovae_kernels.ops.cost import MODELS, Cost, cost, stored
+from rhovae_kernels.ops.registration import ROOMS
+
+OPS = torch.ops.rhovae
+DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+
+# Ragged against every tile, within one and in a loop over two; not so long that a row is cut.
+SHAPES = [(5, 37), (3, 1031)]
+# Rows cut into chunks, which takes two launches.
+CUT = (2, 9001)
+
+REPARAM = ("grad_z", "grad_kl", "mu", "log_var", "rho_logit")
+# The tensors that each op takes, in its order.
+OPERANDS = {
+    "linear_scan": ("gates", "tokens"),
+    "linear_scan_backward": ("grad", "gates", "states"),
+    "ar1_reparam": ("mu", "log_var", "rho_logit", "eps"),
+    "ar1_reparam_backward": (*REPARAM, "eps"),
+    "ar1_reparam_rng": ("mu", "log_var", "rho_logit", "rng_state"),
+    "ar1_reparam_rng_backward": (*REPARAM, "rng_state"),
+    "ar1_log_prob": ("z", "mu", "log_var", "rho_logit"),
+    "ar1_log_prob_backward": ("grad", "z", "mu", "log_var", "rho_logit"),
+}
+# How often a kernel loads an element of an operand as long as a row, where not once; the rest of
+# the times it is in a cache close by.
+LOADS = {
+    # Whitening step j needs u_{j−1} as well as u_j, and its adjoint u_{j+1}: neighbours.
+    "ar1_log_prob": {"z": 2, "mu": 2, "log_var": 3},
+    "ar1_log_prob_backward": {"z": 3, "mu": 3, "log_var": 4},
+    # ∂ε, where it is asked for, has a kernel of its own.
+    "ar1_reparam_backward": {"grad_z": 2, "log_var": 2},
+}
+
+
+def operand(name: str, rows: int, d: int, dtype: torch.dtype, per_row: bool) -> Tensor:
+    if name == "rng_state":
+        return torch.tensor([5, 6])
+    seed = sum(map(ord, name))
+    if name == "grad_kl":
+        return normal(
+            (), rows, torch.float64 if dtype == torch.float64 else torch.float32, "cpu", 1
+        )
+    one = name == "rho_logit" or (per_row and name in ("log_var", "gates"))
+    return 0.5 * normal((rows,), 1 if one else d, dtype, "cpu", seed)
+
+
+def arguments(op: str, shape, dtype, per_row: bool, needs=None) -> list:
+    operands = [operand(name, *shape, dtype, per_row) for name in OPERANDS[op]]
+    if op == "ar1_log_prob_backward":
+        operands[0] = operand("grad_kl", *shape, dtype, per_row)
+    if op.startswith("linear_scan"):
+        operands.append(True)
+    return operands if needs is None else [*operands, needs]
+
+
+class Touched:
+    """The addresses of the elements that were loaded and stored, repeats and all."""
+
+    def __init__(self):
+        self.loads: list[np.ndarray] = []
+        self.stores: list[np.ndarray] = []
+
+
+def elements(accesses: list[np.ndarray]) -> int:
+    return sum(map(len, accesses))
+
+
+def within(x: Tensor, accesses: list[np.ndarray]) -> tuple[int, int]:
+    """(distinct bytes, elements with repeats) of x, contiguous, among these accesses."""
+    if not accesses:
+        return 0, 0
+    start, end = x.data_ptr(), x.data_ptr() + x.numel() * x.itemsize
+    at = np.concatenate(accesses)
+    at = at[(at >= start) & (at < end)]
+    return len(np.unique(at)) * x.itemsize, len(at)
+
+
+@contextmanager
+def watched():
+    """Runs Triton's kernels, and sees what they load and store."""
+    pytest.importorskip("triton", reason="Triton has no build for this platform")
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    touched = Touched()
+    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+
+    def addresses(pointers, mask):
+        return pointers.data[mask.data.astype(bool)].ravel()
+
+    def seen_load(self, pointers, mask, *rest):
+        touched.loads.append(addresses(pointers, mask))
+        return load(self, pointers, mask, *rest)
+
+    def seen_store(self, pointers, value, mask, *rest):
+        touched.stores.append(addresses(pointers, mask))
+        return store(self, pointers, value, mask, *rest)
+
+    with pytest.MonkeyPatch.context() as patch, rk.use_backend("triton"):
+        patch.setattr(InterpreterBuilder, "create_masked_load", seen_load)
+        patch.setattr(InterpreterBuilder, "create_masked_store", seen_store)
+        yield touched
+
+
+def run(op: str, args: list) -> tuple[list[Tensor], Touched]:
+    with watched() as touched:
+        outputs = getattr(OPS, op)(*args)
+    return list(outputs) if isinstance(outputs, tuple) else [outputs], touched
+
+
+CALLS = [
+    ("linear_scan", None),
+    ("linear_scan_backward", (True, True)),
+    ("linear_scan_backward", (False, True)),
+    ("linear_scan_backward", (True, False)),
+    ("ar1_reparam", None),
+    ("ar1_reparam_backward", (True, True, True, False)),
+    ("ar1_reparam_backward", (True, True, True, True)),
+    ("ar1_reparam_backward", (False, True, True, False)),
+    ("ar1_reparam_backward", (False, False, False, True)),
+    ("ar1_reparam_rng", None),
+    ("ar1_reparam_rng_backward", (True, True, True)),
+    ("ar1_log_prob", None),
+    ("ar1_log_prob_backward", (True, True, True, True)),
+    ("ar1_log_prob_backward", (False, False, True, True)),
+]
+calls = pytest.mark.parametrize("op,needs", CALLS, ids=str)
+
+
+@pytest.mark.parametrize("per_row", [True, False], ids=["per_row", "per_element"])
+@calls
+def test_the_bytes_that_a_kernel_touches_are_the_models(op, needs, per_row):
+    for shape in SHAPES:
+        for dtype in DTYPES:
+            args = arguments(op, shape, dtype, per_row, needs)
+            outputs, touched = run(op, args)
+            operands = [x for x in args if isinstance(x, Tensor)]
+            copied = 0
+            if op == "ar1_reparam_rng":
+                # The kernel reads the copy of the state that it returns, made before it runs.
+                operands[3], copied = outputs[2], 16
+            loaded = sum(within(x, touched.loads)[0] for x in operands)
+            written = sum(within(x, touched.stores)[0] for x in outputs) + copied
+            model = cost(op, *args)
+            assert (loaded, written) == (model.bytes_read, model.bytes_written), (shape, dtype)
+            # Nothing else is touched: there is no workspace.
+            known = sum(within(x, touched.loads)[1] for x in operands)
+            assert known == elements(touched.loads)
+            assert sum(within(x, touched.stores)[1] for x in outputs) == elements(touched.stores)
+
+
+@calls
+def test_an_operand_is_loaded_once_but_where_the_table_says(op, needs):
+    args = arguments(op, SHAPES[0], torch.float32, False, needs)
+    _, touched = run(op, args)
+    often = LOADS.get(op, {}) if needs is None or all(needs) or "log_prob" in op else {}
+    for name, x in zip(OPERANDS[op], args, strict=False):
+        if x.shape == SHAPES[0]:
+            distinct, times = within(x, touched.loads)
+            # Neighbours that lie beyond the row are not loaded.
+            rows = SHAPES[0][0]
+            most = often.get(name, 1) * (distinct // x.itemsize)
+            assert most - rows * often.get(name, 1) < times <= most, name
+
+
+def test_nothing_that_no_gradient_asked_for_depends_on_is_in_the_model():
+    # Where few are asked for, the interpreter loads log s and a for values that no result depends
+    # on, where a compiler leaves them out: see the test after this one.
+    for op, positions in (("ar1_reparam_backward", 4), ("ar1_reparam_rng_backward", 3)):
+        for bits in range(1, 2**positions):
+            needs = tuple(bool(bits >> i & 1) for i in range(positions))
+            for left_out in (None, "grad_z", "grad_kl"):
+                args = arguments(op, SHAPES[0], torch.float32, False, needs)
+                if left_out:
+                    args[OPERANDS[op].index(left_out)] = None
+                _, touched = run(op, args)
+                operands = dict(zip(OPERANDS[op], args, strict=False))
+                loaded = sum(
+                    within(x, touched.loads)[0] for x in operands.values() if x is not None
+                )
+                idle = loaded - cost(op, *args).bytes_read
+                log_var, rho_logit = stored(operands["log_var"]), stored(operands["rho_logit"])
+                assert idle in (0, log_var, rho_logit, log_var + rho_logit), (op, needs, left_out)
+
+
+def test_a_compiled_kernel_does_not_load_what_no_result_depends_on():
+    pytest.importorskip("triton", reason="Triton has no build for this platform")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    from rhovae_kernels.triton import ar1, runtime
+
+    def parameters_of(pointers, scan):
+        flags = {"PER_ELEMENT": True, "CARRIED": False, "SCAN": scan}
+        kernel = ar1._reparam_backward
+        c = runtime.configuration(kernel, "fp32", 64, pointers, flags)
+        ptx = compile(
+            ASTSource(kernel, c.signature, c.constexprs), target=GPUTarget("cuda", 90, 32)
+        ).asm["ptx"]
+        passed = [name for name, kind in c.signature.items() if kind != "constexpr"]
+        return {name for i, name in enumerate(passed) if f"[_reparam_backward_param_{i}]" in ptx}
+
+    whole = {"ends": None, "rng_state": None}
+    everything = parameters_of(whole, True)
+    assert {"grad_z", "grad_kl", "mu", "log_var", "rho_logit", "eps"} <= everything
+    only_mu = parameters_of(whole | {"d_log_var": None, "d_rho_logit": None}, False)
+    assert {"grad_z", "grad_kl", "mu"} <= only_mu
+    assert not {"log_var", "rho_logit", "eps"} & only_mu
+
+
+@pytest.mark.parametrize("per_row", [True, False], ids=["per_row", "per_element"])
+@calls
+def test_rows_in_chunks_are_read_again_only_by_the_launch_before(op, needs, per_row):
+    # The workspace, an end and a sum for each chunk, is not in the model.
+    args = arguments(op, CUT, torch.float32, per_row, needs)
+    outputs, touched = run(op, args)
+    operands = [x for x in args if isinstance(x, Tensor)]
+    if op == "ar1_reparam_rng":
+        operands[3] = outputs[2]
+    assert sum(within(x, touched.loads)[0] for x in operands) == cost(op, *args).bytes_read
+    launches = 1 if "log_prob" in op else 2
+    often = LOADS.get(op, {})
+    for name, x in zip(OPERANDS[op], args, strict=False):
+        if isinstance(x, Tensor) and x.shape == CUT:
+            _, times = within(x, touched.loads)
+            assert times <= launches * often.get(name, 1) * x.numel(), name
+
+
+def test_philox_writes_its_words_and_reads_its_state():
+    outputs, touched = run("philox", [state := torch.tensor([5, 6]), 3, 37])
+    loaded, written = within(state, touched.loads)[0], within(outputs[0], touched.stores)[0]
+    assert cost("philox", state, 3, 37) == Cost(loaded, written, 0)
+
+
+class Flops(TorchDispatchMode):
+    """Counts the floating-point operations of what runs under it; a change of sign is none."""
+
+    ARITHMETIC = ("add", "sub", "rsub", "mul", "div", "sqrt", "pow")
+    ELEMENTARY = ("exp", "expm1", "log", "log1p", "sin", "cos", "tanh", "sigmoid")
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        name = function.overloadpacket.__name__
+        if isinstance(result, Tensor) and result.is_floating_point():
+            if name in self.ARITHMETIC + self.ELEMENTARY:
+                self.count += result.numel()
+            elif name == "sum":
+                self.count += args[0].numel()
+        return result
+
+
+@pytest.mark.parametrize(
+    "op,needs", [(op, needs) for op, needs in CALLS if needs is None or all(needs)], ids=str
+)
+def test_the_flops_are_those_of_the_specification(op, needs):
+    def counted(d):
+        args = arguments(op, (3, d), torch.float32, False, needs)
+        with Flops() as flops:
+            getattr(python_ref, op)(*args[: len(args) - (needs is not None)])
+        return flops.count, cost(op, *args).flops
+
+    # What is done once a row, or not for its first element, drops out of the difference.
+    (some, model), (more, model_of_more) = counted(20), counted(40)
+    # There the specification finds ∂ε too, one product an element, and drops it.
+    dropped = 3 * 20 if op == "ar1_reparam_rng_backward" else 0
+    assert model_of_more - model == more - some - dropped
+
+
+def test_every_op_has_a_model():
+    assert set(MODELS) == set(ROOMS)
+
+
+def test_the_passes_over_memory_are_those_that_the_design_counts():
+    n = 4 * 1000 * 1000
+    x, row = torch.empty(1000, 1000, device="meta"), torch.empty(1000, 1, device="meta")
+    k, state = torch.empty(1000, device="meta"), torch.empty(2, dtype=torch.int64, device="meta")
+
+    def passes(op, *args):
+        return round(cost(op, *args).bytes_moved / n, 1)
+
+    assert passes("ar1_reparam", x, row, row, x) == 3
+    assert passes("ar1_reparam_backward", x, k, x, row, row, x, (True, True, True, False)) == 4
+    assert passes("ar1_reparam_backward", x, k, x, row, row, x, (True,) * 4) == 5
+    assert passes("ar1_reparam_rng", x, row, row, state) == 2
+    assert passes("ar1_reparam_rng_backward", x, k, x, row, row, state, (True,) * 3) == 3
+    assert passes("ar1_log_prob", x, x, row, row) == 2
+
+
+def test_elements_that_share_memory_count_once():
+    row = torch.ones(5, 1)
+    assert stored(row.expand(5, 100)) == stored(row) == 20
+    assert stored(torch.ones(5, 6)[:, ::2]) == 60
+    assert stored(torch.ones(0, 6)) == 0
+
+
+def test_the_least_time_is_that_of_the_scarcer_resource():
+    assert Cost(30, 10, 8).seconds(bandwidth=10, rate=4) == 4
+    assert Cost(30, 10, 80).seconds(bandwidth=10, rate=4) == 20

@@ -5,80 +5,14 @@ Ours is timed for both covariances; the diagonal code, as everyone writes it, ha
 variances.
 """
 
-import importlib.util
-
 import pytest
 import torch
+from competitors import diagonal, growing_cat, libraries, loop
 from harness import WrongResult, forward_backward, verify
 
 import python_ref
 
 OPS = torch.ops.rhovae
-
-
-def diagonal(mu, log_var, eps):
-    """The diagonal Gaussian: sample and KL."""
-    std = torch.exp(0.5 * log_var)
-    kl = -0.5 * torch.sum(1 + log_var - mu.pow(2) - log_var.exp(), dim=-1)
-    return mu + eps * std, kl
-
-
-def kl_of(mu, log_var, rho):
-    d = mu.shape[-1]
-    spread = d * (log_var.exp() - 1 - log_var) - (d - 1) * torch.log1p(-rho.square())
-    return 0.5 * (mu.square().sum(-1) + spread[:, 0])
-
-
-def loop(mu, log_var, logit, eps):
-    """The recurrence in Python, corrected: a list of columns, one cat."""
-    rho = torch.tanh(logit)
-    sigma, scale = torch.sqrt(1 - rho.square()), torch.exp(0.5 * log_var)
-    columns = [eps[:, :1]]
-    for j in range(1, mu.shape[-1]):
-        columns.append(rho * columns[-1] + sigma * eps[:, j : j + 1])
-    return mu + scale * torch.cat(columns, 1), kl_of(mu, log_var, rho)
-
-
-def growing_cat(mu, log_var, logit, eps):
-    """The same with the sources' way of building the sample: a cat for every column."""
-    rho = torch.tanh(logit)
-    sigma, scale = torch.sqrt(1 - rho.square()), torch.exp(0.5 * log_var)
-    u = eps[:, :1]
-    for j in range(1, mu.shape[-1]):
-        u = torch.cat((u, rho * u[:, -1:] + sigma * eps[:, j : j + 1]), 1)
-    return mu + scale * u, kl_of(mu, log_var, rho)
-
-
-def lfiltered(scan):
-    """AR(1) through a library's recursive filter, one coefficient per row."""
-
-    def sample(mu, log_var, logit, eps):
-        rho = torch.tanh(logit)
-        driven = torch.cat([eps[:, :1], torch.sqrt(1 - rho.square()) * eps[:, 1:]], 1)
-        return mu + torch.exp(0.5 * log_var) * scan(rho, driven), kl_of(mu, log_var, rho)
-
-    return sample
-
-
-def libraries():
-    """Other implementations of the recurrence, where they are installed."""
-    found = {}
-    if importlib.util.find_spec("torchlpc"):
-        from torchlpc import sample_wise_lpc
-
-        found["torchlpc"] = lfiltered(
-            lambda rho, x: sample_wise_lpc(x, -rho[:, :, None].expand(-1, x.shape[1], 1))
-        )
-    if importlib.util.find_spec("torchaudio"):
-        from torchaudio.functional import lfilter
-
-        def scan(rho, x):
-            a = torch.cat([torch.ones_like(rho), -rho], 1)
-            b = torch.cat([torch.ones_like(rho), torch.zeros_like(rho)], 1)
-            return lfilter(x, a, b, clamp=False)
-
-        found["torchaudio lfilter"] = lfiltered(scan)
-    return found
 
 
 def leaves(rows, d, seed=0):

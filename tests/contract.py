@@ -9,8 +9,6 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from tolerance import assert_matches
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -128,7 +126,10 @@ class Contract:
                 self.check(inputs, dtype, f"{variant} {batch} {d}")
 
     def test_any_shape_matches_the_specification(self, backend):
-        @given(
+        hypothesis = pytest.importorskip("hypothesis", reason="it draws the shapes")
+        st = hypothesis.strategies
+
+        @hypothesis.given(
             st.lists(st.integers(1, 3), max_size=2),
             st.integers(1, 40 if backend.slow else 300),
             st.sampled_from(self.variants),

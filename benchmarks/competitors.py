@@ -68,3 +68,41 @@ def libraries():
 
         found["torchaudio lfilter"] = lfiltered(scan)
     return found
+
+
+def doubling(gates, tokens, reverse=False):
+    """The recurrence in log₂ T steps over whole tensors: plain PyTorch, and no loop over time."""
+    if reverse:
+        gates = gates if gates.shape[-1] == 1 else gates.flip(-1)
+        return doubling(gates, tokens.flip(-1)).flip(-1)
+    a, x, step = gates, tokens, 1
+    while step < tokens.shape[-1]:
+        later = a if a.shape[-1] == 1 else a[..., step:]
+        x = torch.cat([x[..., :step], x[..., step:] + later * x[..., :-step]], -1)
+        # The gate over twice as many steps; before there are so many, it has nothing to act on.
+        a = a * a if a.shape[-1] == 1 else torch.cat([a[..., :step], later * a[..., :-step]], -1)
+        step *= 2
+    return x
+
+
+def accelerated_scan():
+    """The scan of the library accelerated-scan, where it is installed; else None."""
+    if not importlib.util.find_spec("accelerated_scan"):
+        return None
+    from accelerated_scan.warp import scan
+
+    return lambda gates, tokens: scan(gates[None].contiguous(), tokens[None].contiguous())[0]
+
+
+class Empty(torch.autograd.Function):
+    """What any op with gradients costs its host: tensors saved and made, and no work done."""
+
+    @staticmethod
+    def forward(ctx, mu, log_var, rho_logit, eps):
+        ctx.save_for_backward(mu, log_var, rho_logit, eps)
+        return torch.empty_like(mu), mu.new_empty(mu.shape[:-1], dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx, grad_z, grad_kl):
+        mu, log_var, rho_logit, _ = ctx.saved_tensors
+        return *map(torch.empty_like, (mu, log_var, rho_logit)), None

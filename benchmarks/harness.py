@@ -8,11 +8,11 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor
-
-import rhovae_kernels as rk
 
 # A variant stops being timed after this many seconds, but not before three rounds (one, where a
 # single call takes longer than a second).
@@ -22,13 +22,27 @@ ROUNDS = 101
 
 def machine() -> dict[str, object]:
     """What the figures were measured on."""
+    # Here, and not above: the suite for a GPU takes its times by these functions, and builds first.
+    import rhovae_kernels as rk
+
     cpu = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as f:
             cpu = next(line.split(":")[1].strip() for line in f if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
+    gpu: dict[str, object] = {}
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        gpu = {
+            "gpu": properties.name,
+            "gpu_memory": properties.total_memory,
+            "cuda": torch.version.cuda,
+        }
+    with suppress(PackageNotFoundError):
+        gpu["triton"] = version("triton")
     return {
+        **gpu,
         "cpu": cpu,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -51,26 +65,45 @@ def verify(actual, expected, bound: float = 1e-4) -> None:
             raise WrongResult(f"wrong by {error:.3g} where the largest value is {scale:.3g}")
 
 
-def interleaved(variants: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """The median time of one call of each variant, in milliseconds."""
+def wall_clock(call: Callable[[], object]) -> float:
+    """Seconds that one call takes."""
+    before = time.perf_counter()
+    call()
+    return time.perf_counter() - before
+
+
+def interleaved(
+    variants: dict[str, Callable[[], object]],
+    clock: Callable[[Callable[[], object]], float] = wall_clock,
+    rounds: int = ROUNDS,
+    budget: float = BUDGET,
+    within: Callable[[str], AbstractContextManager] = lambda name: nullcontext(),
+) -> dict[str, float]:
+    """The median time of one call of each variant, in milliseconds.
+
+    Args:
+        variants: what is called, by name.
+        clock: takes a call; the seconds that it took.
+        rounds: how many times each is timed, at most.
+        budget: seconds after which a variant stops being timed; see `BUDGET`.
+        within: gives for a name the context in which that variant is called.
+    """
     times: dict[str, list[float]] = {name: [] for name in variants}
     spent = dict.fromkeys(variants, 0.0)
     names = list(variants)
-    for r in range(ROUNDS):
+    for r in range(rounds):
         for name in names[r % len(names) :] + names[: r % len(names)]:
             taken = times[name]
             enough = 1 if taken and taken[0] > 1 else 3
-            if spent[name] > BUDGET and len(taken) >= enough:
+            if spent[name] > budget and len(taken) >= enough:
                 continue
-            start = time.perf_counter()
-            variants[name]()
-            if time.perf_counter() - start < 1:
+            with within(name):
+                start = time.perf_counter()
                 variants[name]()
-            before = time.perf_counter()
-            variants[name]()
-            now = time.perf_counter()
-            taken.append(now - before)
-            spent[name] += now - start
+                if time.perf_counter() - start < 1:
+                    variants[name]()
+                taken.append(clock(variants[name]))
+                spent[name] += time.perf_counter() - start
     return {name: 1e3 * statistics.median(taken) for name, taken in times.items()}
 
 

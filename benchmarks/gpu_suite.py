@@ -1,0 +1,534 @@
+"""Every op on a GPU: built, tested, verified, timed; into one JSON and one log.
+
+    python benchmarks/gpu_suite.py OUT [--ops ar1_reparam,linear_scan] [--minutes 9] [--dry-run]
+
+It needs CUDA's compiler, torch ≥ 2.11, triton ≥ 3.6 and pytest, and no network. In this order,
+while time is left: the extension is built for the card that is there; the ops' tests run on it; the
+bandwidth of a copy and the rates of matrix products are measured; every case of `gpu_cases.py` is
+verified against float64, then timed by device events beside what else does that work, in turns:
+launched one by one ("eager"), and replayed from a CUDA graph ("graph"). What time does not suffice
+for is named. `--dry-run` goes the same way on the CPU with tiny shapes: its times are no figures.
+
+A row of the JSON is one backend of ours beside one competitor, or none. ratio: competitor_ms / ms.
+percent_of_limit: of ms, the least time that the op's bytes and FLOPs (`rhovae_kernels/ops/cost.py`)
+take at the rates of the copy and of the matrix product (TF32 for float32). In the mode "launch" ms
+is the host's time for a call.
+
+Exit status: 0, all ran and is right; 1, something failed; 2, it cannot run so; 3, time ran out.
+"""
+
+import argparse
+import gc
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch._functorch.config
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent
+sys.path[:0] = [str(HERE), str(ROOT)]
+import gpu_cases  # noqa: E402
+import harness  # noqa: E402
+from gpu_cases import Entry, Way, Work  # noqa: E402
+
+# Of the largest value: float32 sums; and one rounding of bfloat16, 2⁻⁹, with room for its sums.
+BOUND = {torch.float32: 1e-4, torch.bfloat16: 2.0**-7}
+# A competitor that computes in bfloat16 throughout rounds at each of its steps.
+COMPETITORS_BOUND = {torch.float32: 1e-3, torch.bfloat16: 2.0**-5}
+VERIFIED_ELEMENTS = 2**22
+ROUNDS, BUDGET = 21, 0.2
+# Of the time that is left, at most so much goes to the tests.
+TESTS_SHARE = 0.4
+
+
+def by_events(call: Callable[[], object]) -> float:
+    """Seconds of device time from one call to the next, over enough of them to fill 1 ms."""
+
+    def timed(calls: int) -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(calls):
+            call()
+        end.record()
+        end.synchronize()
+        return 1e-3 * start.elapsed_time(end) / calls
+
+    return timed(min(50, max(1, int(1e-3 / max(timed(1), 1e-6)))))
+
+
+def by_launches(call: Callable[[], object]) -> float:
+    """Seconds of the host's time a call, the device left to catch up."""
+    calls = 50
+    torch.cuda.synchronize()
+    seconds = harness.wall_clock(lambda: [call() for _ in range(calls)]) / calls
+    torch.cuda.synchronize()
+    return seconds
+
+
+def type_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def sentence(error: Exception) -> str:
+    """The first line of what an exception says."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+class Case(NamedTuple):
+    """An entry at one shape and type.
+
+    `ours` maps names of ours to backends; `ways` and `verified`, names to what runs and is right.
+    """
+
+    entry: Entry
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    work: Work
+    ours: dict[str, str]
+    ways: dict[str, Way]
+    verified: dict[str, bool]
+    upstream: tuple[torch.Tensor, ...]
+
+    @property
+    def label(self) -> str:
+        rows, columns = self.shape
+        return f"{self.entry.op} {rows}×{columns} {type_name(self.dtype)}"
+
+    def bound(self, name: str) -> float:
+        return (BOUND if name in self.ours else COMPETITORS_BOUND)[self.dtype]
+
+
+class Suite:
+    """One run: what it may spend, what it found, and where that is written."""
+
+    def __init__(self, out: Path, ops: list[str] | None, minutes: float, dry_run: bool):
+        self.out, self.ops, self.dry_run = out, ops, dry_run
+        self.device = "cpu" if dry_run else "cuda"
+        self.end = time.monotonic() + 60 * minutes
+        out.mkdir(parents=True, exist_ok=True)
+        self.log = (out / "gpu_suite.log").open("w", encoding="utf-8", buffering=1)
+        self.limits: dict[str, float] = {}
+        self.rows: list[dict] = []
+        self.failures: list[dict[str, str]] = []
+        self.not_run: list[str] = []
+        self.not_timed: list[str] = []
+        self.result: dict = {"dry_run": dry_run, "minutes": minutes, "machine": {}}
+
+    def left(self) -> float:
+        """Seconds."""
+        return self.end - time.monotonic()
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+        self.log.write(text + "\n")
+
+    def failed(self, what: str, error: str) -> None:
+        self.failures.append({"what": what, "error": error})
+        self.say(f"FAILED: {what}: {error}")
+
+    def step(self, what: str, action: Callable[[], object]) -> None:
+        """Do it if there is time, outlive its failing, and write down what came of it."""
+        if self.left() <= 0:
+            self.not_run.append(what)
+            self.say(f"not run, out of time: {what}")
+        else:
+            began = time.monotonic()
+            self.say(f"{what} …")
+            try:
+                action()
+            except ModuleNotFoundError as error:
+                self.not_run.append(f"{what}: {sentence(error)}")
+                self.say(f"not run: {self.not_run[-1]}")
+            except Exception as error:
+                self.log.write(traceback.format_exc())
+                self.failed(what, sentence(error))
+            self.say(f"{what}: {time.monotonic() - began:.1f} s")
+        self.write()
+
+    def write(self) -> None:
+        """All that is known so far, whole or not at all: a run that is killed loses nothing."""
+        result = self.result | {
+            "limits": self.limits,
+            "failures": self.failures,
+            "not_run": self.not_run,
+            "not_timed": self.not_timed,
+            "rows": self.rows,
+        }
+        part = self.out / "gpu_suite.json.part"
+        part.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(part, self.out / "gpu_suite.json")
+
+    def command(self, what: str, command: list[str], seconds: float, **environment: str) -> str:
+        """Run a program for so long at most; its output, which goes to the log as well."""
+        try:
+            done = subprocess.run(
+                command,
+                cwd=ROOT,
+                env=os.environ | environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=max(1.0, seconds),
+            )
+        except subprocess.TimeoutExpired as expired:
+            output = expired.stdout or b""
+            self.log.write(output if isinstance(output, str) else output.decode(errors="replace"))
+            self.not_run.append(f"{what}: stopped after {seconds:.0f} s")
+            self.say(f"out of time: {self.not_run[-1]}")
+            return ""
+        self.log.write(done.stdout)
+        if done.returncode != 0:
+            last = (done.stdout.strip().splitlines() or [""])[-1]
+            self.failed(what, f"exit status {done.returncode}: {last}")
+        return done.stdout
+
+    # The steps.
+
+    def build(self) -> None:
+        """The extension, for this card."""
+        if self.dry_run:
+            self.result["build"] = "left out: a rehearsal builds nothing"
+            return
+        major, minor = torch.cuda.get_device_capability()
+        self.command(
+            "build",
+            [sys.executable, "setup.py", "build_ext", "--inplace"],
+            self.left(),
+            RHOVAE_CUDA="1",
+            RHOVAE_CUDA_ARCHITECTURES=f"{major}{minor}",
+        )
+        self.result["build"] = f"for sm_{major}{minor}"
+
+    def tests(self, files: list[str]) -> None:
+        """The contract of each op, on this card."""
+        if importlib.util.find_spec("hypothesis") is None:
+            self.say("hypothesis is not installed: the tests of any shape at all are skipped")
+        wanted = "reference-cpu and fake" if self.dry_run else "cuda-cuda or triton-cuda"
+        command = [sys.executable, "-m", "pytest", "-q", "-rfEs", "-p", "no:cacheprovider"]
+        if importlib.util.find_spec("xdist") is not None and not self.dry_run:
+            command += ["-n", "4"]
+        output = self.command("tests", [*command, "-k", wanted, *files], TESTS_SHARE * self.left())
+        said = re.findall(r"^.*\d+ (?:passed|failed|error).*$", output, re.MULTILINE)
+        self.result["tests"] = said[-1].strip("= ") if said else "no result"
+        self.say(f"tests: {self.result['tests']}")
+
+    def measure_limits(self) -> None:
+        """What the card does at best: bytes of a copy and FLOPs of matrix products a second."""
+        n, side = (2**10, 32) if self.dry_run else (2**28, 8192)
+        source = torch.empty(n, device=self.device)
+        target = torch.empty_like(source)
+        variants: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(source)}
+        for dtype in BOUND:
+            a, b = (torch.randn(side, side, device=self.device).to(dtype) for _ in range(2))
+            variants[type_name(dtype)] = partial(torch.mm, a, b)
+        allowed = torch.backends.cuda.matmul.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = True
+        try:
+            ms = self.timed(variants)
+        finally:
+            torch.backends.cuda.matmul.allow_tf32 = allowed
+        self.limits["copied_bytes_per_second"] = 2 * source.nbytes / (1e-3 * ms.pop("copy"))
+        for name, taken in ms.items():
+            self.limits[f"{name}_flops_per_second"] = 2 * side**3 / (1e-3 * taken)
+        for name, value in self.limits.items():
+            self.say(f"{name}: {value:.4g}")
+
+    def timed(self, variants, clock=None, within=lambda name: nullcontext()) -> dict[str, float]:
+        """Median milliseconds of each variant, taken in turns."""
+        clock = harness.wall_clock if self.dry_run else clock or by_events
+        rounds = 1 if self.dry_run else ROUNDS
+        return harness.interleaved(variants, clock, rounds, BUDGET, within)
+
+    def fitting(self, entry: Entry, shape: tuple[int, int], dtype: torch.dtype) -> tuple[int, int]:
+        """The shape, or so many of its rows as the card's memory holds."""
+        rows, columns = shape
+        if self.dry_run:
+            return shape
+        free, _ = torch.cuda.mem_get_info()
+        fitting = min(rows, int(0.9 * free / (entry.tensors * columns * dtype.itemsize)))
+        if fitting < rows:
+            self.say(f"{entry.op}: {fitting} rows of {columns} in place of {rows}: memory")
+        return fitting, columns
+
+    def measure(self, entry: Entry, shape: tuple[int, int], dtype: torch.dtype) -> None:
+        """Verify and time one case."""
+        import rhovae_kernels as rk
+        from rhovae_kernels import backends
+
+        gc.collect()
+        if not self.dry_run:
+            torch.cuda.empty_cache()
+        torch._dynamo.reset()
+        shape = self.fitting(entry, shape, dtype)
+        work = entry.make(shape, dtype, self.device)
+        case = Case(entry, shape, dtype, work, {}, {}, {}, ())
+        for backend in ("cpu", "triton") if self.dry_run else ("cuda", "triton"):
+            reason = backends.missing(backend, self.device)
+            if reason is None:
+                case.ours[f"rhovae {backend}"] = backend
+            else:
+                self.left_untimed(f"{case.label}, {backend}", reason)
+        if entry.directions != ("step",):
+            outputs = work.ours.function(*work.ours.arguments)
+            case = case._replace(upstream=tuple(torch.randn_like(y) for y in outputs))
+        for name, way in (dict.fromkeys(case.ours, work.ours) | work.others).items():
+            try:
+                with rk.use_backend(case.ours.get(name)):
+                    if way.exact is not None:
+                        held_against_exact(way, case.upstream, case.bound(name), entry.by_row)
+                        case.verified[name] = True
+                case.ways[name] = way
+            except Exception as error:
+                self.way_failed(case, name, "", error)
+        for direction in entry.directions:
+            for mode in entry.modes:
+                if self.left() <= 0:
+                    self.not_run.append(f"{case.label} {direction} {mode}")
+                else:
+                    self.compare(case, direction, mode)
+
+    def left_untimed(self, what: str, why: str) -> None:
+        self.not_timed.append(f"{what}: {why}")
+        self.say(f"not timed: {self.not_timed[-1]}")
+
+    def way_failed(self, case: Case, name: str, how: str, error: Exception) -> None:
+        """A failure where it is one of ours; a competitor that fails is not timed."""
+        self.log.write(traceback.format_exc())
+        what, why = f"{case.label} {how}, {name}", sentence(error)
+        if name in case.ours:
+            self.failed(what, why)
+        else:
+            self.left_untimed(what, why)
+
+    def compare(self, case: Case, direction: str, mode: str) -> None:
+        """Time one direction in one mode, and keep a row for each backend and competitor."""
+        import rhovae_kernels as rk
+
+        def within(name: str) -> rk.use_backend:
+            return rk.use_backend(case.ours.get(name))
+
+        variants, repeats = {}, {}
+        for name, way in case.ways.items():
+            if direction not in way.directions:
+                continue
+            try:
+                with within(name):
+                    if mode == "graph" and not self.dry_run:
+                        bound = case.bound(name) if name in case.verified else None
+                        call, repeats[name] = captured(way, direction, case.upstream, bound)
+                    else:
+                        call, repeats[name] = prepared(way, direction, case.upstream), 1
+                        call()
+                variants[name] = call
+            except Exception as error:
+                self.way_failed(case, name, f"{direction} {mode}", error)
+        if not variants:
+            return
+        clock = by_launches if mode == "launch" else by_events
+        times = self.timed(variants, clock, within)
+        ms = {name: value / repeats[name] for name, value in times.items()}
+        competitors = [name for name in ms if name not in case.ours] or [None]
+        for name, backend in case.ours.items():
+            for competitor in competitors if name in ms else ():
+                theirs = None if competitor is None else ms[competitor]
+                self.rows.append(
+                    {
+                        "op": case.entry.op,
+                        "shape": list(case.shape),
+                        "dtype": type_name(case.dtype),
+                        "direction": direction,
+                        "mode": f"{mode} (a plain call)" if self.dry_run else mode,
+                        "backend": backend,
+                        "ms": ms[name],
+                        "competitor": competitor,
+                        "competitor_ms": theirs,
+                        "ratio": None if theirs is None else theirs / ms[name],
+                        "percent_of_limit": self.percent(case, direction, ms[name]),
+                        # Null where there is nothing to hold it against: see `Way.exact`.
+                        "verified": case.verified.get(name),
+                        "competitor_verified": case.verified.get(competitor),
+                    }
+                )
+
+    def percent(self, case: Case, direction: str, ms: float) -> float | None:
+        """The least time that the op can take, in percent of the time it took."""
+        cost = case.work.costs.get(direction)
+        if cost is None or not self.limits:
+            return None
+        rate = self.limits[f"{type_name(case.dtype)}_flops_per_second"]
+        return 1e5 * cost.seconds(self.limits["copied_bytes_per_second"], rate) / ms
+
+    def table(self) -> str:
+        """One line a measurement of ours, beside the best of the competitors."""
+        lines = [
+            f"{'op':<16}{'shape':<14}{'dtype':<9}{'direction':<10}{'mode':<7}{'backend':<8}"
+            f"{'ms':>9} {'% limit':>8} {'ratio':>7}  to"
+        ]
+        best: dict[tuple, dict] = {}
+        for row in self.rows:
+            shape = "×".join(map(str, row["shape"]))
+            key = (row["op"], shape, row["dtype"], row["direction"], row["mode"], row["backend"])
+            if key not in best or (row["ratio"] or 0) < (best[key]["ratio"] or 0):
+                best[key] = row
+        for key, row in best.items():
+            op, shape, dtype, direction, mode, backend = key
+            percent, ratio = row["percent_of_limit"], row["ratio"]
+            lines.append(
+                f"{op:<16}{shape:<14}{dtype:<9}{direction:<10}{mode.split()[0]:<7}{backend:<8}"
+                f"{row['ms']:>9.4f} {'' if percent is None else f'{percent:.0f}':>8} "
+                f"{'' if ratio is None else f'{ratio:.2f}':>7}  {row['competitor'] or ''}"
+            )
+        return "\n".join(lines)
+
+    def cases(self) -> list[tuple[Entry, tuple[int, int], torch.dtype]]:
+        """Each entry that was asked for, at each shape and type; in a rehearsal, a tiny one."""
+        return [
+            (entry, (4, 8) if self.dry_run else shape, dtype)
+            for entry in gpu_cases.ENTRIES
+            if self.ops is None or entry.op in self.ops
+            for shape in entry.shapes[: 1 if self.dry_run else None]
+            for dtype in entry.dtypes
+        ]
+
+    def test_files(self) -> list[str]:
+        """Those of the rooms whose ops were asked for."""
+        rooms = [
+            path.stem
+            for path in sorted((ROOT / "python_ref").glob("*.py"))
+            if (ROOT / "tests" / f"test_{path.stem}.py").exists()
+        ]
+        return [
+            f"tests/test_{room}.py"
+            for room in rooms
+            if self.ops is None or any(op.startswith(room) for op in self.ops)
+        ]
+
+    def run(self) -> int:
+        """All steps; the exit status."""
+        self.step("build", self.build)
+        self.step("machine", lambda: self.result.update(machine=harness.machine()))
+        files = self.test_files()
+        if files:
+            self.step("tests", lambda: self.tests(files))
+        self.step("limits", self.measure_limits)
+        for entry, shape, dtype in self.cases():
+            what = f"{entry.op} {shape[0]}×{shape[1]} {type_name(dtype)} ({entry.make.__name__})"
+            self.step(what, partial(self.measure, entry, shape, dtype))
+        self.say("")
+        if self.dry_run:
+            self.say("A dry run: the times below are no figures.")
+        self.say(self.table())
+        for what in self.not_run:
+            self.say(f"not run: {what}")
+        for failure in self.failures:
+            self.say(f"FAILED: {failure['what']}: {failure['error']}")
+        self.say(f"written: {self.out / 'gpu_suite.json'}, {self.out / 'gpu_suite.log'}")
+        self.log.close()
+        return 1 if self.failures else 3 if self.not_run else 0
+
+
+def prepared(way, direction: str, upstream) -> Callable[[], object]:
+    """A call without arguments that takes one way in one direction."""
+    leaves = [x for x in way.arguments if x.requires_grad]
+    if direction == "step":
+        return partial(way.function, *way.arguments)
+    if direction == "both":
+        return harness.forward_backward(lambda: way.function(*way.arguments), leaves, upstream)
+    if direction == "backward":
+        outputs = way.function(*way.arguments)
+        return lambda: torch.autograd.grad(outputs, leaves, upstream, retain_graph=True)
+
+    def forward():
+        with torch.no_grad():
+            return way.function(*way.arguments)
+
+    return forward
+
+
+def captured(way, direction: str, upstream, bound: float | None) -> tuple[Callable, int]:
+    """The replay of a CUDA graph of the call, and how many calls are in it.
+
+    Short calls are several in one graph, or the replay's own cost would be what is measured. What
+    the replay gives is held against a plain call, within `bound`.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        # A backward pass runs on the stream of its forward pass: this one, which is captured.
+        call = prepared(way, direction, upstream)
+        call()
+        plain = call()
+        repeats = 10 if by_events(call) < 1e-4 else 1
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=side):
+        for _ in range(repeats):
+            results = call()
+    graph.replay()
+    torch.cuda.synchronize()
+    if bound is not None:
+        harness.verify(results, plain, bound)
+    return graph.replay, repeats
+
+
+def held_against_exact(way, upstream, bound: float, by_row: bool) -> None:
+    """Raise where outputs, or gradients where they are timed, are not those of `way.exact`."""
+    rows = way.arguments[0].shape[0]
+    step = max(1, way.arguments[0].numel() // VERIFIED_ELEMENTS) if by_row else 1
+
+    def some(x):
+        return x[::step] if x.dim() and x.shape[0] == rows else x
+
+    def double(x):
+        if not x.is_floating_point():
+            return x
+        return some(x.detach()).double().requires_grad_(x.requires_grad)
+
+    outputs = way.function(*way.arguments)
+    exact_arguments = list(map(double, way.arguments))
+    exact = way.exact(*exact_arguments)
+    harness.verify(map(some, outputs), exact, bound)
+    if "backward" in way.directions:
+        leaves = [x for x in way.arguments if x.requires_grad]
+        gradients = torch.autograd.grad(outputs, leaves, upstream)
+        expected = torch.autograd.grad(
+            exact,
+            [x for x in exact_arguments if x.requires_grad],
+            [some(u).double() for u in upstream],
+        )
+        harness.verify(map(some, gradients), expected, bound)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder for gpu_suite.json and gpu_suite.log")
+    parser.add_argument("--ops", help="only these, with commas between")
+    parser.add_argument("--minutes", type=float, default=9.0, help="time it may take: 9")
+    parser.add_argument("--dry-run", action="store_true", help="on the CPU, with tiny shapes")
+    given = parser.parse_args(arguments)
+    ops = given.ops.split(",") if given.ops else None
+    known = sorted({e.op for e in gpu_cases.ENTRIES})
+    unknown = sorted(set(ops or ()) - set(known))
+    if unknown:
+        parser.error(f"--ops names {', '.join(unknown)}; there are {', '.join(known)}")
+    if not given.dry_run and not torch.cuda.is_available():
+        parser.error("no CUDA device is here; --dry-run goes through the suite without one")
+    # A backward pass that is timed alone runs many times over the same saved tensors.
+    with torch._functorch.config.patch(donated_buffer=False):
+        return Suite(given.out, ops, given.minutes, given.dry_run).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

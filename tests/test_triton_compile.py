@@ -1,4 +1,7 @@
-"""The Triton kernels, compiled ahead of time for GPUs that this machine need not have."""
+"""The Triton kernels, compiled ahead of time for GPUs that this machine need not have.
+
+What the compiler made of each configuration is kept in `benchmarks/results/registers.md`.
+"""
 
 import importlib
 import re
@@ -18,6 +21,7 @@ from rhovae_kernels.triton.ar1 import compose_tangent  # noqa: E402
 from rhovae_kernels.triton.linear_scan import compose, linear_scan  # noqa: E402
 from rhovae_kernels.triton.runtime import Configuration  # noqa: E402
 
+REGISTERS = Path(__file__).resolve().parent.parent / "benchmarks" / "results" / "registers.md"
 ROOMS = ("linear_scan", "ar1", "philox")
 CUDA = {cc: GPUTarget("cuda", cc, 32) for cc in (80, 90, 100)}
 HIP = GPUTarget("hip", "gfx942", 64)
@@ -36,11 +40,15 @@ def compiled(configuration: Configuration, target: GPUTarget) -> CompiledKernel:
     return triton.compile(source, target=target, options={"num_warps": configuration.warps})
 
 
+def dumped(what: str, cubin: bytes, path: Path) -> str:
+    path.write_bytes(cubin)
+    command = [triton.knobs.nvidia.cuobjdump.path, f"--dump-{what}", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 def local_memory(cubin: bytes, path: Path) -> int:
     """Bytes of stack and local memory a thread: what registers spill to."""
-    path.write_bytes(cubin)
-    command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)]
-    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = dumped("resource-usage", cubin, path)
     return sum(int(n) for n in re.findall(r"(?:STACK|LOCAL):(\d+)", usage))
 
 
@@ -55,6 +63,38 @@ def test_each_kernel_compiles_for_nvidia_and_spills_no_register(room, cc, tmp_pa
         if "fp64" not in configuration.name:
             spilled[configuration.name] = local_memory(cubin, tmp_path / "kernel.cubin")
     assert spilled == dict.fromkeys(spilled, 0)
+
+
+def cell(kernel: CompiledKernel, path: Path) -> str:
+    """Registers, shared memory, instructions on local memory, local memory: as the table has it."""
+    cubin = kernel.asm["cubin"]
+    (registers,) = re.findall(r"REG:(\d+)", dumped("resource-usage", cubin, path))
+    spills = len(re.findall(r"\b(?:LDL|STL)\b", dumped("sass", cubin, path)))
+    return f"{registers} / {kernel.metadata.shared} / {spills} / {local_memory(cubin, path)}"
+
+
+def table_of(room: str, path: Path) -> dict[str, str]:
+    """Per configuration, the line of the table that tells what the compiler made of it."""
+    configurations = importlib.import_module(f"rhovae_kernels.triton.{room}").configurations()
+    return {
+        c.name: f"| `{c.name}` | "
+        + " | ".join(cell(compiled(c, target), path) for target in CUDA.values())
+        + " |"
+        for c in configurations
+    }
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_table_of_registers_is_what_the_compiler_made(room, tmp_path):
+    said = table_of(room, tmp_path / "kernel.cubin")
+    text = REGISTERS.read_text("utf-8")
+    section = re.search(rf"^## Triton: {room}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    assert section, f"{REGISTERS} has no section Triton: {room}"
+    kept = {line.split("`")[1]: line for line in section[1].splitlines() if "`" in line}
+    assert kept.keys() == said.keys()
+    # Another compiler allots registers its own way.
+    if re.search(r"Triton (\S+\d)", text)[1] == triton.__version__:
+        assert kept == said, "if this is meant, the section becomes:\n" + "\n".join(said.values())
 
 
 @pytest.mark.parametrize("room", ROOMS)

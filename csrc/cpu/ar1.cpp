@@ -179,18 +179,6 @@ namespace rhovae {
 namespace RHOVAE_TARGET {
 namespace {
 
-// log(1+x) for x in [0, 1], as 2 artanh(x/(2+x)) by its series.
-RHOVAE_INLINE V<float> log1p_unit(V<float> x) {
-  const V<float> s = x / (x + 2), y = s * s;
-  V<float> p = y * (1.0f / 15) + 1.0f / 13;
-  p = p * y + 1.0f / 11;
-  p = p * y + 1.0f / 9;
-  p = p * y + 1.0f / 7;
-  p = p * y + 1.0f / 5;
-  p = p * y + 1.0f / 3;
-  return 2 * (s + s * y * p);
-}
-
 // Correlation<float>::of (csrc/math.h) a vector at a time, by the same formulas.
 RHOVAE_INLINE Correlation<V<float>> correlations(V<float> a) {
   const V<float> one = broadcast(1.0f);
@@ -403,12 +391,6 @@ struct Innovation {
     return eps * (j == 0 ? first : rest);
   }
 };
-
-// A row of an output, null where the output is.
-template <typename S>
-S* row_of(void* out, int64_t row, int64_t length) {
-  return out ? static_cast<S*>(out) + row * length : nullptr;
-}
 
 template <typename T>
 struct Ar1Carry {

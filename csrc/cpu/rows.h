@@ -18,7 +18,8 @@ namespace rhovae {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// An operand whose leading dimensions are rows, `stride` elements apart, each contiguous.
+// An operand whose leading dimensions are rows, `stride` elements apart, each contiguous (where a
+// kernel says so, its elements lie a step apart).
 struct Rows {
   const void* data = nullptr;
   int64_t stride = 0;
@@ -29,12 +30,13 @@ struct Rows {
   }
 };
 
-// Whether the leading dimensions can be walked with one stride, and that stride.
-inline std::optional<int64_t> row_stride(const Tensor& x, int64_t trailing) {
+// Whether the leading dimensions can be walked with one stride, and that stride; the elements of the
+// last one are to lie `step` apart.
+inline std::optional<int64_t> row_stride(const Tensor& x, int64_t trailing, int64_t step = 1) {
   const auto sizes = x.sizes();
   const auto strides = x.strides();
   const int64_t dims = x.dim();
-  if (trailing && sizes[dims - 1] > 1 && strides[dims - 1] != 1) return std::nullopt;
+  if (trailing && sizes[dims - 1] > 1 && strides[dims - 1] != step) return std::nullopt;
   std::optional<int64_t> stride;
   int64_t next = 0;
   for (int64_t i = dims - trailing - 1; i >= 0; --i) {

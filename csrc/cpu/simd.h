@@ -148,6 +148,34 @@ RHOVAE_INLINE void store(S* p, V<Compute<S>> v, int n) {
   for (int i = 0; i < n; ++i) p[i] = buffer[i];
 }
 
+// Every second element from p on: the lanes of one head of two that are interleaved. What is read
+// ends with the last of them, and so within the operand.
+template <typename U, int lanes, int... I>
+RHOVAE_INLINE U every_second(U front, U back, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(front, back,
+                                 (I < lanes / 2 ? 2 * I : lanes + 2 * I - (lanes - 1))...);
+}
+template <typename S>
+RHOVAE_INLINE V<Compute<S>> load_every_second(const S* p, int n) {
+  constexpr int lanes = kLanes<Compute<S>>;
+  constexpr std::make_integer_sequence<int, lanes> all{};
+  if (n < lanes) {
+    S buffer[lanes] = {};
+    for (int i = 0; i < n; ++i) buffer[i] = p[2 * i];
+    return load(static_cast<const S*>(buffer));
+  }
+  if constexpr (sizeof(S) == 2) {
+    HalfBits front, back;
+    __builtin_memcpy(&front, p, sizeof front);
+    __builtin_memcpy(&back, p + lanes - 1, sizeof back);
+    const HalfBits h = every_second<HalfBits, lanes>(front, back, all);
+    if constexpr (std::is_same_v<S, BFloat16>) return widen_bfloat16(h);
+    else return widen_float16(h);
+  } else {
+    return every_second<V<S>, lanes>(load(p), load(p + lanes - 1), all);
+  }
+}
+
 // One number, widened from storage; one number of a row, rounded to storage.
 template <typename S>
 RHOVAE_INLINE Compute<S> number(const S* p) {
@@ -315,6 +343,23 @@ RHOVAE_INLINE Exponential<double> exponential(V<double> x) {
     e.expm1[i] = std::expm1(x[i]);
   }
   return e;
+}
+
+// log(1+x) for x in [0, 1], as 2 artanh(x/(2+x)) by its series.
+RHOVAE_INLINE V<float> log1p_unit(V<float> x) {
+  const V<float> s = x / (x + 2), y = s * s;
+  V<float> p = y * (1.0f / 15) + 1.0f / 13;
+  p = p * y + 1.0f / 11;
+  p = p * y + 1.0f / 9;
+  p = p * y + 1.0f / 7;
+  p = p * y + 1.0f / 5;
+  p = p * y + 1.0f / 3;
+  return 2 * (s + s * y * p);
+}
+
+RHOVAE_INLINE V<double> log1p_unit(V<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::log1p(x[i]);
+  return x;
 }
 
 // The recurrence x_t = ρ x_{t−1} + b_t, a vector of steps at a time: inside the vector by log-steps,

@@ -14,6 +14,33 @@
 namespace rhovae {
 namespace RHOVAE_TARGET {
 
+// What a Pass inherits whose rows have no constants and whose tiles nothing travels between.
+struct Elementwise {
+  struct Row {
+    int64_t index;
+
+    template <typename Arguments>
+    static void of(const Arguments&, int64_t first, int count, Row* rows) {
+      for (int i = 0; i < count; ++i) rows[i].index = first + i;
+    }
+  };
+  struct Carry {};
+  static constexpr bool kCarried = false;
+
+  template <typename Arguments>
+  static Carry aggregate(const Arguments&, const Row&, int64_t) {
+    return {};
+  }
+  template <typename Arguments>
+  static void link(const Arguments&, const Row&, Carry*) {}
+};
+
+// A row of an output, null where the output is.
+template <typename S>
+S* row_of(void* out, int64_t row, int64_t length) {
+  return out ? static_cast<S*>(out) + row * length : nullptr;
+}
+
 template <typename Pass, typename Arguments>
 void run(const Arguments& p) {
   using Row = typename Pass::Row;

@@ -230,6 +230,30 @@ __device__ T carry_of(Group& group, const Step<T>* aggregates, int64_t count) {
   return carry;
 }
 
+// A group's row of elements between which nothing travels, and the tiles of it that are this block's.
+template <typename S>
+struct ElementRow {
+  Group group;
+  int64_t index;
+  int64_t length;  // 0 in a group that has no row: it goes along with every shuffle, and masks all
+  int first_tile, end_tile;
+  bool exists;
+
+  __device__ __forceinline__ explicit ElementRow(const Plan& plan)
+      : group(plan), index(group.row()) {
+    exists = index < plan.rows;
+    length = exists ? plan.length : 0;
+    first_tile = blockIdx.y * plan.tiles_per_range;
+    end_tile = min(first_tile + plan.tiles_per_range, plan.tiles);
+  }
+
+  // The first of this lane's elements in a tile, and how many of them the row has.
+  __device__ int64_t element(int tile) const {
+    return (int64_t(tile) * group.lanes() + group.position()) * kChunk<S>;
+  }
+  __device__ int count(int64_t first) const { return count_in_row<S>(first, length); }
+};
+
 // One number per row that is a sum over its elements: each range gives its part, and where a row
 // has several, they are added in order afterwards.
 template <typename S>

@@ -50,4 +50,21 @@ struct Correlation {
   }
 };
 
+// σ(s) = 1/(1+e^−s), σ(−s) and log σ(s), of e = exp(−|s|), which never overflows: right where σ
+// itself has rounded to 0 or 1.
+template <typename T>
+struct Sigmoid {
+  T kept;      // σ(s)
+  T replaced;  // σ(−s) = 1−σ(s)
+  T log;       // log σ(s)
+
+  static RHOVAE_HD Sigmoid of(T s) {
+    const bool negative = s < T(0);
+    const T e = std::exp(negative ? s : -s);
+    const T large = T(1) / (T(1) + e), small = e * large;
+    return {negative ? small : large, negative ? large : small,
+            (negative ? s : T(0)) - std::log1p(e)};
+  }
+};
+
 }  // namespace rhovae

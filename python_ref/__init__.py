@@ -12,6 +12,7 @@ from python_ref.ar1 import (
     ar1_reparam_rng,
     ar1_reparam_rng_backward,
 )
+from python_ref.iaf_gate import iaf_gate, iaf_gate_backward
 from python_ref.linear_scan import linear_scan, linear_scan_backward
 from python_ref.philox import philox
 
@@ -22,6 +23,8 @@ __all__ = [
     "ar1_reparam_backward",
     "ar1_reparam_rng",
     "ar1_reparam_rng_backward",
+    "iaf_gate",
+    "iaf_gate_backward",
     "linear_scan",
     "linear_scan_backward",
     "philox",

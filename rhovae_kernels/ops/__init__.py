@@ -1,7 +1,15 @@
 """The ops: documented functions over `torch.ops.rhovae.*`. Importing this registers them."""
 
 from rhovae_kernels.ops.ar1 import ar1_log_prob, ar1_reparam, ar1_reparam_rng
+from rhovae_kernels.ops.iaf_gate import iaf_gate
 from rhovae_kernels.ops.linear_scan import linear_scan
 from rhovae_kernels.ops.philox import philox
 
-__all__ = ["ar1_log_prob", "ar1_reparam", "ar1_reparam_rng", "linear_scan", "philox"]
+__all__ = [
+    "ar1_log_prob",
+    "ar1_reparam",
+    "ar1_reparam_rng",
+    "iaf_gate",
+    "linear_scan",
+    "philox",
+]

@@ -10,6 +10,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import test_ar1
+import test_iaf_gate
 import test_linear_scan
 
 import cuda_host
@@ -22,6 +23,7 @@ CONTRACTS = {
     "ar1_reparam": test_ar1.TestReparam,
     "ar1_reparam_rng": test_ar1.TestReparamRng,
     "ar1_log_prob": test_ar1.TestLogProb,
+    "iaf_gate": test_iaf_gate.TestIafGate,
 }
 
 # Per type: a part of a warp, a warp and a bit, several warps, several tiles with an end in one.

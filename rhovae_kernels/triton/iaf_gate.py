@@ -1,0 +1,178 @@
+"""`iaf_gate` in Triton. The letters are those of `python_ref/iaf_gate.py`."""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from python_ref.precision import compute_dtype
+from rhovae_kernels.triton.runtime import (
+    COMPILED_COLUMNS,
+    LOOPED,
+    Configuration,
+    add_chunks,
+    as_rows,
+    configuration,
+    contiguous_like,
+    launch,
+    no_gradients,
+    row_sums,
+    tiling,
+)
+from rhovae_kernels.triton.tile import own_rows, row_sum, store, upcast, zero_per_row
+
+
+@triton.jit
+def log1p(x):
+    """log(1+x) = 2 artanh(x/(2+x)) for 0 ≤ x ≤ 1, by its series."""
+    TERMS: tl.constexpr = 16 if x.dtype == tl.float64 else 7
+    t = x / (2.0 + x)
+    series = t * 0.0 + 1.0 / (2 * TERMS + 1)
+    for i in tl.static_range(TERMS):
+        series = series * t * t + 1.0 / (2 * (TERMS - i) - 1)
+    return 2.0 * t * series
+
+
+@triton.jit
+def gates(s):
+    """σ(s), σ(−s) and log σ(s), of e = exp(−|s|), which never overflows."""
+    e = tl.exp(-tl.abs(s))
+    large = 1.0 / (1.0 + e)
+    small = e / (1.0 + e)
+    kept = tl.where(s < 0, small, large)
+    replaced = tl.where(s < 0, large, small)
+    return kept, replaced, tl.where(s < 0, s, 0.0) - log1p(e)
+
+
+@triton.jit
+def _gate(
+    z, m, s, out, log_det,
+    z_row, z_step, m_row, m_step, s_row, s_step,
+    rows, columns, chunks, chunk_columns,
+    LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """z' = σ(s) z + σ(−s) m; log_det = Σ log σ(s)"""
+    chunk = tl.program_id(0) % chunks
+    row = own_rows(chunks, BLOCK_ROWS)
+    lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
+    row_mask = row < rows
+    total = zero_per_row(BLOCK_ROWS, tl.float64)
+
+    start = chunk.to(tl.int64) * chunk_columns
+    span = tl.minimum(columns - start, chunk_columns) if LOOPED else BLOCK_COLUMNS
+    for offset in range(0, span, BLOCK_COLUMNS):
+        column = start + offset + lane
+        mask = row_mask & (column < columns)
+        x = upcast(tl.load(z + row * z_row + column * z_step, mask=mask, other=0.0))
+        mean = upcast(tl.load(m + row * m_row + column * m_step, mask=mask, other=0.0))
+        logit = upcast(tl.load(s + row * s_row + column * s_step, mask=mask, other=0.0))
+        kept, replaced, log_kept = gates(logit)
+        store(out + row * columns + column, kept * x + replaced * mean, mask)
+        total += row_sum(tl.where(mask, log_kept, 0.0)).to(tl.float64)
+
+    store(log_det + row * chunks + chunk, total, row_mask)
+
+
+@triton.jit
+def _gate_backward(
+    grad_out, grad_log_det, z, m, s, d_z, d_m, d_s,
+    grad_out_row, grad_out_step, grad_log_det_row,
+    z_row, z_step, m_row, m_step, s_row, s_step,
+    rows, columns, chunks, chunk_columns,
+    LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """∂z = σ(s) g; ∂m = σ(−s) g; ∂s = σ(s) σ(−s) (z−m) g + k σ(−s)"""
+    chunk = tl.program_id(0) % chunks
+    row = own_rows(chunks, BLOCK_ROWS)
+    lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
+    row_mask = row < rows
+
+    start = chunk.to(tl.int64) * chunk_columns
+    span = tl.minimum(columns - start, chunk_columns) if LOOPED else BLOCK_COLUMNS
+    for offset in range(0, span, BLOCK_COLUMNS):
+        column = start + offset + lane
+        mask = row_mask & (column < columns)
+        logit = upcast(tl.load(s + row * s_row + column * s_step, mask=mask, other=0.0))
+        kept, replaced, _ = gates(logit)
+        if grad_out is None:
+            g = logit * 0.0
+        else:
+            pointers = grad_out + row * grad_out_row + column * grad_out_step
+            g = upcast(tl.load(pointers, mask=mask, other=0.0))
+        if d_z is not None:
+            store(d_z + row * columns + column, kept * g, mask)
+        if d_m is not None:
+            store(d_m + row * columns + column, replaced * g, mask)
+        if d_s is not None:
+            x = upcast(tl.load(z + row * z_row + column * z_step, mask=mask, other=0.0))
+            mean = upcast(tl.load(m + row * m_row + column * m_step, mask=mask, other=0.0))
+            value = kept * g * (x - mean)
+            if grad_log_det is not None:
+                pointers = grad_log_det + row * grad_log_det_row
+                value += upcast(tl.load(pointers, mask=row_mask, other=0.0))
+            store(d_s + row * columns + column, replaced * value, mask)
+
+
+def iaf_gate(z: Tensor, m: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """See `rhovae_kernels.ops.iaf_gate`."""
+    out, sum_type = contiguous_like(z), compute_dtype(z.dtype)
+    if not z.numel():
+        return out, torch.zeros(z.shape[:-1], dtype=sum_type, device=z.device)
+    rows, columns = z.numel() // z.shape[-1], z.shape[-1]
+    t = tiling(rows, columns)
+    operands = tuple(as_rows(x, rows) for x in (z, m, s))
+    log_det = row_sums(z, z.shape[:-1], sum_type, t)
+    launch(
+        _gate, t, operands[0],
+        *operands, out, log_det,
+        *(stride for x in operands for stride in x.stride()),
+        rows, columns, t.chunks, t.chunk_columns,
+    )  # fmt: skip
+    return out, add_chunks(log_det, sum_type, t)
+
+
+def iaf_gate_backward(
+    grad_out: Tensor | None,
+    grad_log_det: Tensor | None,
+    z: Tensor,
+    m: Tensor,
+    s: Tensor,
+    needs: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    """Gradients of `iaf_gate` in (z, m, s)."""
+    if not z.numel():
+        return no_gradients((z, m, s), needs)
+    rows, columns = z.numel() // z.shape[-1], z.shape[-1]
+    t = tiling(rows, columns)
+    gradients = [contiguous_like(z) if need else None for need in needs]
+    operands = tuple(as_rows(x, rows) for x in (z, m, s))
+    g = None if grad_out is None else as_rows(grad_out, rows)
+    k = None if grad_log_det is None else grad_log_det.reshape(rows)
+    if any(needs):
+        launch(
+            _gate_backward, t, operands[0],
+            g, k, *operands, *gradients,
+            *(operands[0] if g is None else g).stride(), 0 if k is None else k.stride(0),
+            *(stride for x in operands for stride in x.stride()),
+            rows, columns, t.chunks, t.chunk_columns,
+        )  # fmt: skip
+    return tuple(z.new_empty(0) if x is None else x for x in gradients)
+
+
+def configurations() -> list[Configuration]:
+    """Ways in which the kernels are compiled that between them meet each tile and type."""
+    out_alone: dict[str, str | None] = {"grad_log_det": None}
+    log_det_alone: dict[str, str | None] = {"grad_out": None, "d_z": None, "d_m": None}
+    cases: list[tuple] = [
+        *((_gate, "fp32", c, {}) for c in COMPILED_COLUMNS),
+        (_gate, "bf16", LOOPED, {"log_det": "fp32"}),
+        (_gate, "fp64", LOOPED, {}),
+        *((_gate_backward, "fp32", c, {}) for c in COMPILED_COLUMNS),
+        (_gate_backward, "fp32", LOOPED, out_alone),
+        (_gate_backward, "fp32", LOOPED, log_det_alone),
+        (_gate_backward, "bf16", LOOPED, {"grad_log_det": "fp32"}),
+        (_gate_backward, "fp64", LOOPED, {}),
+    ]
+    return [configuration(*case, flags={}) for case in cases]

@@ -26,6 +26,7 @@ struct Elementwise {
   };
   struct Carry {};
   static constexpr bool kCarried = false;
+  static constexpr int64_t kTogether = 0;
 
   template <typename Arguments>
   static Carry aggregate(const Arguments&, const Row&, int64_t) {

@@ -165,14 +165,15 @@ def configurations() -> list[Configuration]:
     """Ways in which the kernels are compiled that between them meet each tile and type."""
     out_alone: dict[str, str | None] = {"grad_log_det": None}
     log_det_alone: dict[str, str | None] = {"grad_out": None, "d_z": None, "d_m": None}
+    none: dict[str, bool] = {}
     cases: list[tuple] = [
-        *((_gate, "fp32", c, {}) for c in COMPILED_COLUMNS),
-        (_gate, "bf16", LOOPED, {"log_det": "fp32"}),
-        (_gate, "fp64", LOOPED, {}),
-        *((_gate_backward, "fp32", c, {}) for c in COMPILED_COLUMNS),
-        (_gate_backward, "fp32", LOOPED, out_alone),
-        (_gate_backward, "fp32", LOOPED, log_det_alone),
-        (_gate_backward, "bf16", LOOPED, {"grad_log_det": "fp32"}),
-        (_gate_backward, "fp64", LOOPED, {}),
+        *((_gate, "fp32", c, {}, none) for c in COMPILED_COLUMNS),
+        (_gate, "bf16", LOOPED, {"log_det": "fp32"}, none),
+        (_gate, "fp64", LOOPED, {}, none),
+        *((_gate_backward, "fp32", c, {}, none) for c in COMPILED_COLUMNS),
+        (_gate_backward, "fp32", LOOPED, out_alone, none),
+        (_gate_backward, "fp32", LOOPED, log_det_alone, none),
+        (_gate_backward, "bf16", LOOPED, {"grad_log_det": "fp32"}, none),
+        (_gate_backward, "fp64", LOOPED, {}, none),
     ]
-    return [configuration(*case, flags={}) for case in cases]
+    return [configuration(*case) for case in cases]

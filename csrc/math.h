@@ -67,4 +67,19 @@ struct Sigmoid {
   }
 };
 
+// tanh x and its derivative, of e = exp(−2|x|): right where tanh itself has rounded to ±1.
+template <typename T>
+struct Tanh {
+  T tanh;
+  T sech2;  // 1 − tanh²
+
+  static RHOVAE_HD Tanh of(T x) {
+    const bool negative = x < T(0);
+    const T twice = T(2) * (negative ? x : -x);
+    const T e = std::exp(twice), below_one = std::expm1(twice);
+    const T magnitude = -below_one / (T(2) + below_one);
+    return {negative ? -magnitude : magnitude, T(4) * e / ((T(1) + e) * (T(1) + e))};
+  }
+};
+
 }  // namespace rhovae

@@ -4,6 +4,7 @@ One module per op, the same name as in every other room. The functions read like
 run on any device, and import nothing of `rhovae_kernels`; each kernel is held against them.
 """
 
+from python_ref.affine_coupling import affine_coupling, affine_coupling_backward
 from python_ref.ar1 import (
     ar1_log_prob,
     ar1_log_prob_backward,
@@ -17,6 +18,8 @@ from python_ref.linear_scan import linear_scan, linear_scan_backward
 from python_ref.philox import philox
 
 __all__ = [
+    "affine_coupling",
+    "affine_coupling_backward",
     "ar1_log_prob",
     "ar1_log_prob_backward",
     "ar1_reparam",

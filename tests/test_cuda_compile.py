@@ -45,6 +45,8 @@ LONG_OPERANDS = {
     "ar1_reparam_backward_kernel<true>": (3, 3),
     "ar1_log_prob_kernel": (3, 0),
     "ar1_log_prob_backward_kernel": (3, 3),
+    "coupling_kernel": (3, 1),
+    "coupling_backward_kernel": (4, 3),
     "gate_kernel": (3, 1),
     "gate_backward_kernel": (4, 3),
     # One number a range.

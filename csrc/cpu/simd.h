@@ -12,11 +12,13 @@ template <>
 struct Vector<float> {
   typedef float type __attribute__((vector_size(RHOVAE_VECTOR_BYTES)));
   typedef int32_t bits __attribute__((vector_size(RHOVAE_VECTOR_BYTES)));
+  typedef uint8_t flags __attribute__((vector_size(RHOVAE_VECTOR_BYTES / 4)));
 };
 template <>
 struct Vector<double> {
   typedef double type __attribute__((vector_size(RHOVAE_VECTOR_BYTES)));
   typedef int64_t bits __attribute__((vector_size(RHOVAE_VECTOR_BYTES)));
+  typedef uint8_t flags __attribute__((vector_size(RHOVAE_VECTOR_BYTES / 8)));
 };
 
 template <typename T>
@@ -174,6 +176,19 @@ RHOVAE_INLINE V<Compute<S>> load_every_second(const S* p, int n) {
   } else {
     return every_second<V<S>, lanes>(load(p), load(p + lanes - 1), all);
   }
+}
+
+// Booleans 0 … n−1 as what a vector is selected by; true in the other lanes.
+template <typename T>
+RHOVAE_INLINE typename Vector<T>::bits load_flags(const uint8_t* p, int n) {
+  constexpr int lanes = kLanes<T>;
+  typename Vector<T>::flags flags;
+  if (n >= lanes) {
+    __builtin_memcpy(&flags, p, sizeof flags);
+  } else {
+    for (int i = 0; i < lanes; ++i) flags[i] = i < n ? p[i] : 1;
+  }
+  return __builtin_convertvector(flags, typename Vector<T>::bits) != 0;
 }
 
 // One number, widened from storage; one number of a row, rounded to storage.
@@ -343,6 +358,16 @@ RHOVAE_INLINE Exponential<double> exponential(V<double> x) {
     e.expm1[i] = std::expm1(x[i]);
   }
   return e;
+}
+
+// Tanh<T>::of (csrc/math.h) a vector at a time, by the same formulas.
+template <typename T>
+RHOVAE_INLINE Tanh<V<T>> hyperbolic_tangent(V<T> x) {
+  const V<T> minus = x < T(0) ? x : -x;
+  const Exponential<T> e = exponential(T(2) * minus);
+  const V<T> r = T(1) / (T(2) + e.expm1);
+  const V<T> magnitude = -e.expm1 * r;
+  return {x < T(0) ? -magnitude : magnitude, T(4) * e.exp * r * r};
 }
 
 // log(1+x) for x in [0, 1], as 2 artanh(x/(2+x)) by its series.

@@ -5,6 +5,7 @@
 // the namespace rhovae::<target>. Standard headers are included before: an inline function of theirs
 // compiled for a newer machine could otherwise be the copy that the linker keeps for every caller.
 
+#include "../math.h"
 #include "simd_types.h"
 
 #define RHOVAE_TARGET baseline

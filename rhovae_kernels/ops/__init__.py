@@ -1,11 +1,13 @@
 """The ops: documented functions over `torch.ops.rhovae.*`. Importing this registers them."""
 
+from rhovae_kernels.ops.affine_coupling import affine_coupling
 from rhovae_kernels.ops.ar1 import ar1_log_prob, ar1_reparam, ar1_reparam_rng
 from rhovae_kernels.ops.iaf_gate import iaf_gate
 from rhovae_kernels.ops.linear_scan import linear_scan
 from rhovae_kernels.ops.philox import philox
 
 __all__ = [
+    "affine_coupling",
     "ar1_log_prob",
     "ar1_reparam",
     "ar1_reparam_rng",

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import test_affine_coupling
 import test_ar1
 import test_iaf_gate
 import test_linear_scan
@@ -23,6 +24,7 @@ CONTRACTS = {
     "ar1_reparam": test_ar1.TestReparam,
     "ar1_reparam_rng": test_ar1.TestReparamRng,
     "ar1_log_prob": test_ar1.TestLogProb,
+    "affine_coupling": test_affine_coupling.TestAffineCoupling,
     "iaf_gate": test_iaf_gate.TestIafGate,
 }
 

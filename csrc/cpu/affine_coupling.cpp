@@ -1,0 +1,219 @@
+// affine_coupling and its backward pass for the CPU. The letters are those of
+// python_ref/affine_coupling.py.
+
+#ifndef RHOVAE_TARGET
+
+#include <cmath>
+#include <type_traits>
+
+#include <torch/csrc/stable/library.h>
+
+#include "../math.h"
+#include "../strings.h"
+#include "rows.h"
+
+namespace rhovae {
+namespace {
+
+// Everything the kernels of this file read and write. An operand that is not given, and an output
+// that is not asked for, is null; outputs are contiguous.
+struct Coupling {
+  Tiles tiles;
+  bool inverse, bounded;  // by tanh
+  Rows x, log_scale, shift;
+  const uint8_t* mask = nullptr;
+  int64_t live_begin = 0, live_end = 0;  // outside, the mask is true
+  Rows grad_out, grad_log_det;
+  void *out = nullptr, *log_det = nullptr;
+  void *d_x = nullptr, *d_log_scale = nullptr, *d_shift = nullptr;
+};
+
+}  // namespace
+}  // namespace rhovae
+
+#define RHOVAE_KERNELS "affine_coupling.cpp"
+#include "targets.h"
+
+namespace rhovae {
+namespace {
+
+struct Call : Coupling {
+  std::vector<Tensor> keep;
+
+  Call(const Tensor& x_, const Tensor& log_scale_, const Tensor& shift_, const Tensor& mask_,
+       bool inverse_, StringHandle bound) {
+    const int64_t d = x_.size(x_.dim() - 1);
+    tiles = {row_count(x_), d};
+    inverse = inverse_;
+    bounded = take(bound) == "tanh";
+    x = rows_of(x_, 1, keep);
+    log_scale = rows_of(log_scale_, 1, keep);
+    shift = rows_of(shift_, 1, keep);
+    keep.push_back(torch::stable::contiguous(mask_));
+    mask = static_cast<const uint8_t*>(keep.back().const_data_ptr());
+    // Half a mask, as most layers have, is half the work.
+    for (live_end = d; live_end > 0 && mask[live_end - 1];) --live_end;
+    for (; live_begin < live_end && mask[live_begin];) ++live_begin;
+  }
+};
+
+std::tuple<Tensor, Tensor> affine_coupling(const Tensor& x, const Tensor& log_scale,
+                                           const Tensor& shift, const Tensor& mask, bool inverse,
+                                           StringHandle bound) {
+  Call call(x, log_scale, shift, mask, inverse, bound);
+  Tensor out = empty_like_rows(x), log_det = empty_per_row(x);
+  call.out = out.mutable_data_ptr();
+  call.log_det = log_det.mutable_data_ptr();
+  with_storage(x.scalar_type(), [&](auto storage) {
+    RHOVAE_RUN(static_cast<const Coupling&>(call), CouplingPass<decltype(storage)>);
+  });
+  return {out, log_det};
+}
+
+std::tuple<Tensor, Tensor, Tensor> affine_coupling_backward(
+    const std::optional<Tensor>& grad_out, const std::optional<Tensor>& grad_log_det,
+    const Tensor& x, const Tensor& log_scale, const Tensor& shift, const Tensor& mask,
+    bool inverse, StringHandle bound, const std::vector<bool>& needs) {
+  Call call(x, log_scale, shift, mask, inverse, bound);
+  call.grad_out = rows_of(grad_out, 1, call.keep);
+  call.grad_log_det = rows_of(grad_log_det, 0, call.keep);
+  Tensor d_x = gradient_like(x, needs[0]), d_log_scale = gradient_like(log_scale, needs[1]),
+         d_shift = gradient_like(shift, needs[2]);
+  call.d_x = needs[0] ? d_x.mutable_data_ptr() : nullptr;
+  call.d_log_scale = needs[1] ? d_log_scale.mutable_data_ptr() : nullptr;
+  call.d_shift = needs[2] ? d_shift.mutable_data_ptr() : nullptr;
+  with_storage(x.scalar_type(), [&](auto storage) {
+    RHOVAE_RUN(static_cast<const Coupling&>(call), CouplingBackward<decltype(storage)>);
+  });
+  return {d_x, d_log_scale, d_shift};
+}
+
+}  // namespace
+}  // namespace rhovae
+
+STABLE_TORCH_LIBRARY_IMPL(rhovae_cpu, CPU, m) {
+  m.impl("affine_coupling", TORCH_BOX(&rhovae::affine_coupling));
+  m.impl("affine_coupling_backward", TORCH_BOX(&rhovae::affine_coupling_backward));
+}
+
+#else  // RHOVAE_TARGET
+
+namespace rhovae {
+namespace RHOVAE_TARGET {
+namespace {
+
+// What one row reads, copied out of the arguments: a store to memory of unknown type would make the
+// compiler read those again.
+template <typename S>
+struct Operands {
+  using T = Compute<S>;
+  using Flags = typename Vector<T>::bits;
+  const S *x, *log_scale, *shift;
+  const uint8_t* mask;
+  const int64_t live_begin, live_end;
+  const bool bounded;
+
+  Operands(const Coupling& p, int64_t row)
+      : x(p.x.row<S>(row)),
+        log_scale(p.log_scale.row<S>(row)),
+        shift(p.shift.row<S>(row)),
+        mask(p.mask),
+        live_begin(p.live_begin),
+        live_end(p.live_end),
+        bounded(p.bounded) {}
+
+  RHOVAE_INLINE bool pass(int64_t j, int n) const { return j + n <= live_begin || j >= live_end; }
+
+  // s and ds/dlog_scale; s is 0 where the mask is true, and past the end of the row.
+  RHOVAE_INLINE Tanh<V<T>> scale_at(int64_t j, int n, Flags masked) const {
+    const V<T> u = load(log_scale + j, n), s = masked ? V<T>{} : u;
+    return bounded ? hyperbolic_tangent<T>(s) : Tanh<V<T>>{s, broadcast(T(1))};
+  }
+};
+
+template <typename S>
+struct CouplingPass : Elementwise {
+  using T = Compute<S>;
+
+  // y; sums s.
+  static Sums tile(const Coupling& p, const Row& row, int64_t tile, Carry) {
+    return p.inverse ? compute<true>(p, row, tile) : compute<false>(p, row, tile);
+  }
+
+  template <bool inverse>
+  static Sums compute(const Coupling& p, const Row& row, int64_t tile) {
+    const Operands<S> in(p, row.index);
+    S* out = row_of<S>(p.out, row.index, p.tiles.length);
+    V<T> log_det = {};
+    for_vectors<T, false>(p.tiles.begin(tile), p.tiles.end(tile), [&](int64_t j, auto n) {
+      const V<T> x = load(in.x + j, n);
+      if (in.pass(j, n)) return store(out + j, x, n);
+      const auto masked = load_flags<T>(in.mask + j, n);
+      const V<T> s = in.scale_at(j, n, masked).tanh, t = load(in.shift + j, n);
+      V<T> y;
+      if constexpr (inverse) y = (x - t) * exponential(-s).exp;
+      else y = x * exponential(s).exp + t;
+      store(out + j, masked ? x : y, n);
+      log_det += s;
+    });
+    const T total = sum<T>(log_det);
+    return {double(inverse ? -total : total), 0.0};
+  }
+
+  static void finish(const Coupling& p, const Row& row, Sums sums) {
+    put<T>(p.log_det, row.index, sums.a);
+  }
+};
+
+template <typename S>
+struct CouplingBackward : Elementwise {
+  using T = Compute<S>;
+
+  static Sums tile(const Coupling& p, const Row& row, int64_t tile, Carry) {
+    return p.inverse ? compute<true>(p, row, tile) : compute<false>(p, row, tile);
+  }
+
+  // Forward: ∂x = g e^s; ∂t = g; ∂s = g x e^s + k
+  // Inverse: ∂x = g e^−s; ∂t = −∂x; ∂s = −∂x (x − t) − k
+  template <bool inverse>
+  static Sums compute(const Coupling& p, const Row& row, int64_t tile) {
+    const int64_t d = p.tiles.length;
+    const Operands<S> in(p, row.index);
+    const S* grad = p.grad_out.data ? p.grad_out.row<S>(row.index) : nullptr;
+    S* d_x = row_of<S>(p.d_x, row.index, d);
+    S* d_log_scale = row_of<S>(p.d_log_scale, row.index, d);
+    S* d_shift = row_of<S>(p.d_shift, row.index, d);
+    const V<T> zero = {};
+    const V<T> k = broadcast(p.grad_log_det.data ? *p.grad_log_det.row<T>(row.index) : T(0));
+    for_vectors<T, false>(p.tiles.begin(tile), p.tiles.end(tile), [&](int64_t j, auto n) {
+      const V<T> g = grad ? load(grad + j, n) : zero;
+      if (in.pass(j, n)) {
+        if (d_x) store(d_x + j, g, n);
+        if (d_log_scale) store(d_log_scale + j, zero, n);
+        if (d_shift) store(d_shift + j, zero, n);
+        return;
+      }
+      const auto masked = load_flags<T>(in.mask + j, n);
+      const Tanh<V<T>> s = in.scale_at(j, n, masked);
+      const V<T> through = g * exponential(inverse ? -s.tanh : s.tanh).exp;
+      if (d_x) store(d_x + j, masked ? g : through, n);
+      if (d_shift) store(d_shift + j, masked ? zero : inverse ? -through : g, n);
+      if (d_log_scale) {
+        const V<T> x = load(in.x + j, n);
+        V<T> d_s;
+        if constexpr (inverse) d_s = -through * (x - load(in.shift + j, n)) - k;
+        else d_s = through * x + k;
+        store(d_log_scale + j, masked ? zero : d_s * s.sech2, n);
+      }
+    });
+    return {};
+  }
+
+  static void finish(const Coupling&, const Row&, Sums) {}
+};
+
+}  // namespace
+}  // namespace RHOVAE_TARGET
+}  // namespace rhovae
+
+#endif

@@ -1,0 +1,212 @@
+"""`affine_coupling` in Triton. The letters are those of `python_ref/affine_coupling.py`."""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from python_ref.precision import compute_dtype
+from rhovae_kernels.triton.ar1 import expm1
+from rhovae_kernels.triton.runtime import (
+    COMPILED_COLUMNS,
+    LOOPED,
+    Configuration,
+    add_chunks,
+    as_rows,
+    configuration,
+    contiguous_like,
+    launch,
+    no_gradients,
+    row_sums,
+    tiling,
+)
+from rhovae_kernels.triton.tile import own_rows, row_sum, store, upcast, zero_per_row
+
+
+@triton.jit
+def tanh(x):
+    """tanh x and sech² x, of e = exp(−2|x|)."""
+    twice = -2.0 * tl.abs(x)
+    e, below_one = tl.exp(twice), expm1(twice)
+    magnitude = -below_one / (2.0 + below_one)
+    return tl.where(x < 0, -magnitude, magnitude), 4.0 * e / ((1.0 + e) * (1.0 + e))
+
+
+@triton.jit
+def scale_of(log_scale, passes, BOUNDED: tl.constexpr):
+    """s and ds/dlog_scale; s is 0 where the mask is true."""
+    s = tl.where(passes, 0.0, log_scale)
+    if BOUNDED:
+        return tanh(s)
+    else:
+        return s, s * 0.0 + 1.0
+
+
+@triton.jit
+def _coupling(
+    x, log_scale, shift, mask, out, log_det,
+    x_row, x_step, log_scale_row, log_scale_step, shift_row, shift_step,
+    rows, columns, chunks, chunk_columns,
+    INVERSE: tl.constexpr, BOUNDED: tl.constexpr,
+    LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """y = x e^s + t; log_det = Σ s. Inverse: y = (x − t) e^−s; log_det = −Σ s"""
+    chunk = tl.program_id(0) % chunks
+    row = own_rows(chunks, BLOCK_ROWS)
+    lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
+    row_mask = row < rows
+    total = zero_per_row(BLOCK_ROWS, tl.float64)
+
+    start = chunk.to(tl.int64) * chunk_columns
+    span = tl.minimum(columns - start, chunk_columns) if LOOPED else BLOCK_COLUMNS
+    for offset in range(0, span, BLOCK_COLUMNS):
+        column = start + offset + lane
+        there = row_mask & (column < columns)
+        passes = tl.load(mask + column, mask=column < columns, other=1) != 0
+        v = upcast(tl.load(x + row * x_row + column * x_step, mask=there, other=0.0))
+        pointers = log_scale + row * log_scale_row + column * log_scale_step
+        s, _ = scale_of(upcast(tl.load(pointers, mask=there, other=0.0)), passes, BOUNDED)
+        pointers = shift + row * shift_row + column * shift_step
+        t = upcast(tl.load(pointers, mask=there, other=0.0))
+        if INVERSE:
+            s = -s
+            y = (v - t) * tl.exp(s)
+        else:
+            y = v * tl.exp(s) + t
+        store(out + row * columns + column, tl.where(passes, v, y), there)
+        total += row_sum(s).to(tl.float64)
+
+    store(log_det + row * chunks + chunk, total, row_mask)
+
+
+@triton.jit
+def _coupling_backward(
+    grad_out, grad_log_det, x, log_scale, shift, mask, d_x, d_log_scale, d_shift,
+    grad_out_row, grad_out_step, grad_log_det_row,
+    x_row, x_step, log_scale_row, log_scale_step, shift_row, shift_step,
+    rows, columns, chunks, chunk_columns,
+    INVERSE: tl.constexpr, BOUNDED: tl.constexpr,
+    LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """∂x = g e^s; ∂t = g; ∂s = g x e^s + k
+    Inverse: ∂x = g e^−s; ∂t = −∂x; ∂s = −∂x (x − t) − k
+    """
+    chunk = tl.program_id(0) % chunks
+    row = own_rows(chunks, BLOCK_ROWS)
+    lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
+    row_mask = row < rows
+
+    start = chunk.to(tl.int64) * chunk_columns
+    span = tl.minimum(columns - start, chunk_columns) if LOOPED else BLOCK_COLUMNS
+    for offset in range(0, span, BLOCK_COLUMNS):
+        column = start + offset + lane
+        there = row_mask & (column < columns)
+        passes = tl.load(mask + column, mask=column < columns, other=1) != 0
+        pointers = log_scale + row * log_scale_row + column * log_scale_step
+        s, slope = scale_of(upcast(tl.load(pointers, mask=there, other=0.0)), passes, BOUNDED)
+        if grad_out is None:
+            g = s * 0.0
+        else:
+            pointers = grad_out + row * grad_out_row + column * grad_out_step
+            g = upcast(tl.load(pointers, mask=there, other=0.0))
+        through = g * tl.exp(-s if INVERSE else s)
+        if d_x is not None:
+            store(d_x + row * columns + column, tl.where(passes, g, through), there)
+        if d_shift is not None:
+            value = tl.where(passes, 0.0, -through if INVERSE else g)
+            store(d_shift + row * columns + column, value, there)
+        if d_log_scale is not None:
+            value = upcast(tl.load(x + row * x_row + column * x_step, mask=there, other=0.0))
+            if INVERSE:
+                pointers = shift + row * shift_row + column * shift_step
+                value = upcast(tl.load(pointers, mask=there, other=0.0)) - value
+            value = through * value
+            if grad_log_det is not None:
+                pointers = grad_log_det + row * grad_log_det_row
+                k = upcast(tl.load(pointers, mask=row_mask, other=0.0))
+                value += -k if INVERSE else k
+            value = tl.where(passes, 0.0, value * slope)
+            store(d_log_scale + row * columns + column, value, there)
+
+
+def affine_coupling(
+    x: Tensor,
+    log_scale: Tensor,
+    shift: Tensor,
+    mask: Tensor,
+    inverse: bool = False,
+    bound: str = "none",
+) -> tuple[Tensor, Tensor]:
+    """See `rhovae_kernels.ops.affine_coupling`."""
+    out, sum_type = contiguous_like(x), compute_dtype(x.dtype)
+    if not x.numel():
+        return out, torch.zeros(x.shape[:-1], dtype=sum_type, device=x.device)
+    rows, columns = x.numel() // x.shape[-1], x.shape[-1]
+    t = tiling(rows, columns)
+    operands = tuple(as_rows(v, rows) for v in (x, log_scale, shift))
+    log_det = row_sums(x, x.shape[:-1], sum_type, t)
+    launch(
+        _coupling, t, operands[0],
+        *operands, mask.contiguous().view(torch.uint8), out, log_det,
+        *(stride for v in operands for stride in v.stride()),
+        rows, columns, t.chunks, t.chunk_columns,
+        INVERSE=inverse, BOUNDED=bound == "tanh",
+    )  # fmt: skip
+    return out, add_chunks(log_det, sum_type, t)
+
+
+def affine_coupling_backward(
+    grad_out: Tensor | None,
+    grad_log_det: Tensor | None,
+    x: Tensor,
+    log_scale: Tensor,
+    shift: Tensor,
+    mask: Tensor,
+    inverse: bool,
+    bound: str,
+    needs: Sequence[bool],
+) -> tuple[Tensor, ...]:
+    """Gradients of `affine_coupling` in (x, log_scale, shift)."""
+    if not x.numel():
+        return no_gradients((x, log_scale, shift), needs)
+    rows, columns = x.numel() // x.shape[-1], x.shape[-1]
+    t = tiling(rows, columns)
+    gradients = [contiguous_like(x) if need else None for need in needs]
+    operands = tuple(as_rows(v, rows) for v in (x, log_scale, shift))
+    g = None if grad_out is None else as_rows(grad_out, rows)
+    k = None if grad_log_det is None else grad_log_det.reshape(rows)
+    if any(needs):
+        launch(
+            _coupling_backward, t, operands[0],
+            g, k, *operands, mask.contiguous().view(torch.uint8), *gradients,
+            *(operands[0] if g is None else g).stride(), 0 if k is None else k.stride(0),
+            *(stride for v in operands for stride in v.stride()),
+            rows, columns, t.chunks, t.chunk_columns,
+            INVERSE=inverse, BOUNDED=bound == "tanh",
+        )  # fmt: skip
+    return tuple(x.new_empty(0) if v is None else v for v in gradients)
+
+
+def configurations() -> list[Configuration]:
+    """Ways in which the kernels are compiled that between them meet each tile, type and flag."""
+    mask: dict[str, str | None] = {"mask": "u8"}
+    out_alone: dict[str, str | None] = mask | {"grad_log_det": None}
+    log_det_alone: dict[str, str | None] = mask | {"grad_out": None, "d_x": None, "d_shift": None}
+    plain = {"INVERSE": False, "BOUNDED": False}
+    bounded = {"INVERSE": False, "BOUNDED": True}
+    inverse = {"INVERSE": True, "BOUNDED": True}
+    cases: list[tuple] = [
+        *((_coupling, "fp32", c, mask, bounded) for c in COMPILED_COLUMNS),
+        *((_coupling, "fp32", LOOPED, mask, flags) for flags in (plain, inverse)),
+        (_coupling, "bf16", LOOPED, mask | {"log_det": "fp32"}, bounded),
+        (_coupling, "fp64", LOOPED, mask, inverse),
+        *((_coupling_backward, "fp32", c, mask, bounded) for c in COMPILED_COLUMNS),
+        *((_coupling_backward, "fp32", LOOPED, mask, flags) for flags in (plain, inverse)),
+        (_coupling_backward, "fp32", LOOPED, out_alone, bounded),
+        (_coupling_backward, "fp32", LOOPED, log_det_alone, bounded),
+        (_coupling_backward, "bf16", LOOPED, mask | {"grad_log_det": "fp32"}, bounded),
+        (_coupling_backward, "fp64", LOOPED, mask, inverse),
+    ]
+    return [configuration(*case) for case in cases]

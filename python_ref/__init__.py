@@ -15,6 +15,7 @@ from python_ref.ar1 import (
 )
 from python_ref.iaf_gate import iaf_gate, iaf_gate_backward
 from python_ref.linear_scan import linear_scan, linear_scan_backward
+from python_ref.masked_linear import masked_linear, masked_linear_backward
 from python_ref.philox import philox
 
 __all__ = [
@@ -30,5 +31,7 @@ __all__ = [
     "iaf_gate_backward",
     "linear_scan",
     "linear_scan_backward",
+    "masked_linear",
+    "masked_linear_backward",
     "philox",
 ]

@@ -19,6 +19,7 @@ from torch._C._functorch import (
     peek_interpreter_stack,
 )
 from torch._functorch.utils import unwrap_dead_wrappers
+from torch.amp.autocast_mode import _cast
 from torch.autograd import Function, forward_ad
 from torch.library import Library, register_autocast, register_fake
 from torch.nn import Parameter
@@ -30,6 +31,8 @@ PUBLIC_OPS: list[str] = []
 # The module that holds each op, in every room.
 ROOMS: dict[str, str] = {}
 DEVICES = ("cpu", "cuda")
+# For `define`: cast to the type that autocast is set to, in place of a fixed one.
+AUTOCAST_TYPE = "the autocast type"
 
 # Library objects undo what they registered when they die: these live as long as the module.
 _rhovae = Library("rhovae", "DEF")
@@ -80,7 +83,7 @@ def define(
     fake: Callable,
     cost: Callable[..., Cost] | None = None,
     function: type[Function] | None = None,
-    autocast: torch.dtype | None = None,
+    autocast: torch.dtype | str | None = None,
 ) -> torch._ops.OpOverload:
     """Define `torch.ops.rhovae.<name>` and return it.
 
@@ -91,7 +94,8 @@ def define(
         fake: takes the arguments; makes outputs of the right shapes and types with no data.
         cost: takes the arguments; what the call has to move and to compute.
         function: the op's derivatives and batching rule; its `forward` is `call_below`'s.
-        autocast: under autocast, floating arguments are cast to this type.
+        autocast: under autocast, floating arguments are cast to this type, or to the one in force
+            where this is `AUTOCAST_TYPE`.
     """
     name = schema.partition("(")[0]
     ROOMS[name], _checks[name] = room, check
@@ -154,8 +158,24 @@ def define(
         _rhovae.impl(name, transformed, "FuncTorchDynamicLayerFrontMode")
     if autocast is not None:
         for device_type in DEVICES:
-            register_autocast(f"rhovae::{name}", device_type, autocast, lib=_rhovae)
+            if isinstance(autocast, torch.dtype):
+                register_autocast(f"rhovae::{name}", device_type, autocast, lib=_rhovae)
+            else:
+                _autocast_in_force(op, name, device_type)
     return op
+
+
+def _autocast_in_force(op: Callable, name: str, device_type: str) -> None:
+    """As `register_autocast`, which takes one type for good, but cast to the type in force."""
+    key = f"Autocast{device_type.upper()}"
+    keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+    def kernel(*args):
+        dtype = torch.get_autocast_dtype(device_type)
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            return op(*_cast(args, device_type, dtype))
+
+    _rhovae.impl(name, kernel, key)
 
 
 def call_below(name: str) -> Any:
@@ -221,13 +241,22 @@ def forward_mode(formula: Callable, primals: Sequence[Tensor], tangents: Sequenc
     return result if several else result[0]
 
 
-def backward_function(name: str, tensors: int, formula: Callable) -> type[Function]:
+def backward_function(
+    name: str, tensors: int, formula: Callable, vmap: Callable | None = None
+) -> type[Function]:
     """The autograd.Function of a `<op>_backward`, whose derivatives come from a composed formula.
 
     `formula` takes the first `tensors` arguments (and those between them and `needs`), returns
     every gradient, and is made of differentiable ops; it is what second and higher derivatives,
-    and forward mode over reverse, are taken of.
+    and forward mode over reverse, are taken of. `vmap` is the batching rule, as autograd.Function
+    has it, of an op that does not take any leading dimensions in all of its tensors.
     """
+
+    def batched(info, in_dims, *args):
+        outputs = batch_over_leading(getattr(torch.ops.rhovae, name), info, in_dims, args)
+        return outputs, tuple(0 if need else None for need in args[-1])
+
+    rule = vmap or batched
 
     def bind(ctx):
         """The gradients asked for as a function of the floating tensors; those; their places."""
@@ -272,10 +301,7 @@ def backward_function(name: str, tensors: int, formula: Callable) -> type[Functi
             outputs = iter(forward_mode(of_floating, values, [tangents[i] for i in where]))
             return tuple(next(outputs) if need else None for need in ctx.needs)
 
-        @staticmethod
-        def vmap(info, in_dims, *args):
-            outputs = batch_over_leading(getattr(torch.ops.rhovae, name), info, in_dims, args)
-            return outputs, tuple(0 if need else None for need in args[-1])
+        vmap = staticmethod(rule)
 
     Backward.__name__ = Backward.__qualname__ = f"rhovae_{name}"
     return Backward

@@ -1,0 +1,166 @@
+"""`masked_linear`: a linear layer whose weight is a staircase."""
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from python_ref.masked_linear import masked_linear as formula
+from python_ref.masked_linear import masked_linear_backward as backward_formula
+from rhovae_kernels import backends
+from rhovae_kernels.ops import checks, registration
+
+
+def masked_linear(x: Tensor, weight: Tensor, bias: Tensor | None, prefix: Tensor) -> Tensor:
+    """A linear layer in which output j reads the first prefix[j] inputs and no others.
+
+    y_j = b_j + Σ_{i < prefix_j} W_ji x_i
+
+    With units in order of degree, every layer of a MADE is one. No mask is stored or multiplied,
+    and about half of the arithmetic of a dense layer is left out. What `weight` holds outside the
+    staircase is not read, NaN included, and gets a gradient of exactly 0.
+
+    Args:
+        x: inputs, shape (…,in); float64, float32, bfloat16 or float16.
+        weight: W, shape (out,in), of the type of x.
+        bias: b, shape (out,), of the type of x, or None.
+        prefix: int32, shape (out,): how many inputs each output reads, non-decreasing, 0 … in. Any
+            mask that can be one becomes one by `rhovae_kernels.staircase`.
+
+    Returns:
+        y, shape (…,out), of the type of x; sums are accumulated in float32 at least. Under autocast
+        all of it is in the autocast type, as in `torch.nn.functional.linear`.
+
+    Raises:
+        ValueError: a shape, type or device does not fit, or, on the CPU, a value of prefix. On a
+            GPU, where looking would make it wait, values out of range are clamped, and results
+            where prefix decreases are unspecified.
+
+    Source:
+        The masks of MADE (eq. 12–13 of the paper), with hidden units sorted by degree.
+
+    Example:
+        >>> import torch, rhovae_kernels as rk
+        >>> prefix = torch.tensor([0, 1, 2], dtype=torch.int32)
+        >>> rk.ops.masked_linear(torch.tensor([1.0, 10.0]), torch.ones(3, 2), None, prefix)
+        tensor([ 0.,  1., 11.])
+    """
+    return torch.ops.rhovae.masked_linear.default(x, weight, bias, prefix)
+
+
+def _check(x, weight, bias, prefix, op: str = "masked_linear") -> None:
+    checks.like(op, "x", x, weight=weight, bias=bias)
+    if x.dim() == 0:
+        checks.refuse(op, "x", "a scalar", "of shape (…,in)")
+    if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
+        got, columns = f"of shape {tuple(weight.shape)}", x.shape[-1]
+        checks.refuse(op, "weight", got, f"of shape (out, {columns}), as x has {columns} columns")
+    rows = weight.shape[:1]
+    if bias is not None:
+        checks.shape(op, "bias", bias, rows, "one for each row of weight")
+    if prefix.dtype != torch.int32:
+        checks.refuse(op, "prefix", f"of type {prefix.dtype}", "int32")
+    checks.shape(op, "prefix", prefix, rows, "one for each row of weight")
+    if prefix.device != x.device:
+        checks.refuse(op, "prefix", f"on {prefix.device}", f"on {x.device}, where x is")
+    # Fake tensors, which hold no values, come with a mode.
+    if prefix.device.type == "cpu" and torch._C._len_torch_dispatch_stack() == 0:
+        _check_values(op, prefix, weight.shape[1])
+
+
+def _check_values(op: str, prefix: Tensor, columns: int) -> None:
+    # At every call: in C++ it is a microsecond, where looking at them from Python is several.
+    if backends.extension is not None and backends.extension.is_staircase(
+        prefix.data_ptr(), prefix.stride(0), prefix.shape[0], columns
+    ):
+        return
+    before = 0
+    for j, value in enumerate(prefix.tolist()):
+        if not 0 <= value <= columns:
+            checks.refuse(op, "prefix", f"{value} at {j}", f"within 0 … {columns}")
+        if value < before:
+            checks.refuse(op, "prefix", f"{value} at {j} after {before}", "non-decreasing")
+        before = value
+
+
+def _check_backward(grad, x, weight, prefix, needs) -> None:
+    op = "masked_linear_backward"
+    checks.needs(op, needs, 3)
+    _check(x, weight, None, prefix, op)
+    checks.like(op, "x", x, grad=grad)
+    wanted = torch.Size((*x.shape[:-1], weight.shape[0]))
+    checks.shape(op, "grad", grad, wanted, "as the outputs are")
+
+
+def _fake_backward(grad, x, weight, prefix, needs):
+    return registration.empty_gradients((x, weight, weight[:, 0]), needs)
+
+
+def _refuse_batched_prefix(op: str, dim: int | None) -> None:
+    if dim is not None:
+        checks.refuse(op, "prefix", "batched by vmap", "the same for the whole batch")
+
+
+def _vmap_backward(info, in_dims, grad, x, weight, prefix, needs):
+    """Of ∂x alone, under weights that are not batched, more rows; all else is the formula's."""
+    _refuse_batched_prefix("masked_linear_backward", in_dims[3])
+    out_dims = tuple(0 if need else None for need in needs)
+    if in_dims[2] is None and not needs[1] and not needs[2]:
+        grad = registration.to_front(info.batch_size, grad, in_dims[0])
+        x = registration.to_front(info.batch_size, x, in_dims[1])
+        return torch.ops.rhovae.masked_linear_backward(grad, x, weight, prefix, needs), out_dims
+    results = torch.vmap(backward_formula, in_dims[:4])(grad, x, weight, prefix)
+    asked = (g if need else g.new_empty(0) for g, need in zip(results, needs, strict=True))
+    return tuple(asked), out_dims
+
+
+class MaskedLinear(Function):
+    forward = registration.call_below("masked_linear")
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        x, weight, _, prefix = inputs
+        ctx.save_for_backward(x, weight, prefix)
+        ctx.save_for_forward(x, weight, prefix)
+
+    @staticmethod
+    def backward(ctx, grad):
+        args = (grad, *ctx.saved_tensors)
+        needs = ctx.needs_input_grad[:3]
+        return *registration.gradients("masked_linear_backward", args, needs), None
+
+    @staticmethod
+    def jvp(ctx, d_x, d_weight, d_bias, _):
+        # dy = W dx + (dW x + db), each of them the op itself.
+        x, weight, prefix = registration.primals_of(ctx.saved_tensors)
+        op = torch.ops.rhovae.masked_linear.default
+        d_y = op(torch.zeros_like(x) if d_x is None else d_x, weight, d_bias, prefix)
+        return d_y if d_weight is None else d_y + op(x, d_weight, None, prefix)
+
+    @staticmethod
+    def vmap(info, in_dims, x, weight, bias, prefix):
+        _refuse_batched_prefix("masked_linear", in_dims[3])
+        if in_dims[1] is None and in_dims[2] is None:
+            x = registration.to_front(info.batch_size, x, in_dims[0])
+            return torch.ops.rhovae.masked_linear(x, weight, bias, prefix), 0
+        # A weight for each sample: no rows to share it, and a composed formula.
+        return torch.vmap(formula, in_dims)(x, weight, bias, prefix), 0
+
+
+registration.define(
+    "masked_linear",
+    "masked_linear(Tensor x, Tensor weight, Tensor? bias, Tensor prefix) -> Tensor",
+    check=_check,
+    fake=lambda x, weight, bias, prefix: x.new_empty((*x.shape[:-1], weight.shape[0])),
+    function=MaskedLinear,
+    autocast=registration.AUTOCAST_TYPE,
+)
+registration.define(
+    "masked_linear",
+    "masked_linear_backward(Tensor grad, Tensor x, Tensor weight, Tensor prefix, bool[3] needs)"
+    " -> (Tensor, Tensor, Tensor)",
+    check=_check_backward,
+    fake=_fake_backward,
+    function=registration.backward_function(
+        "masked_linear_backward", 4, backward_formula, vmap=_vmap_backward
+    ),
+)

@@ -4,6 +4,8 @@ Shapes: x (…,in); weight W (out,in); bias b (out,) or None; prefix (out,), how
 output reads; y (…,out). What W holds outside the staircase is not read.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,6 +40,7 @@ def masked_linear_backward(
     """
     g, wide_x, wide_weight = upcast(grad, x, weight)
     d_x = g @ _inside(wide_weight, prefix)
-    g, wide_x = g.reshape(-1, g.shape[-1]), wide_x.reshape(-1, x.shape[-1])
+    rows = math.prod(x.shape[:-1])
+    g, wide_x = g.reshape(rows, g.shape[-1]), wide_x.reshape(rows, x.shape[-1])
     d_weight = _inside(g.mT @ wide_x, prefix)
     return d_x.to(x.dtype), d_weight.to(weight.dtype), g.sum(0).to(weight.dtype)

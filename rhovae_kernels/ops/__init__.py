@@ -4,6 +4,7 @@ from rhovae_kernels.ops.affine_coupling import affine_coupling
 from rhovae_kernels.ops.ar1 import ar1_log_prob, ar1_reparam, ar1_reparam_rng
 from rhovae_kernels.ops.iaf_gate import iaf_gate
 from rhovae_kernels.ops.linear_scan import linear_scan
+from rhovae_kernels.ops.made_inverse import made_inverse
 from rhovae_kernels.ops.masked_linear import masked_linear
 from rhovae_kernels.ops.philox import philox
 
@@ -14,6 +15,7 @@ __all__ = [
     "ar1_reparam_rng",
     "iaf_gate",
     "linear_scan",
+    "made_inverse",
     "masked_linear",
     "philox",
 ]

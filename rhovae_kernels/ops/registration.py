@@ -41,6 +41,8 @@ _compiled = [Library("rhovae_cpu", "DEF"), Library("rhovae_cuda", "DEF")]
 below_autograd = torch._C._AutoDispatchBelowAutograd
 
 _checks: dict[str, Callable[..., None]] = {}
+# Of ops that take lists of tensors: the places of those arguments.
+_lists: dict[str, tuple[int, ...]] = {}
 
 
 def direct(name: str, args: Sequence) -> Callable | None:
@@ -75,6 +77,28 @@ def direct(name: str, args: Sequence) -> Callable | None:
     return backends.select(ROOMS[name], name, device_type) if device_type in DEVICES else None
 
 
+def flatten(name: str, args: Sequence) -> tuple:
+    """The arguments of an op as its autograd.Function takes them, which sees no tensor in a list.
+
+    The lengths of the lists come first, then every argument, the lists' entries in their place.
+    """
+    lists = _lists[name]
+    flat: list = []
+    for i, x in enumerate(args):
+        flat.extend(x) if i in lists else flat.append(x)
+    return (tuple(len(args[i]) for i in lists), *flat)
+
+
+def nest(name: str, lengths: Sequence[int], flat: Sequence) -> list:
+    """What `flatten` was given."""
+    flat, args = list(flat), list[Any]()
+    for i, length in zip(_lists[name], lengths, strict=True):
+        before = i - len(args)
+        args += [*flat[:before], flat[before : before + length]]
+        del flat[: before + length]
+    return args + flat
+
+
 def define(
     room: str,
     schema: str,
@@ -93,7 +117,9 @@ def define(
         check: takes the arguments; raises where one is wrong.
         fake: takes the arguments; makes outputs of the right shapes and types with no data.
         cost: takes the arguments; what the call has to move and to compute.
-        function: the op's derivatives and batching rule; its `forward` is `call_below`'s.
+        function: the op's derivatives and batching rule; its `forward` is `call_below`'s, or, where
+            the schema holds a `Tensor[]`, `call_below_flat`'s: that Function's arguments, gradients
+            and tangents are those of `flatten`.
         autocast: under autocast, floating arguments are cast to this type, or to the one in force
             where this is `AUTOCAST_TYPE`.
     """
@@ -105,6 +131,9 @@ def define(
     for library in _compiled:
         library.define(schema)
     op = getattr(torch.ops.rhovae, name).default
+    lists = tuple(i for i, a in enumerate(op._schema.arguments) if str(a.type) == "List[Tensor]")
+    if lists:
+        _lists[name] = lists
     if not name.endswith("_backward"):
         PUBLIC_OPS.append(name)
 
@@ -136,6 +165,8 @@ def define(
                 return args
             return (*args, *(a.default_value for a in arguments[len(args) :]))
 
+        inputs_of = (lambda args: flatten(name, complete(args))) if lists else complete
+
         def transformed(*args):
             levels = torch._C._functorch.get_interpreter_stack() or ()
             if sum(level.key() == TransformType.Jvp for level in levels) > 1:
@@ -145,12 +176,12 @@ def define(
                     "use torch.func.hessian or forward over reverse mode"
                 )
             # A tensor saved by a vjp that has since closed is still wrapped at its level.
-            return function.apply(*unwrap_dead_wrappers(complete(args)))
+            return function.apply(*unwrap_dead_wrappers(inputs_of(args)))
 
         def autograd(*args):
             # Without gradients, in reverse or forward mode, there is nothing to record.
             if is_grad_enabled() or forward_ad._current_level >= 0:
-                return apply(*complete(args))
+                return apply(*inputs_of(args))
             with below_autograd():
                 return op(*args)
 
@@ -195,6 +226,21 @@ def call_below(name: str) -> Any:
     return staticmethod(forward)
 
 
+def call_below_flat(name: str) -> Any:
+    """`call_below` for an op with lists of tensors, from the arguments that `flatten` makes."""
+
+    def forward(lengths, *flat):
+        args = nest(name, lengths, flat)
+        implementation = direct(name, flat)
+        if implementation is not None:
+            _checks[name](*args)
+            return implementation(*args)
+        with below_autograd():
+            return getattr(torch.ops.rhovae, name).default(*args)
+
+    return staticmethod(forward)
+
+
 def gradients(name: str, args: Sequence, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
     """What an op's backward returns: the op `name` on `args`; None for what `needs` leaves out.
 
@@ -216,6 +262,27 @@ def to_front(batch_size: int, x: Any, dim: int | None) -> Any:
 def batch_over_leading(op: Callable, info: Any, in_dims: Sequence, args: Sequence) -> Any:
     """vmap of an op that takes any leading dimensions: the vmapped one becomes the first."""
     return op(*(to_front(info.batch_size, x, dim) for x, dim in zip(args, in_dims, strict=True)))
+
+
+def batch_rows(name: str, rows: int, info: Any, in_dims: Sequence, lengths, flat) -> Any:
+    """vmap of an op that takes lists; only the first `rows` flat arguments have leading dimensions.
+
+    Where one of the others is batched, each entry is a call.
+    """
+    op, dims = getattr(torch.ops.rhovae, name).default, in_dims[1:]
+    if all(dim is None for dim in dims[rows:]):
+        front = [
+            to_front(info.batch_size, x, dim)
+            for x, dim in zip(flat[:rows], dims[:rows], strict=True)
+        ]
+        return op(*nest(name, lengths, (*front, *flat[rows:])))
+    entries = []
+    for b in range(info.batch_size):
+        entry = [x if dim is None else x.select(dim, b) for x, dim in zip(flat, dims, strict=True)]
+        entries.append(op(*nest(name, lengths, entry)))
+    if isinstance(entries[0], Tensor):
+        return torch.stack(entries)
+    return tuple(torch.stack(outputs) for outputs in zip(*entries, strict=True))
 
 
 def primals_of(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:

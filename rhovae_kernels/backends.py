@@ -194,10 +194,17 @@ class use_backend:
             raise BackendError(
                 f"use_backend: name is {name!r}; it must be one of {', '.join(BACKENDS)}"
             )
-        self._previous = _forced
-        _force(None if name is None else (name, f"use_backend({name!r})"))
+        self._wanted = None if name is None else (name, f"use_backend({name!r})")
+        # What was in force before each block that is open; the first entry is this call's own.
+        self._before = [_forced]
+        self._entered = False
+        _force(self._wanted)
 
     def __enter__(self) -> "use_backend":
+        if self._entered:
+            self._before.append(_forced)
+            _force(self._wanted)
+        self._entered = True
         return self
 
     def __exit__(
@@ -206,7 +213,7 @@ class use_backend:
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        _force(self._previous)
+        _force(self._before.pop())
 
 
 class Row(NamedTuple):

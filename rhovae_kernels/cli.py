@@ -47,16 +47,22 @@ def _print_json(value: Any) -> None:
 
 @app.command()
 def doctor(as_json: AsJson = False) -> None:
-    """Which implementation of each op runs on each device of this machine, and why."""
+    """Which implementation of each op runs on each device of this machine, and why.
+
+    Exits with 1 where an op has none.
+    """
     rows, build = backends.report(), backends.build_info()
     if as_json:
         _print_json({"ops": [row._asdict() for row in rows], "build": build})
-        return
-    for row in rows:
-        print(f"{row.op:<18}{row.device:<6}{row.backend:<11}{row.why}")
-    print(
-        "extension: " + (", ".join(f"{k} {v or 'none'}" for k, v in build.items()) or "not built")
-    )
+    else:
+        for row in rows:
+            print(f"{row.op:<18}{row.device:<6}{row.backend:<11}{row.why}")
+        print(
+            "extension: "
+            + (", ".join(f"{k} {v or 'none'}" for k, v in build.items()) or "not built")
+        )
+    if any(row.backend == "none" for row in rows):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -46,6 +46,23 @@ def test_a_block_forces_a_backend_and_gives_back_what_was_there(monkeypatch):
         assert used == ["cpu", "reference"]
 
 
+def test_one_object_can_be_entered_again_and_within_itself():
+    with rk.use_backend("cpu"):
+        again = rk.use_backend("reference")
+        for _ in range(2):
+            with again:
+                with again:
+                    assert backends.choose("cpu")[0] == "reference"
+                assert backends.choose("cpu")[0] == "reference"
+            assert backends.choose("cpu")[0] == "cpu"
+
+
+def test_an_instruction_set_that_is_none_is_named():
+    ended = python(SCAN, RHOVAE_CPU_TARGET="avx1024")
+    assert ended.returncode != 0
+    assert "RHOVAE_CPU_TARGET is 'avx1024'; it must be baseline, avx2 or avx512" in ended.stderr
+
+
 def test_as_a_function_it_holds_until_the_next_call():
     before = backends._forced
     try:

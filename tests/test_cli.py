@@ -9,6 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import rhovae_kernels as rk
 from rhovae_kernels import backends, cli
 from rhovae_kernels.vae import demo, pictures
 
@@ -93,6 +94,9 @@ def test_doctor_says_what_runs_each_op(capsys, monkeypatch):
         assert op in shown
     status, shown, _ = rhovae(capsys, monkeypatch, "doctor", "--json")
     assert {row["op"] for row in json.loads(shown)["ops"]} >= {"ar1_reparam", "linear_scan"}
+    with rk.use_backend("cuda"):
+        status, shown, _ = rhovae(capsys, monkeypatch, "doctor")
+    assert status == 1 and "asks for 'cuda'" in shown
 
 
 def test_points_in_the_plane_are_trained_on_and_drawn(capsys, monkeypatch, tmp_path):

@@ -13,6 +13,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 #ifdef RHOVAE_SEVERAL_TARGETS
 #include <immintrin.h>
@@ -47,6 +49,11 @@ inline Target cpu_target() {
 #ifdef RHOVAE_SEVERAL_TARGETS
   static const Target target = [] {
     const char* named = std::getenv("RHOVAE_CPU_TARGET");
+    const auto is = [named](const char* name) { return !std::strcmp(named, name); };
+    if (named && !is("baseline") && !is("avx2") && !is("avx512")) {
+      throw std::runtime_error(std::string("RHOVAE_CPU_TARGET is '") + named +
+                               "'; it must be baseline, avx2 or avx512");
+    }
     const auto allowed = [named](const char* name) { return !named || !std::strcmp(named, name); };
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&

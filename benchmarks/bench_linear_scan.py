@@ -7,6 +7,7 @@ import torch
 from harness import forward_backward, verify
 
 import python_ref
+from rhovae_kernels.ops.cost import Cost, cost
 
 OPS = torch.ops.rhovae
 
@@ -34,6 +35,7 @@ def test_forward_and_backward(compare, rows, steps, gates):
             lambda: sample_wise_lpc(b, -a.expand(rows, steps)[:, :, None]), [a, b], up
         )
         verify(variants["torchlpc"](), expected)
+    spent = cost("linear_scan", a, b), cost("linear_scan_backward", up, a, b, False, (True, True))
     compare(
         "linear_scan",
         (rows, steps),
@@ -43,4 +45,5 @@ def test_forward_and_backward(compare, rows, steps, gates):
         "rhovae",
         {},
         note=f"gates {gates}",
+        cost=Cost.total(*spent),
     )

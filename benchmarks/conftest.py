@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from harness import interleaved, machine
+from harness import CLONE, interleaved, machine
 
 torch.set_num_threads(max(1, torch.get_num_threads()))
 
@@ -17,10 +17,19 @@ def compare(benchmark):
 
     `limits` maps a variant to what our time may be at most, as a fraction of that variant's;
     `wrong` a variant whose result was wrong, and which is therefore not timed, to how wrong.
+    With a `cost`, the clone of a tensor is timed too: it moves as many bytes, and allocates its
+    output likewise. Its time, in percent of ours, is how near ours is to the limit.
     """
 
-    def run(op, shape, direction, dtype, variants, ours, limits, note="", wrong=None):
+    def run(op, shape, direction, dtype, variants, ours, limits, note="", wrong=None, cost=None):
+        if cost is not None:
+            variants = variants | {
+                CLONE: torch.ones(cost.bytes_moved // 2, dtype=torch.uint8).clone
+            }
         milliseconds = interleaved(variants)
+        if cost is not None:
+            percent = 100 * milliseconds[CLONE] / milliseconds[ours]
+            benchmark.extra_info["percent_of_limit"] = percent
         benchmark.extra_info.update(
             op=op,
             shape=list(shape),

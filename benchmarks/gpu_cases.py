@@ -88,8 +88,7 @@ def costs(op: str, args, backward_args) -> dict:
     from rhovae_kernels.ops.cost import Cost, cost
 
     forward, backward = cost(op, *args), cost(f"{op}_backward", *backward_args)
-    both = Cost(*map(sum, zip(forward, backward, strict=True)))
-    return {"forward": forward, "backward": backward, "both": both}
+    return {"forward": forward, "backward": backward, "both": Cost.total(forward, backward)}
 
 
 def parameters(shape, dtype, device) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,14 +12,16 @@ from matplotlib.ticker import NullFormatter
 
 
 def rows(path: Path):
-    """(op, shape, direction, note, variant, ms, ratio to ours, target) of every comparison."""
+    """Of each variant: op, shape, direction, note, name, ms, ratio to ours, target, % of limit."""
     for benchmark in json.loads(path.read_text(encoding="utf-8"))["benchmarks"]:
         info = benchmark["extra_info"]
         ours = info["milliseconds"][info["ours"]]
         shape = "×".join(map(str, info["shape"]))
         for variant, ms in info["milliseconds"].items():
             limit = info["targets"].get(variant)
-            yield info["op"], shape, info["direction"], info["note"], variant, ms, ms / ours, limit
+            percent = info.get("percent_of_limit") if variant == info["ours"] else None
+            names = info["op"], shape, info["direction"], info["note"], variant
+            yield *names, ms, ms / ours, limit, percent
 
 
 def refused(path: Path):
@@ -32,18 +34,22 @@ def refused(path: Path):
 
 
 def table(path: Path) -> str:
-    """One line a variant; «wanted» is how many times our time it should take at least."""
+    """One line a variant; «wanted» is how many times our time it should take at least.
+
+    «% of limit» is the time of a clone that moves as many bytes as the op has to, in percent.
+    """
     lines = [
-        "| op | shape | direction | variant | ms | times ours | wanted |",
-        "|---|---|---|---|---:|---:|---|",
+        "| op | shape | direction | variant | ms | times ours | wanted | % of limit |",
+        "|---|---|---|---|---:|---:|---|---:|",
     ]
-    for op, shape, direction, note, variant, ms, ratio, limit in rows(path):
+    for op, shape, direction, note, variant, ms, ratio, limit, percent in rows(path):
         wanted = (
             "" if limit is None else f"≥ {1 / limit:.3g}: {'yes' if ratio >= 1 / limit else 'no'}"
         )
         label = f"{op} ({note})" if note else op
         lines.append(
-            f"| {label} | {shape} | {direction} | {variant} | {ms:.3f} | {ratio:.2f} | {wanted} |"
+            f"| {label} | {shape} | {direction} | {variant} | {ms:.3f} | {ratio:.2f} | {wanted} | "
+            f"{'' if percent is None else f'{percent:.0f}'} |"
         )
     return "\n".join([*lines, "", *refused(path)]).rstrip() + "\n"
 
@@ -51,7 +57,7 @@ def table(path: Path) -> str:
 def plot(path: Path, out: Path) -> None:
     """Times of every variant relative to ours, one panel a comparison."""
     groups: dict[tuple, list] = {}
-    for op, shape, direction, note, variant, _, ratio, _ in rows(path):
+    for op, shape, direction, note, variant, _, ratio, *_ in rows(path):
         groups.setdefault((op, shape, direction, note), []).append((variant, ratio))
     figure, axes = plt.subplots(
         len(groups),

@@ -318,3 +318,4 @@ def test_elements_that_share_memory_count_once():
 def test_the_least_time_is_that_of_the_scarcer_resource():
     assert Cost(30, 10, 8).seconds(bandwidth=10, rate=4) == 4
     assert Cost(30, 10, 80).seconds(bandwidth=10, rate=4) == 20
+    assert Cost.total(Cost(1, 2, 3), Cost(10, 20, 30)) == Cost(11, 22, 33)

@@ -7,9 +7,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import python_ref
 import rhovae_kernels
+from rhovae_kernels.ops.cost import Cost, cost
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,3 +54,59 @@ def test_every_file_that_the_readme_links_to_is_there():
     text = (ROOT / "README.md").read_text("utf-8")
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / target).exists(), target
+
+
+def growth(op: str, arguments) -> Cost:
+    """What an op costs for each element more in its rows: bytes, in units of float32."""
+
+    def of(d: int) -> Cost:
+        x, row = torch.empty(1, d, device="meta"), torch.empty(1, 1, device="meta")
+        return cost(op, *arguments(x, row, row[:, 0]))
+
+    read, written, flops = (b - a for a, b in zip(of(1000), of(2000), strict=True))
+    return Cost(read // 4000, written // 4000, flops / 1000)
+
+
+def test_the_table_of_what_an_op_moves_is_the_models():
+    state = torch.empty(2, dtype=torch.int64, device="meta")
+    one, both, three = (True,), (True, True), (True, True, True)
+    calls = {
+        "`linear_scan`, a gate for each row": (
+            ("linear_scan", lambda x, row, k: (row, x)),
+            ("linear_scan_backward", lambda x, row, k: (x, row, x, False, both)),
+        ),
+        "`linear_scan`, a gate for each element": (
+            ("linear_scan", lambda x, row, k: (x, x)),
+            ("linear_scan_backward", lambda x, row, k: (x, x, x, False, both)),
+        ),
+        "`ar1_reparam`, s·R": (
+            ("ar1_reparam", lambda x, row, k: (x, row, row, x)),
+            ("ar1_reparam_backward", lambda x, row, k: (x, k, x, row, row, x, (*three, False))),
+        ),
+        "`ar1_reparam`, s·R, with ∂ε": (
+            ("ar1_reparam", lambda x, row, k: (x, row, row, x)),
+            ("ar1_reparam_backward", lambda x, row, k: (x, k, x, row, row, x, (*three, True))),
+        ),
+        "`ar1_reparam`, D·R·D": (
+            ("ar1_reparam", lambda x, row, k: (x, x, row, x)),
+            ("ar1_reparam_backward", lambda x, row, k: (x, k, x, x, row, x, (*three, False))),
+        ),
+        "`ar1_reparam_rng`, s·R": (
+            ("ar1_reparam_rng", lambda x, row, k: (x, row, row, state)),
+            ("ar1_reparam_rng_backward", lambda x, row, k: (x, k, x, row, row, state, three)),
+        ),
+        "`ar1_log_prob`, s·R": (
+            ("ar1_log_prob", lambda x, row, k: (x, x, row, row)),
+            ("ar1_log_prob_backward", lambda x, row, k: (k, x, x, row, row, one * 4)),
+        ),
+    }
+    lines = []
+    for name, directions in calls.items():
+        cells = [name]
+        for op, arguments in directions:
+            c = growth(op, arguments)
+            cells += [f"{c.bytes_read} + {c.bytes_written}", f"{c.flops:g}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    text = (ROOT / "README.md").read_text("utf-8")
+    kept = re.search(r"\| op \| forward \|.*\n\|[-|:]+\n((?:\|.*\n)+)", text)
+    assert kept and kept[1].splitlines() == lines, "the table is\n" + "\n".join(lines)

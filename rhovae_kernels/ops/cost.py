@@ -42,6 +42,11 @@ class Cost(NamedTuple):
             flops,
         )
 
+    @classmethod
+    def total(cls, *costs: "Cost") -> "Cost":
+        """The cost of calls one after the other, each of which reads and writes its own."""
+        return cls(*map(sum, zip(*costs, strict=True)))
+
     @property
     def bytes_moved(self) -> int:
         return self.bytes_read + self.bytes_written

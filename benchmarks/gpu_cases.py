@@ -236,15 +236,16 @@ def training_step(shape, dtype, device) -> Work:
 LARGE = ((65536, 1024), (8192, 8192), (64, 1048576))
 SMALL = ((128, 32), (512, 64), (4096, 128))
 
+# What comes first is measured where time is short.
 ENTRIES = [
-    Entry("ar1_reparam", small_ar1_reparam, SMALL),
     Entry(
         "ar1_reparam", launch, SMALL[:1], (torch.float32,), directions=("both",), modes=("launch",)
     ),
+    Entry("ar1_reparam", small_ar1_reparam, SMALL),
+    Entry("training_step", training_step, ((128, 32), (4096, 32)), (torch.float32,), ("step",)),
+    Entry("linear_scan", linear_scan, ((12288, 65536),), (torch.float32,)),
+    Entry("linear_scan", linear_scan, ((65536, 1024),)),
     Entry("ar1_reparam", ar1_reparam, LARGE),
     Entry("ar1_reparam_rng", ar1_reparam_rng, LARGE),
     Entry("ar1_log_prob", ar1_log_prob, LARGE),
-    Entry("linear_scan", linear_scan, ((12288, 65536),), (torch.float32,)),
-    Entry("linear_scan", linear_scan, ((65536, 1024),)),
-    Entry("training_step", training_step, ((128, 32), (4096, 32)), (torch.float32,), ("step",)),
 ]

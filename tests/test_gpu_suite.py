@@ -62,7 +62,7 @@ def test_a_whole_run_measures_every_op_and_says_that_it_is_no_measurement(tmp_pa
     shown = capsys.readouterr().out
     assert "no figures" in shown
     # The table comes last, but for where everything was written.
-    assert shown.splitlines()[-2].startswith("training_step")
+    assert shown.splitlines()[-2].startswith("ar1_log_prob")
 
 
 def test_told_which_ops_it_runs_those_and_their_tests(tmp_path):
@@ -172,6 +172,19 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path, capsys, monkeypatch):
     assert refused.value.code == 2
     assert "no CUDA device is here" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_program_that_runs_too_long_is_stopped_and_named(tmp_path):
+    suite = gpu_suite.Suite(tmp_path, None, minutes=1, dry_run=True)
+    done, _ = suite.command("sleeping", [sys.executable, "-c", "import time; time.sleep(60)"], 1)
+    assert not done and suite.not_run == ["sleeping: stopped after 1 s"]
+
+
+def test_a_program_that_fails_is_reported_with_its_last_line(tmp_path):
+    suite = gpu_suite.Suite(tmp_path, None, minutes=1, dry_run=True)
+    done, said = suite.command("failing", [sys.executable, "-c", "raise SystemExit('no nvcc')"], 60)
+    assert not done and "no nvcc" in said
+    assert suite.failures == [{"what": "failing", "error": "exit status 1: no nvcc"}]
 
 
 def test_the_scan_by_doubling_is_the_specifications():

@@ -200,6 +200,20 @@ def linear_scan(shape, dtype, device) -> Work:
     return Work(ours, others, spent)
 
 
+def iaf_gate(shape, dtype, device) -> Work:
+    tensors = (randn(*shape, dtype=dtype, device=device, seed=i, scale=1.0) for i in range(3))
+    arguments = tuple(x.requires_grad_() for x in tensors)
+    z = arguments[0]
+    k = z.new_empty(shape[0], dtype=torch.float32)
+    spent = costs("iaf_gate", arguments, (z, k, *arguments, (True, True, True)))
+    ours = Way(OPS.iaf_gate, arguments, python_ref.iaf_gate)
+    others = {
+        "eager formula": ours._replace(function=python_ref.iaf_gate),
+        "compiled formula": ours._replace(function=compiled(python_ref.iaf_gate, device)),
+    }
+    return Work(ours, others, spent)
+
+
 def launch(shape, dtype, device) -> Work:
     ours, _ = reparam(OPS.ar1_reparam, shape, dtype, device)
     empty = ours._replace(function=Empty.apply, exact=None)
@@ -245,6 +259,7 @@ ENTRIES = [
     Entry("training_step", training_step, ((128, 32), (4096, 32)), (torch.float32,), ("step",)),
     Entry("linear_scan", linear_scan, ((12288, 65536),), (torch.float32,)),
     Entry("linear_scan", linear_scan, ((65536, 1024),)),
+    Entry("iaf_gate", iaf_gate, ((65536, 512),)),
     Entry("ar1_reparam", ar1_reparam, LARGE),
     Entry("ar1_reparam_rng", ar1_reparam_rng, LARGE),
     Entry("ar1_log_prob", ar1_log_prob, LARGE),

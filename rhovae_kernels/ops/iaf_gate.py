@@ -7,6 +7,7 @@ from torch.autograd import Function
 from python_ref.iaf_gate import iaf_gate as specification
 from python_ref.iaf_gate import iaf_gate_backward as specification_backward
 from rhovae_kernels.ops import checks, registration
+from rhovae_kernels.ops.cost import Cost, per_row, wanted
 
 
 def iaf_gate(z: Tensor, m: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,6 +62,31 @@ def _check_backward(grad_out, grad_log_det, z, m, s, needs) -> None:
         checks.per_row("iaf_gate_backward", "grad_log_det", grad_log_det, z)
 
 
+def _cost(z, m, s) -> Cost:
+    """Four passes: z, m, s, z'."""
+    # σ(s), σ(−s), their products and the sum of these: 5; log σ(s) and its sum: 2.
+    return Cost.of(read=(z, m, s), written=(z, per_row(z)), flops=7 * z.numel())
+
+
+def _cost_backward(grad_out, grad_log_det, z, m, s, needs) -> Cost:
+    """Seven passes: g, z, m, s, ∂z, ∂m, ∂s."""
+    d_z, d_m, d_s = needs
+    g, k = grad_out is not None, grad_log_det is not None
+    # σ(s) and σ(s) g: 2; σ(−s): 1; ∂m: 1; ∂s: z−m, two products and the sum with k.
+    per_element = 2 * (g and (d_z or d_s)) + ((g and d_m) or (d_s and (g or k))) + (g and d_m)
+    per_element += d_s * ((g or k) + 2 * g + (g and k))
+    return Cost.of(
+        read=(
+            grad_out if any(needs) else None,
+            grad_log_det if d_s else None,
+            *((z, m) if g and d_s else ()),
+            s if (g and any(needs)) or (k and d_s) else None,
+        ),
+        written=wanted((z, m, s), needs),
+        flops=per_element * z.numel(),
+    )
+
+
 class IafGate(Function):
     forward = registration.call_below("iaf_gate")
 
@@ -93,6 +119,7 @@ registration.define(
         z.new_empty(z.shape),
         z.new_empty(z.shape[:-1], dtype=checks.per_row_dtype(z.dtype)),
     ),
+    cost=_cost,
     function=IafGate,
     autocast=torch.float32,
 )
@@ -104,5 +131,6 @@ registration.define(
     fake=lambda grad_out, grad_log_det, *inputs_needs: registration.empty_gradients(
         inputs_needs[:-1], inputs_needs[-1]
     ),
+    cost=_cost_backward,
     function=registration.backward_function("iaf_gate_backward", 5, specification_backward),
 )

@@ -270,6 +270,7 @@ class Suite:
         """Verify and time one case."""
         import rhovae_kernels as rk
         from rhovae_kernels import backends
+        from rhovae_kernels.ops.registration import ROOMS
 
         gc.collect()
         if not self.dry_run:
@@ -280,6 +281,8 @@ class Suite:
         case = Case(entry, shape, dtype, work, {}, {}, {}, ())
         for backend in ("cpu", "triton") if self.dry_run else ("cuda", "triton"):
             reason = backends.missing(backend, self.device)
+            if reason is None and entry.op in ROOMS:
+                reason = backends.unwritten(backend, self.device, ROOMS[entry.op], entry.op)
             if reason is None:
                 case.ours[f"rhovae {backend}"] = backend
             else:

@@ -59,8 +59,8 @@ def affine_coupling_backward(
 
     Forward: ∂x = g e^s; ∂t = g; ∂s = g x e^s + k
     Inverse: ∂x = g e^−s; ∂t = −∂x; ∂s = −∂x (x − t) − k
-    ∂log_scale = ∂s, times sech²(log_scale) for the bound "tanh". Where the mask is true: ∂x = g, the
-    others 0.
+    ∂log_scale = ∂s, times sech²(log_scale) for the bound "tanh". Where the mask is true, ∂x = g and
+    the others are 0.
     """
     v, u, t = upcast(x, log_scale, shift)
     u, t = _live(mask, u, t)

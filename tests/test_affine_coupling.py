@@ -215,8 +215,8 @@ def test_a_saturated_bound_keeps_the_relative_digits_of_its_gradient(
         sign * (2.0 if inverse else 1.0) * math.exp(s) * sech2,
         sign * sech2,
     )
-    # In float32 2|x|·log2(e) ≤ 116 may be rounded before 2 is raised to it, by half of 2⁻¹⁷. A whole
-    # unit of bfloat16: Triton's interpreter cuts off where a GPU rounds.
+    # In float32 2|x|·log2(e) ≤ 116 may be rounded before 2 is raised to it, by half of 2⁻¹⁷. Of
+    # bfloat16 a whole unit: Triton's interpreter cuts off where a GPU rounds.
     bound = 1e-12 if dtype == torch.float64 else 1e-5
     for i, (actual, e) in enumerate(zip((y, log_det, d_y, d_log_det), wanted, strict=True)):
         rounding = 2.0**-7 if actual.dtype == torch.bfloat16 else 0

@@ -1,0 +1,515 @@
+"""made_inverse and made_solve: the contract, the parallel direction, dense oracles, staircases."""
+
+import math
+import os
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+import torch
+from contract import DTYPES, Contract, as_tuple, detached, normal
+from hypothesis import given
+from hypothesis import strategies as st
+from tolerance import assert_matches
+from torch import Tensor
+
+import python_ref
+import rhovae_kernels as rk
+from python_ref.made_inverse import ACTIVATIONS, SCALES, made_forward
+
+OPS = torch.ops.rhovae
+
+BOUNDS = {"exp": 0.0, "gate": 0.0, "softclip": math.log(1e3), "softplus": 1e-3}
+
+
+@pytest.fixture
+def backend(backend):
+    if backend.name == "triton":
+        pytest.skip("made_inverse is written in C++ and CUDA C++, not in Triton")
+    return backend
+
+
+def degrees(d, hidden):
+    """Sorted degrees of inputs, hidden units and heads: all that there can be, in turn."""
+    per_layer = [torch.arange(d)]
+    per_layer += [torch.arange(h).remainder(max(d - 1, 1)).sort()[0] for h in hidden]
+    return [*per_layer, torch.arange(d).repeat_interleave(2)]
+
+
+def prefixes_of(per_layer):
+    """How many inputs of a layer have at most a unit's degree; a head sees lower ones only."""
+    *hidden, heads = per_layer
+    found = [torch.searchsorted(below, here, right=True) for below, here in pairwise(hidden)]
+    return [p.int() for p in (*found, torch.searchsorted(hidden[-1], heads))]
+
+
+def parameters(sizes, dtype, device, seed):
+    """Weights and biases of all layers, such that the numbers in the network stay near 1."""
+    weights, biases = [], []
+    for i, (read, rows) in enumerate(pairwise(sizes)):
+        w = normal((rows,), read, torch.float64, "cpu", 100 * seed + 2 * i)
+        weights.append((w / math.sqrt(max(read, 1))).to(dtype).to(device))
+        b = 0.3 * normal((), rows, torch.float64, "cpu", 100 * seed + 2 * i + 1)
+        biases.append(b.to(dtype).to(device))
+    return weights, biases
+
+
+def network(batch, d, hidden, dtype, device="cpu", seed=0):
+    """y, offset, weights, biases, prefixes."""
+    weights, biases = parameters((d, *hidden, 2 * d), dtype, device, seed)
+    y = normal(batch, d, dtype, device, 100 * seed + 50)
+    context = 0.3 * normal(batch, hidden[0], torch.float64, "cpu", 100 * seed + 51)
+    offset = (context + biases[0].cpu()).to(dtype).to(device)
+    prefixes = [p.to(device) for p in prefixes_of(degrees(d, hidden))]
+    return y, offset, weights, biases[1:], prefixes
+
+
+def double(x):
+    """Tensors, and lists of them, in float64 on the CPU."""
+    if isinstance(x, Tensor):
+        return x.detach().cpu().to(torch.float64 if x.is_floating_point() else x.dtype)
+    return [double(y) for y in x] if isinstance(x, list) else x
+
+
+class OverLists(Contract):
+    """The contract of an op that takes lists of tensors: its inputs here are one flat list.
+
+    Weights, biases and prefixes have no rows of the batch: what the contract says about rows is
+    said of the first `rows` inputs, and of weights and biases where it holds for them too.
+    """
+
+    rows: int
+
+    def nested(self, flat):
+        """The arguments of the op."""
+        raise NotImplementedError
+
+    def call(self, *flat):
+        outputs = as_tuple(getattr(OPS, self.op)(*self.nested(flat)))
+        return tuple(outputs[i] for i in self.results)
+
+    def expected(self, *flat):
+        outputs = as_tuple(getattr(python_ref, self.op)(*self.nested(flat)))
+        return tuple(outputs[i] for i in self.results)
+
+    def test_rows_of_several_tiles_match_the_specification(self, backend):
+        # Several blocks of units in every layer, networks wide and narrow, several slices of the
+        # batch with an end in one.
+        sizes = [((5,), 6, (150, 131)), ((70,), 9, (19, 30))]
+        if not backend.slow:
+            sizes.append(((133,), 70, (300, 201)))
+        for batch, d, hidden in sizes:
+            for dtype in (torch.float64, torch.float32, torch.bfloat16):
+                for variant in self.variants:
+                    inputs = self.inputs(variant, batch, d, dtype, backend.device, hidden=hidden)
+                    self.check(inputs, dtype, f"{variant} {batch} {d} {hidden}")
+
+    def test_every_element_of_every_output_is_written(self, backend):
+        if backend.device != "cpu":
+            pytest.skip("deterministic mode refuses unrelated CUDA operations")
+        torch.use_deterministic_algorithms(True)
+        try:
+            for batch, d in [((3,), 1), ((5,), 17), ((2,), 210)]:
+                for _, inputs in self.each_variant(batch, d, torch.float32, backend.device):
+                    outputs = self.call(*inputs)
+                    up = self.upstream(outputs)
+                    for x in (*outputs, *self.gradients(self.call, inputs, up)):
+                        assert x.isfinite().all()
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    def test_expanded_inputs_and_gradients_are_read_without_a_copy(self, backend):
+        for variant, inputs in self.each_variant((1,), 21, torch.float32, backend.device):
+            expanded = [
+                x.expand(4, *x.shape[1:]) if i < self.rows else x for i, x in enumerate(inputs)
+            ]
+            outputs = self.call(*expanded)
+            for y in outputs:
+                assert y.shape[0] == 4 and y.is_contiguous()
+            up = tuple(u[:1].expand(u.shape) for u in self.upstream(outputs))
+            actual = self.gradients(self.call, expanded, up)
+            wanted = self.gradients(
+                self.expected, self.double(expanded), tuple(u.cpu().double() for u in up)
+            )
+            for g, e in zip(actual, wanted, strict=True):
+                assert_matches(g.cpu(), e, torch.float32, f"{self.op} {variant} expanded")
+
+    def test_rows_more_than_two_to_the_31_elements_apart_are_addressed(self, backend):
+        # Layers of two units: their weights have two rows, as the batch has.
+        inputs = self.inputs(
+            self.variants[0], (2,), 37, torch.bfloat16, backend.device, hidden=(2, 2)
+        )
+        far = 2**31 + 8
+        memory = torch.empty(far + 128, dtype=torch.bfloat16, device=backend.device)
+        tried = 0
+        for i, x in enumerate(inputs):
+            if isinstance(x, Tensor) and x.is_floating_point() and x.shape[0] == 2 and x.dim() == 2:
+                view = memory.as_strided(x.shape, (far, 1))
+                apart = [view.copy_(x) if j == i else y for j, y in enumerate(inputs)]
+                for y, e in zip(self.call(*apart), self.call(*inputs), strict=True):
+                    assert torch.equal(y, e), f"argument {i}"
+                tried += 1
+        assert tried == self.rows + 2
+
+    def in_turn(self, inputs, batch):
+        """Which floating inputs are batched, and the inputs, weights and biases made so too."""
+        floating = [
+            i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.is_floating_point()
+        ]
+        rows = set(range(self.rows))
+        for batched in (rows, {0}, {self.rows - 1}, {self.rows}, set(floating)):
+            args = list(inputs)
+            for i in floating:
+                if i < self.rows and i not in batched:
+                    args[i] = inputs[i][0]
+                elif i >= self.rows and i in batched:
+                    args[i] = torch.stack([inputs[i] * (1 + 0.1 * b) for b in range(batch)])
+            yield batched, tuple(0 if i in batched else None for i in range(len(args))), args
+
+    def test_vmap_equals_a_loop(self, backend):
+        for _, inputs in self.each_variant((4, 2), 5, torch.float64, backend.device):
+            for batched, in_dims, args in self.in_turn(inputs, 4):
+                actual = torch.vmap(self.call, in_dims)(*args)
+                for b in range(4):
+                    one = self.call(*(x[b] if i in batched else x for i, x in enumerate(args)))
+                    for y, e in zip(actual, one, strict=True):
+                        torch.testing.assert_close(y[b], e, rtol=1e-12, atol=1e-12)
+
+    def test_vmap_of_grad_equals_a_loop(self, backend):
+        for _, inputs in self.each_variant((3, 2), 4, torch.float64, backend.device):
+            for batched, in_dims, args in self.in_turn(inputs, 3):
+                for i in (0, self.differentiable[-1]):
+
+                    def one(*args, i=i):
+                        return torch.func.grad(self.scalar(self.call, args, i))(args[i])
+
+                    actual = torch.vmap(one, in_dims)(*args)
+                    for b in range(3):
+                        entry = [x[b] if j in batched else x for j, x in enumerate(args)]
+                        torch.testing.assert_close(actual[b], one(*entry), rtol=1e-10, atol=1e-10)
+
+    def test_opcheck(self, backend):
+        op = getattr(OPS, self.op).default
+        for variant in self.variants:
+            torch.library.opcheck(op, tuple(self.nested(self.leaves(variant, backend))))
+
+    def test_fake_tensors_have_the_shapes_and_types_of_real_ones(self, backend):
+        for dtype in DTYPES:
+            for _, inputs in self.each_variant((3, 2), 5, dtype, backend.device):
+                meta = [x.to("meta") if isinstance(x, Tensor) else x for x in inputs]
+                for y, m in zip(self.call(*inputs), self.call(*meta), strict=True):
+                    assert (y.shape, y.dtype, y.stride()) == (m.shape, m.dtype, m.stride())
+
+    def test_results_are_the_same_bits_from_run_to_run(self, backend):
+        for batch, d in [((7,), 33), ((40,), 130)]:
+            if backend.slow and d > 100:
+                continue
+            for variant, inputs in self.each_variant(batch, d, torch.float32, backend.device):
+                outputs = self.call(*inputs)
+                up = self.upstream(outputs)
+                first = (*outputs, *self.gradients(self.call, inputs, up))
+                again = (*self.call(*inputs), *self.gradients(self.call, inputs, up))
+                for y, e in zip(again, first, strict=True):
+                    assert torch.equal(y, e), variant
+
+
+class TestMadeInverse(OverLists):
+    op = "made_inverse"
+    variants = ("tanh gate", "elu softclip")
+    # y, offset, three weights, two biases.
+    differentiable = (0, 1, 2, 3, 4, 5, 6)
+    results = (0, 1)
+    rows = 2
+    names = (*("y", "offset", "w1", "w2", "w3", "b2", "b3", "p1", "p2", "p3"), "activation")
+    names += ("scale", "bound")
+
+    def inputs(self, variant, batch, d, dtype, device="cpu", seed=0, hidden=None):
+        hidden = hidden or (min(2 * d + 1, 13), min(d + 2, 17))
+        y, offset, weights, biases, prefixes = network(batch, d, hidden, dtype, device, seed)
+        activation, scale = variant.split()
+        return [y, offset, *weights, *biases, *prefixes, activation, scale, BOUNDS[scale]]
+
+    def nested(self, flat):
+        y, offset, *rest = flat
+        return y, offset, list(rest[:3]), list(rest[3:5]), list(rest[5:8]), *rest[8:]
+
+    def wrong_inputs(self):
+        good = self.inputs("tanh gate", (2,), 3, torch.float32)
+
+        def but(**changed):
+            return [changed.get(name, x) for name, x in zip(self.names, good, strict=True)]
+
+        y, offset, w1 = good[:3]
+        yield "integers", but(y=y.long()), "y"
+        yield "a scalar", but(y=torch.tensor(1.0)), "y"
+        yield "a shape", but(offset=offset[:, 1:]), "offset"
+        yield "leading dimensions", but(offset=offset[0]), "offset"
+        yield "two types", but(offset=offset.double()), "offset"
+        yield "two types", but(w2=good[3].double()), r"weights\[1\]"
+        yield "two devices", but(b3=good[6].to("meta")), r"biases\[1\]"
+        yield "columns", but(w1=w1[:, 1:]), r"weights\[0\]"
+        yield "no matrix", but(w2=good[3][0]), r"weights\[1\]"
+        yield "heads", but(w3=good[4][1:]), r"weights\[2\]"
+        yield "a shape", but(b2=good[5][1:]), r"biases\[0\]"
+        yield "a shape", but(p1=good[7][1:]), r"prefixes\[0\]"
+        yield "a type", but(p3=good[9].long()), r"prefixes\[2\]"
+        yield "a name", but(activation="gelu"), "activation"
+        yield "a name", but(scale="sigmoid"), "scale"
+        yield "no bound", but(scale="softclip", bound=0.0), "bound"
+        yield "a bound below zero", but(scale="softplus", bound=-1.0), "bound"
+
+
+class TestMadeSolve(OverLists):
+    op = "made_solve"
+    variants = ("J", "Jᵀ")
+    # g, a, heads, two slopes, three weights.
+    differentiable = (0, 1, 2, 3, 4, 5, 6, 7)
+    rows = 5
+    names = ("g", "a", "heads", "s1", "s2", "w1", "w2", "w3", "p1", "p2", "p3", "transpose")
+
+    def inputs(self, variant, batch, d, dtype, device="cpu", seed=0, hidden=None):
+        hidden = hidden or (min(2 * d + 1, 13), min(d + 2, 17))
+        g, _, weights, _, prefixes = network(batch, d, hidden, torch.float64, "cpu", seed)
+        a = torch.exp(0.3 * normal(batch, d, torch.float64, "cpu", 100 * seed + 60))
+        heads = 0.5 * normal(batch, 2 * d, torch.float64, "cpu", 100 * seed + 61)
+        slopes = [
+            torch.sigmoid(normal(batch, h, torch.float64, "cpu", 100 * seed + 62 + i))
+            for i, h in enumerate(hidden)
+        ]
+        floating = [x.to(dtype).to(device) for x in (g, a, heads, *slopes, *weights)]
+        return [*floating, *(p.to(device) for p in prefixes), variant == "Jᵀ"]
+
+    def nested(self, flat):
+        g, a, heads, *rest = flat
+        return g, a, heads, list(rest[:2]), list(rest[2:5]), list(rest[5:8]), rest[8]
+
+    def test_under_autocast_it_runs_in_float32(self, backend):
+        # It is called by backward passes, which autocast leaves alone.
+        inputs = self.inputs("J", (3,), 9, torch.float32, backend.device)
+        with torch.autocast(backend.device, torch.bfloat16):
+            assert self.call(*inputs)[0].dtype == torch.float32
+
+    def wrong_inputs(self):
+        good = self.inputs("J", (2,), 3, torch.float32)
+
+        def but(**changed):
+            return [changed.get(name, x) for name, x in zip(self.names, good, strict=True)]
+
+        yield "integers", but(g=good[0].long()), "g"
+        yield "a scalar", but(g=torch.tensor(1.0)), "g"
+        yield "a shape", but(a=good[1][:, 1:]), "a"
+        yield "a shape", but(heads=good[2][:, 1:]), "heads"
+        yield "two types", but(s1=good[3].double()), r"slopes\[0\]"
+        yield "a shape", but(s2=good[4][:, 1:]), r"slopes\[1\]"
+        yield "a shape", but(w3=good[7][1:]), r"weights\[2\]"
+        yield "a type", but(p2=good[9].long()), r"prefixes\[1\]"
+
+
+def check_network(args, kinds, dtype, what):
+    """Outputs and gradients of the op for one network, against the specification."""
+    y, offset, weights, biases, prefixes = args
+    flat = [y, offset, *weights, *biases]
+    n = len(weights)
+
+    def run(function, flat):
+        leaves = detached(flat, range(len(flat)))
+        y, offset, *rest = leaves
+        outputs = function(y, offset, rest[:n], rest[n:], prefixes_for[function], *kinds)
+        up = [torch.ones_like(x) / 8 for x in outputs]
+        return *outputs, *torch.autograd.grad(outputs, leaves, up, allow_unused=True)
+
+    prefixes_for = {OPS.made_inverse: prefixes, python_ref.made_inverse: double(prefixes)}
+    actual = run(OPS.made_inverse, flat)
+    wanted = run(python_ref.made_inverse, double(flat))
+    for i, (x, e) in enumerate(zip(actual, wanted, strict=True)):
+        e = torch.zeros(x.shape, dtype=torch.float64) if e is None else e
+        assert_matches(x.cpu(), e, dtype, f"{what}, result {i}")
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_each_activation_and_scale_matches_the_specification(backend, activation, scale):
+    for dtype in (torch.float64, torch.float32):
+        args = network((3,), 7, (20, 9), dtype, backend.device)
+        kinds = (activation, scale, BOUNDS[scale])
+        check_network(args, kinds, dtype, f"{activation} {scale}")
+
+
+@pytest.mark.parametrize("hidden", [(5,), (31,), (6, 8, 7), (1, 1, 1, 1), (3, 0)], ids=str)
+def test_any_number_of_hidden_layers_matches_the_specification(backend, hidden):
+    for d in (0, 1, 2, 6):
+        args = network((3,), d, hidden, torch.float64, backend.device)
+        check_network(args, ("tanh", "exp", 0.0), torch.float64, f"{d} {hidden}")
+
+
+def test_any_staircase_matches_the_specification(backend):
+    # Degrees at random: units without inputs, repeated and left-out degrees, units that no head may
+    # see, heads that see less than they may.
+    @given(st.data())
+    def check(data):
+        d = data.draw(st.integers(1, 9))
+        degree = st.integers(-1, d - 1)
+        hidden = data.draw(st.lists(st.lists(degree, max_size=20), min_size=1, max_size=3))
+        less = data.draw(st.lists(st.integers(0, 2), min_size=2 * d, max_size=2 * d))
+        heads = torch.arange(d).repeat_interleave(2) - torch.tensor(less)
+        per_layer = [torch.arange(d), *(torch.tensor(sorted(h), dtype=torch.int64) for h in hidden)]
+        prefixes = prefixes_of([*per_layer, heads.cummax(0)[0]])
+        sizes = [len(h) for h in hidden]
+        y, offset, weights, biases, _ = network((2,), d, sizes, torch.float64, backend.device)
+        args = y, offset, weights, biases, [p.to(backend.device) for p in prefixes]
+        check_network(args, ("elu", "softplus", 0.1), torch.float64, f"{prefixes}")
+
+    check()
+
+
+def test_it_inverts_the_parallel_direction_at_the_size_of_an_image():
+    args = network((8,), 784, (1024, 1024), torch.float32)
+    x, rest = args[0], args[1:]
+    for kinds in (("relu", "softclip", math.log(1e3)), ("tanh", "gate", 0.0)):
+        y, log_det = made_forward(x, *rest, *kinds)
+        with rk.use_backend("cpu"):
+            again, inverse_log_det = OPS.made_inverse(y, *rest, *kinds)
+        assert_matches(again, x.double(), torch.float32, f"x, {kinds}")
+        assert_matches(-inverse_log_det, log_det.double(), torch.float32, f"log_det, {kinds}")
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_log_det_is_that_of_the_whole_jacobian(backend, scale):
+    y, *rest = network((3,), 6, (15, 11), torch.float64, backend.device)
+    kinds = ("tanh", scale, BOUNDS[scale])
+    _, log_det = OPS.made_inverse(y, *rest, *kinds)
+    offset, *rest = rest
+    for row in range(3):
+        jacobian = torch.func.jacrev(
+            lambda y, row=row: OPS.made_inverse(y, offset[row], *rest, *kinds)[0]
+        )(y[row])
+        torch.testing.assert_close(log_det[row], torch.linalg.slogdet(jacobian)[1])
+
+
+def test_what_a_weight_holds_outside_its_staircase_has_no_effect_and_no_gradient(backend):
+    y, offset, weights, biases, prefixes = network((3,), 6, (15, 11), torch.float32, backend.device)
+    poisoned = []
+    for w, p in zip(weights, prefixes, strict=True):
+        dead = torch.arange(w.shape[1], device=w.device) >= p[:, None]
+        poisoned.append(torch.where(dead, float("nan"), w).requires_grad_())
+    results = [
+        OPS.made_inverse(y, offset, w, biases, prefixes, "tanh", "exp", 0.0)
+        for w in (weights, poisoned)
+    ]
+    for clean, same in zip(*results, strict=True):
+        assert torch.equal(clean, same)
+    gradients = torch.autograd.grad([x.sum() for x in results[1]], poisoned)
+    for g, w in zip(gradients, poisoned, strict=True):
+        assert (g[w.isnan()] == 0).all() and g.isfinite().all()
+
+
+def test_strided_prefixes_and_biases_are_read_as_they_lie(backend):
+    y, offset, weights, biases, prefixes = network((3,), 6, (15, 11), torch.float32, backend.device)
+
+    def spaced(x):
+        return x.new_full((*x.shape, 2), -7)[..., 1].copy_(x)
+
+    kinds = ("tanh", "exp", 0.0)
+    expected = OPS.made_inverse(y, offset, weights, biases, prefixes, *kinds)
+    actual = OPS.made_inverse(
+        y, offset, weights, [spaced(b) for b in biases], [spaced(p) for p in prefixes], *kinds
+    )
+    for x, e in zip(actual, expected, strict=True):
+        assert torch.equal(x, e)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
+def test_saturated_networks_stay_finite_where_the_specification_does(backend, dtype):
+    for activation in ACTIVATIONS:
+        for scale, extreme in (("softclip", 3e4), ("gate", 60.0), ("softplus", 3e4), ("exp", 10.0)):
+            for sign in (1, -1):
+                y, offset, weights, biases, prefixes = network((2,), 3, (7,), dtype, backend.device)
+                # Scale heads at an extreme, activations driven to theirs; x itself within float16.
+                bias = biases[0].clone()
+                if scale != "gate" or sign > 0:
+                    bias[1::2] = sign * extreme
+                else:
+                    bias[1::2] = -8.0
+                offset = offset * 1e3
+                weights = [weights[0], weights[1] * 1e-3]
+                if scale == "exp":
+                    bias[0::2] = 0
+                    y = y * 1e-2
+                args = y, offset, weights, [bias], prefixes
+                kinds = (activation, scale, 2.0)
+                expected = python_ref.made_inverse(*(double(x) for x in args), *kinds)
+                for x, e in zip(OPS.made_inverse(*args, *kinds), expected, strict=True):
+                    assert e.isfinite().all()
+                    assert_matches(x.cpu(), e, dtype, f"{activation} {scale} {sign}")
+
+
+# Prefixes that are none. Their values can be seen on the CPU alone.
+
+
+@pytest.mark.parametrize(
+    "layer,values,message",
+    [
+        (0, [0, 2, 1], r"prefixes\[0\] is decreasing somewhere; it must be non-decreasing"),
+        (0, [-1, 0, 1], r"prefixes\[0\] is from -1 to 1; it must be from 0 to 2 at most"),
+        (1, [0, 0, 2, 4], r"prefixes\[1\] is from 0 to 4; it must be from 0 to 3 at most"),
+        (1, [0, 1, 3, 3], "prefixes is such that heads of dimension 0 need 1 inputs; it must be"),
+        (1, [0, 0, 2, 3], "prefixes is such that heads of dimension 1 need 2 inputs; it must be"),
+    ],
+)
+def test_prefixes_that_are_no_autoregressive_staircases_are_refused(
+    backend, layer, values, message
+):
+    y, offset, weights, biases, _ = network((2,), 2, (3,), torch.float32)
+    prefixes = [torch.tensor([1, 1, 2]).int(), torch.tensor([0, 0, 2, 2]).int()]
+    kinds = ("tanh", "exp", 0.0)
+    OPS.made_inverse(y, offset, weights, biases, prefixes, *kinds)
+    prefixes[layer] = torch.tensor(values).int()
+    with pytest.raises(ValueError, match=f"made_inverse: {message}"):
+        OPS.made_inverse(y, offset, weights, biases, prefixes, *kinds)
+
+
+def test_lists_of_the_wrong_length_are_named(backend):
+    y, offset, weights, biases, prefixes = network((2,), 2, (3,), torch.float32)
+    kinds = ("tanh", "exp", 0.0)
+    with pytest.raises(ValueError, match=r"weights is of length 1; it must be .* a hidden layer"):
+        OPS.made_inverse(y, y, weights[1:], [], prefixes[1:], *kinds)
+    with pytest.raises(ValueError, match="biases is of length 2; it must be of length 1"):
+        OPS.made_inverse(y, offset, weights, biases * 2, prefixes, *kinds)
+    with pytest.raises(ValueError, match="prefixes is of length 1; it must be of length 2"):
+        OPS.made_inverse(y, offset, weights, biases, prefixes[1:], *kinds)
+
+
+@pytest.mark.parametrize("value", [-5, 0, 1000])
+def test_the_cuda_kernels_clamp_prefixes_on_cuda_host(cuda_host_library, value):
+    # As on a GPU, where values are not looked at: results of no meaning, but no memory overrun.
+    y, offset, weights, biases, prefixes = network((2,), 4, (9, 7), torch.float32)
+    wrong = [torch.full_like(p, value) for p in prefixes]
+    x, _ = torch.ops.rhovae_cuda.made_inverse(y, offset, weights, biases, wrong, "tanh", "exp", 0.0)
+    assert x.isfinite().all()
+
+
+def test_the_number_of_threads_does_not_change_a_bit():
+    contract = TestMadeInverse()
+    with rk.use_backend("cpu"):
+        inputs = contract.inputs("tanh gate", (150,), 40, torch.float32, hidden=(64, 50))
+        threads = torch.get_num_threads()
+        results = []
+        try:
+            for n in (1, 2):
+                torch.set_num_threads(n)
+                results.append(contract.call(*inputs))
+        finally:
+            torch.set_num_threads(threads)
+        for one, two in zip(*results, strict=True):
+            assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("target", ["baseline", "avx2"])
+def test_the_lesser_instruction_sets_give_the_same(target):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    command += ["-k", "cpu-cpu and (activation or staircase or several_tiles)"]
+    environment = {**os.environ, "RHOVAE_CPU_TARGET": target}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert " passed" in run.stdout

@@ -12,13 +12,11 @@ template <>
 struct Vector<float> {
   typedef float type __attribute__((vector_size(RHOVAE_VECTOR_BYTES)));
   typedef int32_t bits __attribute__((vector_size(RHOVAE_VECTOR_BYTES)));
-  typedef uint8_t flags __attribute__((vector_size(RHOVAE_VECTOR_BYTES / 4)));
 };
 template <>
 struct Vector<double> {
   typedef double type __attribute__((vector_size(RHOVAE_VECTOR_BYTES)));
   typedef int64_t bits __attribute__((vector_size(RHOVAE_VECTOR_BYTES)));
-  typedef uint8_t flags __attribute__((vector_size(RHOVAE_VECTOR_BYTES / 8)));
 };
 
 template <typename T>
@@ -176,19 +174,6 @@ RHOVAE_INLINE V<Compute<S>> load_every_second(const S* p, int n) {
   } else {
     return every_second<V<S>, lanes>(load(p), load(p + lanes - 1), all);
   }
-}
-
-// Booleans 0 … n−1 as what a vector is selected by; true in the other lanes.
-template <typename T>
-RHOVAE_INLINE typename Vector<T>::bits load_flags(const uint8_t* p, int n) {
-  constexpr int lanes = kLanes<T>;
-  typename Vector<T>::flags flags;
-  if (n >= lanes) {
-    __builtin_memcpy(&flags, p, sizeof flags);
-  } else {
-    for (int i = 0; i < lanes; ++i) flags[i] = i < n ? p[i] : 1;
-  }
-  return __builtin_convertvector(flags, typename Vector<T>::bits) != 0;
 }
 
 // One number, widened from storage; one number of a row, rounded to storage.

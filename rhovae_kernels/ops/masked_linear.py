@@ -8,6 +8,7 @@ from python_ref.masked_linear import masked_linear as formula
 from python_ref.masked_linear import masked_linear_backward as backward_formula
 from rhovae_kernels import backends
 from rhovae_kernels.ops import checks, registration
+from rhovae_kernels.ops.cost import Cost, wanted
 
 
 def masked_linear(x: Tensor, weight: Tensor, bias: Tensor | None, prefix: Tensor) -> Tensor:
@@ -17,7 +18,8 @@ def masked_linear(x: Tensor, weight: Tensor, bias: Tensor | None, prefix: Tensor
 
     With units in order of degree, every layer of a MADE is one. No mask is stored or multiplied,
     and about half of the arithmetic of a dense layer is left out. What `weight` holds outside the
-    staircase is not read, NaN included, and gets a gradient of exactly 0.
+    staircase is not read, NaN included, and gets a gradient of exactly 0. (An input that is not
+    finite may show in an output that does not read it, as a product with the zero of a mask would.)
 
     Args:
         x: inputs, shape (…,in); float64, float32, bfloat16 or float16.
@@ -91,6 +93,36 @@ def _check_backward(grad, x, weight, prefix, needs) -> None:
     checks.shape(op, "grad", grad, wanted, "as the outputs are")
 
 
+def _live(weight: Tensor, prefix: Tensor) -> int:
+    """How many entries of the weight the staircase holds: half of them where it has no values."""
+    return weight.numel() // 2 if prefix.is_meta else int(prefix.sum())
+
+
+def _cost(x, weight, bias, prefix) -> Cost:
+    live, rows = _live(weight, prefix), x.shape[:-1].numel()
+    return Cost.of(
+        read=(x, live * weight.itemsize, bias, prefix),
+        written=(rows * weight.shape[0] * x.itemsize,),
+        flops=2 * rows * live,
+    )
+
+
+def _cost_backward(grad, x, weight, prefix, needs) -> Cost:
+    if not any(needs):
+        return Cost(0, 0, 0)
+    live, rows = _live(weight, prefix), x.shape[:-1].numel()
+    return Cost.of(
+        read=(
+            grad,
+            live * weight.itemsize if needs[0] else None,
+            x if needs[1] else None,
+            prefix if needs[0] or needs[1] else None,
+        ),
+        written=wanted((x, weight, weight[:, 0]), needs),
+        flops=2 * rows * live * (needs[0] + needs[1]) + grad.numel() * needs[2],
+    )
+
+
 def _fake_backward(grad, x, weight, prefix, needs):
     return registration.empty_gradients((x, weight, weight[:, 0]), needs)
 
@@ -151,6 +183,7 @@ registration.define(
     "masked_linear(Tensor x, Tensor weight, Tensor? bias, Tensor prefix) -> Tensor",
     check=_check,
     fake=lambda x, weight, bias, prefix: x.new_empty((*x.shape[:-1], weight.shape[0])),
+    cost=_cost,
     function=MaskedLinear,
     autocast=registration.AUTOCAST_TYPE,
 )
@@ -160,6 +193,7 @@ registration.define(
     " -> (Tensor, Tensor, Tensor)",
     check=_check_backward,
     fake=_fake_backward,
+    cost=_cost_backward,
     function=registration.backward_function(
         "masked_linear_backward", 4, backward_formula, vmap=_vmap_backward
     ),

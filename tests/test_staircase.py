@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import rhovae_kernels as rk
+
+hypothesis = pytest.importorskip("hypothesis", reason="it draws the staircases")
+given, st = hypothesis.given, hypothesis.strategies
 
 
 def stepped(prefix, columns):

@@ -172,15 +172,60 @@ def made_solve(
     return v[..., 0].to(g.dtype)
 
 
-def jacobian_product(
-    v: Tensor, a: Tensor, heads: Tensor, slopes: Sequence[Tensor], weights: Sequence[Tensor]
-) -> Tensor:
-    """J v of `made_solve`, for weights that are staircases already."""
-    n = linear(v, weights[0])
-    for slope, w in zip(slopes, weights[1:], strict=True):
-        n = linear(slope * n, w)
-    even, odd = pairs(heads * n)
-    return a * v + even + odd
+def weight_gradient(d_layer: Tensor, read: Tensor, prefix: Tensor) -> Tensor:
+    """∂W of a staircase: Σ over rows of ∂(W h) hᵀ, exactly zero outside it."""
+    return staircase(rows_of(d_layer).mT @ rows_of(read), prefix)
+
+
+def bias_gradient(d_layer: Tensor) -> Tensor:
+    return rows_of(d_layer).sum(0)
+
+
+def rows_of(x: Tensor) -> Tensor:
+    return x[None] if x.dim() == 1 else x.flatten(0, -2)
+
+
+class ProductGradients(NamedTuple):
+    """Those of λᵀ J v with respect to what J is made of."""
+
+    d_a: Tensor
+    d_heads: Tensor
+    d_slopes: list[Tensor]
+    d_weights: list[Tensor]
+
+
+def product_gradients(
+    left: Tensor,
+    right: Tensor,
+    a: Tensor,
+    heads: Tensor,
+    slopes: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    prefixes: Sequence[Tensor],
+) -> ProductGradients:
+    """The gradients of λᵀ J v, λ = left and v = right, J as in `made_solve`.
+
+    r_0 = v; n_ℓ = W_ℓ r_{ℓ−1}; r_ℓ = slopes_ℓ n_ℓ, and from the other end
+    c_{L+1} = heads λ; c_ℓ = slopes_ℓ W_{ℓ+1}ᵀ c_{ℓ+1}; ∂slopes_ℓ = n_ℓ W_{ℓ+1}ᵀ c_{ℓ+1}
+    ∂W_ℓ = c_ℓ r_{ℓ−1}ᵀ; ∂heads = λ n_{L+1}; ∂a = λ v
+    """
+    masked = [staircase(w, p) for w, p in zip(weights, prefixes, strict=True)]
+    read, n = [right], [linear(right, masked[0])]
+    for slope, w in zip(slopes, masked[1:], strict=True):
+        read.append(slope * n[-1])
+        n.append(linear(read[-1], w))
+    twice = left.repeat_interleave(2, -1)
+    c, d_slopes = [heads * twice], []
+    for i in reversed(range(len(slopes))):
+        back = c[-1] @ masked[i + 1]
+        d_slopes.append(n[i] * back)
+        c.append(slopes[i] * back)
+    return ProductGradients(
+        left * right,
+        twice * n[-1],
+        d_slopes[::-1],
+        [weight_gradient(*of) for of in zip(reversed(c), read, prefixes, strict=True)],
+    )
 
 
 class Adjoint(NamedTuple):
@@ -237,20 +282,6 @@ def made_inverse_adjoint(
     v = solve(g, a, heads, slopes, made.weights, prefixes, True)
     d_layers, _ = to_layers(direct - heads * v.repeat_interleave(2, -1))
     return Adjoint(v, d_layers, read)
-
-
-def weight_gradient(d_layer: Tensor, read: Tensor, prefix: Tensor) -> Tensor:
-    """∂W of a staircase: Σ over rows of ∂(W h) hᵀ, exactly zero outside it."""
-    total = (
-        d_layer.flatten(0, -2).mT @ read.flatten(0, -2)
-        if d_layer.dim() > 1
-        else (d_layer[:, None] * read)
-    )
-    return staircase(total, prefix)
-
-
-def bias_gradient(d_layer: Tensor) -> Tensor:
-    return d_layer.flatten(0, -2).sum(0) if d_layer.dim() > 1 else d_layer
 
 
 def made_inverse_backward(

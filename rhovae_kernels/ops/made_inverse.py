@@ -11,9 +11,8 @@ from python_ref.made_inverse import (
     ACTIVATIONS,
     SCALES,
     bias_gradient,
-    jacobian_product,
     made_inverse_adjoint,
-    staircase,
+    product_gradients,
     weight_gradient,
 )
 from python_ref.precision import compute_dtype
@@ -280,24 +279,21 @@ class MadeSolve(Function):
     def backward(ctx, grad):
         # J v = g gives ∂g = λ with Jᵀ λ = grad, and the gradient of −λᵀ J v in everything else.
         v, *tensors = ctx.saved_tensors
-        _, a, heads, slopes, weights, prefixes = registration.nest(
-            "made_solve", ctx.lengths, tensors
-        )
+        dtype = v.dtype
+        if _rounds(v):
+            tensors = [x.float() if x.is_floating_point() else x for x in tensors]
+        g, *system = registration.nest("made_solve", ctx.lengths, tensors)
         solve = torch.ops.rhovae.made_solve.default
-        adjoint = solve(grad, a, heads, slopes, weights, prefixes, not ctx.transpose)
+        if _rounds(v):
+            v = solve(g, *system, ctx.transpose)
+        adjoint = solve(grad.to(v.dtype), *system, not ctx.transpose)
         left, right = (v, adjoint) if ctx.transpose else (adjoint, v)
-
-        def product(a, heads, *values):
-            slopes, weights = values[: ctx.lengths[0]], values[ctx.lengths[0] :]
-            masked = [staircase(w, p) for w, p in zip(weights, prefixes, strict=True)]
-            return jacobian_product(right, a, heads, slopes, masked)
-
-        _, transposed = torch.func.vjp(product, a, heads, *slopes, *weights)
-        gradients = (adjoint, *transposed(-left))
+        d_a, d_heads, d_slopes, d_weights = product_gradients(-left, right, *system)
+        gradients = (adjoint, d_a, d_heads, *d_slopes, *d_weights)
         needs = ctx.needs_input_grad[1:]
         return (
             None,
-            *(g if need else None for g, need in zip(gradients, needs, strict=False)),
+            *(g.to(dtype) if need else None for g, need in zip(gradients, needs, strict=False)),
             *(None for _ in needs[len(gradients) :]),
         )
 

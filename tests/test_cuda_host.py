@@ -170,7 +170,9 @@ def under_sanitizers(library: Path, ops) -> subprocess.CompletedProcess:
 
 
 def test_under_address_and_undefined_behaviour_sanitizers_cuda_host_is_clean():
-    result = under_sanitizers(cuda_host.library(cuda_host.SANITIZED), [*CONTRACTS, "philox"])
+    result = under_sanitizers(
+        cuda_host.library(cuda_host.SANITIZED), [*CONTRACTS, "philox", "made_inverse"]
+    )
     assert result.returncode == 0, result.stderr[-4000:]
     assert "all results match" in result.stdout
 
@@ -207,9 +209,10 @@ def plant(folder: Path, file: str, before: str, after: str, place: int, flags) -
     source.write_text(after.join(before.join(x) for x in (parts[: place + 1], parts[place + 1 :])))
     library = folder / "planted.so"
     # The scans use everything in the headers.
-    kernels = "ar1.cu" if file == "ar1.cu" else "linear_scan.cu"
+    ops = {"ar1.cu": "ar1_reparam", "made_inverse.cu": "made_inverse"}
+    kernels = file if file in ops else "linear_scan.cu"
     cuda_host.compile_library(library, flags, folder / "csrc", kernels)
-    return library, ["ar1_reparam"] if file == "ar1.cu" else ["linear_scan"]
+    return library, [ops.get(file, "linear_scan")]
 
 
 @pytest.mark.parametrize(

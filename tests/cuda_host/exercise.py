@@ -13,6 +13,7 @@ import test_affine_coupling
 import test_ar1
 import test_iaf_gate
 import test_linear_scan
+import test_made_inverse
 
 import cuda_host
 import python_ref
@@ -39,6 +40,14 @@ def exercise(op: str) -> None:
             assert torch.equal(
                 torch.ops.rhovae.philox(state, *shape), python_ref.philox(state, *shape)
             )
+        return
+    if op == "made_inverse":
+        # Its steps follow one another: networks narrow and wide, and several slices of the batch.
+        for contract in (test_made_inverse.TestMadeInverse(), test_made_inverse.TestMadeSolve()):
+            for rows, d, hidden in ((3, 5, (13, 7)), (35, 3, (9, 20)), (3, 4, (140, 131))):
+                for variant in contract.variants:
+                    inputs = contract.inputs(variant, (rows,), d, torch.float32, hidden=hidden)
+                    contract.check(inputs, torch.float32, f"{variant} {rows} {d} {hidden}")
         return
     contract = CONTRACTS[op]()
     for dtype, lengths in LENGTHS.items():

@@ -22,6 +22,7 @@ _LAZY = {
     "data": "rhovae_kernels.vae.data",
     "decoders": "rhovae_kernels.vae.decoders",
     "nets": "rhovae_kernels.vae.nets",
+    "nn": "rhovae_kernels.nn",
     "objectives": "rhovae_kernels.vae.objectives",
     "posteriors": "rhovae_kernels.vae.posteriors",
     "priors": "rhovae_kernels.vae.priors",

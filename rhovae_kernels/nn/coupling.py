@@ -1,0 +1,121 @@
+"""`AffineCoupling`: one layer of a RealNVP, with the network that drives it."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from rhovae_kernels.ops import affine_coupling
+from rhovae_kernels.ops.affine_coupling import BOUNDS
+
+
+class AffineCoupling(nn.Module):
+    """An invertible layer that scales and shifts some columns by functions of the others.
+
+    y = b⊙x + (1−b)⊙(x⊙eˢ + t); log|det ∂y/∂x| = Σ(1−b) s; [s, t] = net(b⊙x, context)
+
+    One network with ReLUs gives both s and t. Its last layer starts at zero: a fresh layer is the
+    identity.
+
+    Args:
+        mask: b, one truth value per column, true where x passes unchanged. Some columns must pass
+            and some must not; where there is one column alone, it may be transformed, by constants
+            that are learned or by functions of the context.
+        hidden: widths of the network's hidden layers; none for an affine function.
+        context: how many numbers of context the network sees beside b⊙x.
+        bound: "tanh", |s| < 1, or "none".
+
+    Raises:
+        ValueError: a degenerate mask, a width or context that is none, an unknown bound.
+
+    Source:
+        dpVAE paper, equations 3 and 4 and appendix A: two hidden layers of 64, tanh on s alone.
+
+    Example:
+        >>> layer = AffineCoupling([True, False])
+        >>> y, log_det = layer.call_and_log_det(torch.tensor([[1.0, 2.0]]))
+        >>> y.detach(), log_det.detach()
+        (tensor([[1., 2.]]), tensor([0.]))
+    """
+
+    mask: Tensor
+
+    def __init__(
+        self,
+        mask: Tensor | Sequence[bool],
+        hidden: Sequence[int] = (64, 64),
+        context: int = 0,
+        bound: str = "tanh",
+    ) -> None:
+        super().__init__()
+        mask = torch.as_tensor(mask).clone()
+        if mask.dtype != torch.bool or mask.dim() != 1 or len(mask) == 0:
+            raise ValueError(
+                f"mask is {mask.dtype} of shape {tuple(mask.shape)}; it must be torch.bool of "
+                "shape (d,), d at least 1"
+            )
+        features = len(mask)
+        if features > 1 and (mask.all() or not mask.any()):
+            raise ValueError(
+                f"mask is {bool(mask[0])} in all {features} columns: a coupling wants columns that "
+                "pass and columns that do not"
+            )
+        if any(width < 1 for width in hidden):
+            raise ValueError(f"hidden is {tuple(hidden)}; widths must be positive")
+        if context < 0:
+            raise ValueError(f"context is {context}; it must not be negative")
+        if bound not in BOUNDS:
+            raise ValueError(f"bound is {bound!r}; it must be {' or '.join(map(repr, BOUNDS))}")
+        self.register_buffer("mask", mask, persistent=False)
+        self.context = context
+        self.bound = bound
+        widths = (features + context, *hidden, 2 * features)
+        layers: list[nn.Module] = []
+        for pair in pairwise(widths):
+            layers += [nn.Linear(*pair), nn.ReLU()]
+        last = layers[-2]
+        nn.init.zeros_(last.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        self.net = nn.Sequential(*layers[:-1])
+
+    def call_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """y, (…,d), and log|det ∂y/∂x|, (…), in nats.
+
+        Args:
+            x: shape (…,d).
+            context: shape (…,context); its leading dimensions broadcast with those of x.
+        """
+        return self._run(x, context, inverse=False)
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x, (…,d), and log|det ∂x/∂y|, (…), in nats.
+
+        Args:
+            y: shape (…,d).
+            context: shape (…,context); its leading dimensions broadcast with those of y.
+        """
+        return self._run(y, context, inverse=True)
+
+    forward = call_and_log_det
+
+    def extra_repr(self) -> str:
+        passing = int(self.mask.sum())
+        return f"{len(self.mask)} columns, {passing} pass, bound={self.bound!r}"
+
+    def _run(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        given = 0 if context is None else context.shape[-1]
+        if given != self.context:
+            raise ValueError(f"context holds {given} numbers; this layer wants {self.context}")
+        if x.shape[-1:] != self.mask.shape:
+            raise ValueError(
+                f"x is of shape {tuple(x.shape)}; this layer wants (…,{len(self.mask)})"
+            )
+        # Not a product: an infinity in a column that is transformed must not reach the network.
+        seen = torch.where(self.mask, x, 0)
+        if context is not None:
+            rows = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
+            x = x.expand(*rows, -1)
+            seen = torch.cat([seen.expand(*rows, -1), context.expand(*rows, -1)], -1)
+        log_scale, shift = self.net(seen).to(x.dtype).chunk(2, -1)
+        return affine_coupling(x, log_scale, shift, self.mask, inverse, self.bound)

@@ -122,7 +122,7 @@ class RealNVP(nn.Module):
             (parity == k % 2) if features > 1 else torch.zeros(1, dtype=torch.bool)
             for k in range(layers)
         )
-        self.couplings = nn.ModuleList(AffineCoupling(mask, hidden, context) for mask in masks)
+        self.couplings: Any = nn.ModuleList(AffineCoupling(m, hidden, context) for m in masks)
         # Gives `forward` the module's device and type.
         self.register_buffer("loc", torch.zeros(features), persistent=False)
 

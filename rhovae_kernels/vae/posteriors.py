@@ -45,8 +45,9 @@ class Posterior(Part):
     def rsample_and_kl(self, h: Tensor, prior: Prior) -> tuple[Tensor, Tensor]:
         """A reparametrized sample and the KL divergence to the prior.
 
-        KL is in closed form where PyTorch or this package knows one, else estimated from the
-        sample: log q(z) − log p(z).
+        KL is in closed form where PyTorch or this package knows one, else −entropy(q) − log p(z) at
+        the sample, or log q(z) − log p(z) where q has no entropy in closed form. All constants are
+        in it.
 
         Args:
             h: features, (B, features).
@@ -60,7 +61,11 @@ class Posterior(Part):
         try:
             return z, kl_divergence(q, p)
         except NotImplementedError:
-            return z, q.log_prob(z) - p.log_prob(z)
+            try:
+                log_q = -q.entropy()
+            except NotImplementedError:
+                log_q = q.log_prob(z)
+            return z, log_q - p.log_prob(z)
 
 
 class Diagonal(Posterior):

@@ -51,7 +51,7 @@ struct Call : Coupling {
     const int64_t d = x_.size(x_.dim() - 1);
     tiles = {row_count(x_), d};
     inverse = inverse_;
-    bounded = take(bound) == "tanh";
+    bounded = take_is(bound, "tanh");
     x = rows_of(x_, 1, keep);
     log_scale = rows_of(log_scale_, 1, keep);
     shift = rows_of(shift_, 1, keep);

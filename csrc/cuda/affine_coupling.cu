@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kMaxLanes, kMinBlocks)
 
 template <typename S>
 Inputs<S> inputs_of(const Device& device, Tensor& x, Tensor& log_scale, Tensor& shift,
-                    Tensor& mask, bool inverse, bool bounded) {
+                    Tensor& mask, bool inverse, StringHandle bound) {
   Inputs<S> in;
   in.plan = plan_rows(device, row_count(x), x.size(x.dim() - 1), kChunk<S>);
   in.x = rows_of<const S>(x);
@@ -157,20 +157,19 @@ Inputs<S> inputs_of(const Device& device, Tensor& x, Tensor& log_scale, Tensor& 
   in.mask = static_cast<const bool*>(mask.const_data_ptr());
   in.mask_aligned = reinterpret_cast<uintptr_t>(in.mask) % alignof(Flags<kChunk<S>>) == 0;
   in.inverse = inverse;
-  in.bounded = bounded;
+  in.bounded = take_is(bound, "tanh");
   return in;
 }
 
 std::tuple<Tensor, Tensor> affine_coupling(Tensor x, Tensor log_scale, Tensor shift, Tensor mask,
                                            bool inverse, StringHandle bound) {
-  const bool bounded = take(bound) == "tanh";
   const Device device(x);
   Tensor out = uninitialized_like(x);
   const Tensor log_det = uninitialized_per_row(x);
   by_storage(x, [&](auto storage) {
     using S = decltype(storage);
     Coupling<S> p;
-    p.in = inputs_of<S>(device, x, log_scale, shift, mask, inverse, bounded);
+    p.in = inputs_of<S>(device, x, log_scale, shift, mask, inverse, bound);
     p.out = rows_of<S>(out);
     const Plan& plan = p.in.plan;
     const RowSumOutput<Compute<S>> sum(log_det, true, plan);
@@ -184,7 +183,6 @@ std::tuple<Tensor, Tensor> affine_coupling(Tensor x, Tensor log_scale, Tensor sh
 std::tuple<Tensor, Tensor, Tensor> affine_coupling_backward(
     std::optional<Tensor> grad_out, std::optional<Tensor> grad_log_det, Tensor x, Tensor log_scale,
     Tensor shift, Tensor mask, bool inverse, StringHandle bound, std::vector<bool> needs) {
-  const bool bounded = take(bound) == "tanh";
   const Device device(x);
   Tensor d_x = gradient_like(x, needs[0]);
   Tensor d_log_scale = gradient_like(log_scale, needs[1]);
@@ -192,7 +190,7 @@ std::tuple<Tensor, Tensor, Tensor> affine_coupling_backward(
   by_storage(x, [&](auto storage) {
     using S = decltype(storage);
     CouplingBackward<S> p;
-    p.in = inputs_of<S>(device, x, log_scale, shift, mask, inverse, bounded);
+    p.in = inputs_of<S>(device, x, log_scale, shift, mask, inverse, bound);
     p.grad_out = rows_of<const S>(grad_out);
     p.grad_log_det = rows_of<const Compute<S>>(grad_log_det, 0);
     p.d_x = rows_of<S>(d_x);

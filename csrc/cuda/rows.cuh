@@ -153,8 +153,9 @@ Rows<S> rows_of(std::optional<Tensor>& x, int64_t trailing = 1) {
   return x ? rows_of<S>(*x, trailing) : Rows<S>{};
 }
 
-// A new contiguous tensor, not yet filled, on the device of x.
-inline Tensor uninitialized(const Tensor& x, std::vector<int64_t> sizes, int32_t dtype) {
+// A new contiguous tensor, not yet filled, on the device of x. (GCC 12 warns, wrongly, that a copy of
+// this inlined into a caller frees what is not on the heap.)
+__attribute__((noinline)) inline Tensor uninitialized(const Tensor& x, std::vector<int64_t> sizes, int32_t dtype) {
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t i = sizes.size(); i-- > 1;) {
     strides[i - 1] = strides[i] * (sizes[i] > 1 ? sizes[i] : 1);

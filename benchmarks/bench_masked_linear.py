@@ -1,0 +1,74 @@
+"""masked_linear on the CPU, against a linear layer whose weight is multiplied by a mask.
+
+That is how zuko, nflows and pyro write the layers of a MADE: a mask beside each weight, and a
+product with it in either direction. Forward and backward, the arithmetic of the dense layer is
+6·batch·in·out operations, and of the staircase half. The layers up to 512×320 are those of a small
+IAF. The note says into how many panels the CPU kernel cuts the outputs; one is a dense product.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from harness import forward_backward, verify
+
+import python_ref
+import rhovae_kernels as rk
+from python_ref.masked_linear import staircase_mask
+
+OP = rk.ops.masked_linear
+
+
+def panels(columns, rows):
+    """As csrc/cpu/masked_linear.cpp cuts the outputs."""
+    return 1 if rows * columns < 2**16 else max(1, min(16, rows // 128))
+
+
+def masked(x, weight, bias, mask):
+    return F.linear(x, mask * weight, bias)
+
+
+@pytest.mark.parametrize(
+    "batch,columns,rows,limit",
+    [
+        (100, 32, 320, None),
+        (100, 320, 320, None),
+        (512, 320, 320, None),
+        (512, 512, 512, 0.95),
+        (512, 1024, 1024, 1.35),
+        (512, 2048, 2048, 1.5),
+    ],
+)
+def test_forward_and_backward(compare, batch, columns, rows, limit):
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    # Sorted degrees, as even as they come.
+    prefix = (torch.arange(rows) * columns // (rows - 1)).int()
+    mask = staircase_mask(prefix, columns).float()
+    inputs = [randn(batch, columns), randn(rows, columns) / columns**0.5, randn(rows)]
+    x, weight, bias = (t.requires_grad_() for t in inputs)
+    up = randn(batch, rows)
+    exact = [t.detach().double() for t in inputs]
+    expected = python_ref.masked_linear_backward(up.double(), *exact[:2], prefix)
+    variants = {
+        "rhovae": forward_backward(
+            lambda: rk.ops.masked_linear(x, weight, bias, prefix), inputs, up
+        ),
+        "mask*weight": forward_backward(lambda: masked(x, weight, bias, mask), inputs, up),
+    }
+    for call in variants.values():
+        verify(call(), expected)
+    verify([OP(x, weight, bias, prefix)], [python_ref.masked_linear(*exact, prefix)])
+    count = panels(columns, rows)
+    compare(
+        "masked_linear",
+        (batch, columns, rows),
+        "forward+backward",
+        "float32",
+        variants,
+        "rhovae",
+        {} if limit is None else {"mask*weight": 1 / limit},
+        note="dense" if count == 1 else f"{count} panels",
+    )

@@ -17,6 +17,7 @@ from python_ref.made_inverse import (
 )
 from python_ref.precision import compute_dtype
 from rhovae_kernels.ops import checks, registration
+from rhovae_kernels.ops.cost import Cost, per_row
 
 
 def made_inverse(
@@ -180,6 +181,43 @@ def _check_solve(g, a, heads, slopes, weights, prefixes, transpose) -> None:
         checks.shape(op, f"slopes[{i}]", slope, per_row, f"one for each row of weights[{i}]")
 
 
+def _live(weights: Sequence[Tensor], prefixes: Sequence[Tensor]) -> int:
+    """Weights within their staircases, which alone are read; half of all where there are no values."""
+    return sum(
+        w.numel() // 2 if p.is_meta else int(p.sum())
+        for w, p in zip(weights, prefixes, strict=True)
+    )
+
+
+# FLOPs of a dimension's x and of log_det, given its heads: y − t, e^−log a, their product, the sum
+# of log a, and log a and t themselves.
+_SCALE_FLOPS = {"exp": 4, "gate": 4 + 3, "softclip": 4 + 3, "softplus": 4 + 3}
+
+
+def _cost(y, offset, weights, biases, prefixes, activation, scale, bound) -> Cost:
+    """One pass through the network: a product and a sum for each live weight and row of y."""
+    live, rows = _live(weights, prefixes), y.shape[:-1].numel()
+    units = sum(w.shape[0] for w in weights[:-1])
+    return Cost.of(
+        read=(y, offset, live * y.itemsize, *biases, *prefixes),
+        written=(y, per_row(y)),
+        # An activation is one.
+        flops=rows * (2 * live + units) + _SCALE_FLOPS[scale] * y.numel(),
+    )
+
+
+def _cost_solve(g, a, heads, slopes, weights, prefixes, transpose) -> Cost:
+    """A product and a sum for each live weight and row of g, whichever way round."""
+    live, rows = _live(weights, prefixes), g.shape[:-1].numel()
+    units = sum(w.shape[0] for w in weights[:-1])
+    return Cost.of(
+        read=(g, a, heads, *slopes, live * g.itemsize, *prefixes),
+        written=(g,),
+        # Two products with the heads, two differences and a quotient; transposed one difference.
+        flops=rows * (2 * live + units) + (4 if transpose else 5) * g.numel(),
+    )
+
+
 def _rounds(x: Tensor) -> bool:
     """Whether storing in the type of `x` rounds what is computed."""
     return compute_dtype(x.dtype) != x.dtype
@@ -317,6 +355,7 @@ registration.define(
         y.new_empty(y.shape),
         y.new_empty(y.shape[:-1], dtype=checks.per_row_dtype(y.dtype)),
     ),
+    cost=_cost,
     function=MadeInverse,
     autocast=torch.float32,
 )
@@ -326,5 +365,6 @@ registration.define(
     " Tensor[] prefixes, bool transpose) -> Tensor",
     check=_check_solve,
     fake=lambda g, *_: g.new_empty(g.shape),
+    cost=_cost_solve,
     function=MadeSolve,
 )

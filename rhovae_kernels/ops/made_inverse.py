@@ -182,7 +182,7 @@ def _check_solve(g, a, heads, slopes, weights, prefixes, transpose) -> None:
 
 
 def _live(weights: Sequence[Tensor], prefixes: Sequence[Tensor]) -> int:
-    """Weights within their staircases, which alone are read; half of all where there are no values."""
+    """Weights within their staircases: what is read. Half of all where there are no values."""
     return sum(
         w.numel() // 2 if p.is_meta else int(p.sum())
         for w, p in zip(weights, prefixes, strict=True)

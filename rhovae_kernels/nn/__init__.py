@@ -1,6 +1,20 @@
-"""Building blocks made of the ops: modules for networks and flows."""
+"""Modules made of the ops: masked networks, couplings, and the flows that stand on them."""
 
 from rhovae_kernels.nn.coupling import AffineCoupling
+from rhovae_kernels.nn.distribution import NormalizingFlow
+from rhovae_kernels.nn.iaf import IAF
+from rhovae_kernels.nn.made import MADE
+from rhovae_kernels.nn.maf import MAF
+from rhovae_kernels.nn.masked_linear import MaskedLinear
 from rhovae_kernels.nn.realnvp import FlowDistribution, RealNVP
 
-__all__ = ["AffineCoupling", "FlowDistribution", "RealNVP"]
+__all__ = [
+    "IAF",
+    "MADE",
+    "MAF",
+    "AffineCoupling",
+    "FlowDistribution",
+    "MaskedLinear",
+    "NormalizingFlow",
+    "RealNVP",
+]

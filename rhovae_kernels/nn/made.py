@@ -1,0 +1,372 @@
+"""`MADE`: a network in which output i depends on the inputs before i alone."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from python_ref.made_inverse import ACTIVATIONS, SCALES
+from python_ref.precision import upcast
+from rhovae_kernels.nn import orders
+from rhovae_kernels.nn.masked_linear import MaskedLinear, positive_integer
+from rhovae_kernels.ops import iaf_gate, made_inverse, masked_linear
+
+
+class MADE(nn.Module):
+    """A masked network: outputs (…,d,heads), those of dimension i functions of x_0 … x_{i−1}.
+
+    h_0 = x; h_ℓ = act(W_ℓ h_{ℓ−1} + b_ℓ); out = W_{L+1} h_L + b_{L+1}; a context c adds C c to b_1
+
+    Input i has degree i, hidden units have degrees 0 … d−2, and outputs of dimension i read hidden
+    units of degree below i. Units lie in order of degree, so that every layer is a staircase: no
+    mask exists, and its product is never formed. With a context there are units of degree −1,
+    which read nothing else, and by which it reaches dimension 0 as well. The one degree of d = 1
+    is −1 too.
+
+    Args:
+        features: dimensions d.
+        hidden: sizes of the hidden layers, one at least; each must have a unit for every degree.
+        heads: outputs a dimension.
+        context: width of the context; 0 for none.
+        activation: "relu", "elu", "tanh" or "sigmoid".
+        reverse: whether dimension i depends on those after it, in place of those before it.
+        degrees: of the hidden units, a sorted sequence for each layer, in place of degrees that are
+            shared out evenly.
+
+    Shapes: x (…,d); context (…,context), whose leading dimensions broadcast with those of x; out
+    (…,d,heads).
+
+    Raises:
+        ValueError: a size is no positive integer or too small, an activation unknown; degrees that
+            decrease, are out of range, or leave an output with no input to read.
+
+    Source:
+        MADE, eqs. 8–13 of the paper, with units sorted by degree; IAF post, for the context.
+
+    Example:
+        >>> import torch, rhovae_kernels as rk
+        >>> made = rk.nn.MADE(4, hidden=(16, 16), heads=1)
+        >>> jacobian = torch.autograd.functional.jacobian(lambda x: made(x)[..., 0], torch.ones(4))
+        >>> (jacobian != 0).int()
+        tensor([[0, 0, 0, 0],
+                [1, 0, 0, 0],
+                [1, 1, 0, 0],
+                [1, 1, 1, 0]], dtype=torch.int32)
+    """
+
+    layers: Sequence[MaskedLinear]
+    order: Tensor | None
+    context_layer: Any
+
+    def __init__(
+        self,
+        features: int,
+        hidden: Sequence[int] = (512, 512),
+        heads: int = 2,
+        context: int = 0,
+        activation: str = "elu",
+        reverse: bool = False,
+        degrees: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        super().__init__()
+        d = positive_integer("features", features)
+        positive_integer("heads", heads)
+        if context:
+            positive_integer("context", context)
+        sizes = [positive_integer(f"hidden[{i}]", size) for i, size in enumerate(hidden)]
+        if not sizes:
+            raise ValueError("hidden is empty; one hidden layer at least is wanted")
+        lowest = -1 if context or d == 1 else 0
+        if degrees is None:
+            of_hidden = _even_degrees(sizes, lowest, d)
+        else:
+            of_hidden = _given_degrees(degrees, sizes, lowest, d)
+        of_outputs = torch.arange(d).repeat_interleave(heads)
+        # A unit of degree k reads those of degree k and below; an output, of degree below its own.
+        of_layers = [torch.arange(d), *of_hidden, of_outputs]
+        prefixes = [
+            torch.searchsorted(below, of_rows, right=layer < len(sizes))
+            for layer, (below, of_rows) in enumerate(pairwise(of_layers))
+        ]
+        self._build(d, heads, context, activation, prefixes, [*sizes, heads * d])
+        self.reverse = reverse
+        _refuse_unread(prefixes, d, heads)
+
+    def _build(
+        self,
+        features: int,
+        heads: int,
+        context: int,
+        activation: str,
+        prefixes: Sequence[Tensor],
+        sizes: Sequence[int],
+    ) -> None:
+        if activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ValueError(f"activation is {activation!r}; it must be one of {known}")
+        self.features, self.heads, self.context = features, heads, context
+        self.activation, self.reverse = activation, False
+        shapes = zip((features, *sizes[:-1]), sizes, prefixes, strict=True)
+        layers = nn.ModuleList(MaskedLinear(read, size, prefix) for read, size, prefix in shapes)
+        self.layers = cast(Sequence[MaskedLinear], layers)
+        self.context_layer = nn.Linear(context, sizes[0], bias=False) if context else None
+        # Where dimensions are taken in an order of their own: its i-th is dimension order[i].
+        self.register_buffer("order", None)
+
+    @classmethod
+    def from_masks(
+        cls,
+        weights: Sequence[Any],
+        biases: Sequence[Any],
+        masks: Sequence[Any],
+        activation: str = "relu",
+        context: int = 0,
+        heads_first: bool = False,
+    ) -> "MADE":
+        """The MADE that computes what a network of another library does.
+
+        The orders of dimensions and hidden units in which its masks are staircases are found, and
+        folded into the weights, which are copied.
+
+        Args:
+            weights: tensors or arrays, shapes (H_1,d+context), (H_2,H_1), …, (heads·d,H_L).
+            biases: one for each weight, (rows of it,), or None where there is none.
+            masks: one for each weight, of its shape, true or not 0 where it counts.
+            activation: as that of `MADE`.
+            context: how many of the last columns of the first layer read a context; every unit must
+                read all of them.
+            heads_first: whether row h·d + i of the last layer is head h of dimension i, in place of
+                row heads·i + h.
+
+        Returns:
+            A MADE with `made(x, c) == network(cat(x, c)).unflatten(-1, (d, heads))`.
+
+        Raises:
+            ValueError: shapes do not fit; a mask is a staircase under no order of units, or the
+                network is autoregressive in no order of dimensions. The layer is named.
+
+        Example:
+            >>> import torch, rhovae_kernels as rk
+            >>> masks = [torch.tensor([[0, 1], [0, 1]]), torch.tensor([[1, 1], [0, 0]])]
+            >>> weights, biases = [torch.ones(2, 2), torch.ones(2, 2)], [torch.zeros(2), None]
+            >>> made = rk.nn.MADE.from_masks(weights, biases, masks)
+            >>> made.order, made(torch.tensor([3.0, 5.0]))[:, 0].tolist()
+            (tensor([1, 0]), [10.0, 0.0])
+        """
+        weights = [torch.as_tensor(w) for w in weights]
+        biases = [b if b is None else torch.as_tensor(b) for b in biases]
+        masks = [torch.as_tensor(m).bool() for m in masks]
+        d, heads = _check_network(weights, biases, masks, context)
+        masks[0] = masks[0][:, :d]
+        interleaved = torch.arange(heads * d, device=masks[-1].device)
+        if heads_first:
+            interleaved = interleaved.unflatten(0, (heads, d)).T.flatten()
+        masks[-1] = masks[-1][interleaved]
+        sorting = orders.sort_made(masks, heads)
+        sorting.rows[-1] = interleaved[sorting.rows[-1]]
+
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        sizes = [mask.shape[0] for mask in masks]
+        made._build(d, heads, context, activation, sorting.prefixes, sizes)
+        made.to(device=weights[0].device, dtype=weights[0].dtype)
+        of_dimensions = sorting.columns[0]
+        if not torch.equal(of_dimensions, torch.arange(d, device=of_dimensions.device)):
+            made.order = of_dimensions
+        with torch.no_grad():
+            for i, (layer, weight, bias) in enumerate(
+                zip(made.layers, weights, biases, strict=True)
+            ):
+                layer.weight.copy_(sorting.fold(i, weight[:, :d] if i == 0 else weight))
+                layer.bias.zero_() if bias is None else layer.bias.copy_(bias[sorting.rows[i]])
+            if made.context_layer is not None:
+                made.context_layer.weight.copy_(weights[0][sorting.rows[0], d:])
+        return made
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """The outputs (…,d,heads) for x (…,d)."""
+        self.check("x", x, context)
+        first, *others = self.layers
+        act = ACTIVATIONS[self.activation][0]
+        h = self.sort(x)
+        if context is None:
+            h = first(h)
+        else:
+            h = masked_linear(h, first.weight, None, first.prefix) + self.offset(context)
+        for layer in others:
+            h = layer(act(h))
+        return self.unsort(h.unflatten(-1, (self.features, self.heads)), -2)
+
+    def call_and_log_det(
+        self, x: Tensor, context: Tensor | None = None, scale: str = "gate", bound: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """The affine transform of which the two heads are (m, s), all dimensions at once.
+
+        y = a(s) ⊙ x + t; log_det = Σ log a(s_i) = log|det ∂y/∂x|
+
+        Args:
+            x: shape (…,d).
+            context: shape (…,context).
+            scale: what a and t are: "gate", "exp", "softclip" or "softplus" of
+                `rhovae_kernels.ops.made_inverse`.
+            bound: as there.
+
+        Returns:
+            y (…,d), and log_det (…), float32 (float64 for float64).
+        """
+        self._check_heads()
+        m, s = self(x, context).unbind(-1)
+        if scale == "gate":
+            return iaf_gate(x.expand(m.shape), m, s)
+        wide_x, m, s = upcast(x, m, s)
+        log_a = SCALES[scale][0](s, bound)
+        return (torch.exp(log_a) * wide_x + m).to(x.dtype), log_a.sum(-1)
+
+    def inverse(
+        self, y: Tensor, context: Tensor | None = None, scale: str = "gate", bound: float = 0.0
+    ) -> tuple[Tensor, Tensor]:
+        """What `call_and_log_det` takes y from, each hidden unit computed once.
+
+        Returns:
+            x (…,d), and log|det ∂x/∂y| (…), float32 (float64 for float64).
+        """
+        self._check_heads()
+        self.check("y", y, context)
+        y, offset = expand_together(self.sort(y), self.offset(context))
+        weights = [layer.weight for layer in self.layers]
+        biases = [layer.bias for layer in self.layers[1:]]
+        prefixes = [layer.prefix for layer in self.layers]
+        x, log_det = made_inverse(
+            y, offset, weights, biases, prefixes, self.activation, scale, bound
+        )
+        return self.unsort(x, -1), log_det
+
+    # What follows is public within the package: `IAF` joins two networks by it.
+
+    def offset(self, context: Tensor | None) -> Tensor:
+        """b_1, and what a context adds to it."""
+        bias = self.layers[0].bias
+        if context is None:
+            return bias
+        if type(self.context_layer) is nn.Linear:
+            return nn.functional.linear(context, self.context_layer.weight, bias)
+        return self.context_layer(context) + bias
+
+    def sort(self, x: Tensor) -> Tensor:
+        """Dimensions, the last of x, in the order in which each depends on those before it."""
+        if self.order is not None:
+            x = x.index_select(-1, self.order)
+        return x.flip(-1) if self.reverse else x
+
+    def unsort(self, x: Tensor, dim: int) -> Tensor:
+        if self.reverse:
+            x = x.flip(dim)
+        return x if self.order is None else x.index_select(dim, orders.rank(self.order))
+
+    def _check_heads(self) -> None:
+        if self.heads != 2:
+            raise ValueError(f"an affine transform takes heads m and s; this MADE has {self.heads}")
+
+    def check(self, name: str, x: Tensor, context: Tensor | None) -> None:
+        """Refuse an input, called `name`, or a context that does not fit."""
+        if x.dim() == 0 or x.shape[-1] != self.features:
+            raise ValueError(
+                f"{name} is of shape {tuple(x.shape)}; it must be of shape (…,{self.features})"
+            )
+        if context is None and self.context:
+            raise ValueError(f"context is missing; it must be of shape (…,{self.context})")
+        if context is not None and not self.context:
+            raise ValueError("context came to a MADE that was made without one")
+        if context is not None and (context.dim() == 0 or context.shape[-1] != self.context):
+            raise ValueError(
+                f"context is of shape {tuple(context.shape)}; "
+                f"it must be of shape (…,{self.context})"
+            )
+
+    def extra_repr(self) -> str:
+        return (
+            f"features={self.features}, heads={self.heads}, context={self.context}, "
+            f"activation={self.activation!r}, reverse={self.reverse}"
+        )
+
+
+def expand_together(y: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with all leading dimensions that either has, nothing copied."""
+    leading = torch.broadcast_shapes(y.shape[:-1], offset.shape[:-1])
+    return y.expand(*leading, y.shape[-1]), offset.expand(*leading, offset.shape[-1])
+
+
+def _even_degrees(sizes: Sequence[int], lowest: int, d: int) -> list[Tensor]:
+    """Degrees lowest … d−2 (lowest alone for d = 1), shared out over the units of each layer."""
+    count = max(1, d - 1 - lowest)
+    for i, size in enumerate(sizes):
+        if size < count:
+            raise ValueError(
+                f"hidden[{i}] is {size}; one unit at least for each of the degrees {lowest} … "
+                f"{lowest + count - 1} is wanted: {count}. Give `degrees` to leave some out"
+            )
+    return [lowest + torch.arange(size) * count // size for size in sizes]
+
+
+def _given_degrees(degrees, sizes: Sequence[int], lowest: int, d: int) -> list[Tensor]:
+    highest = max(lowest, d - 2)
+    if [len(of_layer) for of_layer in degrees] != list(sizes):
+        found = [len(of_layer) for of_layer in degrees]
+        raise ValueError(f"degrees are {found} numbers; hidden is {list(sizes)}")
+    tensors = [torch.as_tensor(of_layer) for of_layer in degrees]
+    for i, of_layer in enumerate(tensors):
+        if bool((of_layer.diff() < 0).any()):
+            raise ValueError(f"degrees[{i}] decrease; they must be sorted")
+        least, most = int(of_layer[0]), int(of_layer[-1])
+        if least < lowest or most > highest:
+            raise ValueError(
+                f"degrees[{i}] go from {least} to {most}; they must be within {lowest} … {highest}"
+            )
+    return tensors
+
+
+def _refuse_unread(prefixes: Sequence[Tensor], d: int, heads: int) -> None:
+    """Refuse degrees by which an output, but those of dimension 0, reads no input."""
+    reached = orders.inputs_reached(prefixes, d)[::heads]
+    if d > 1 and not bool(reached.any()):
+        raise ValueError("degrees leave every output without an input: the Jacobian is null")
+    unread = (reached[1:] == 0).nonzero()
+    if unread.numel():
+        raise ValueError(f"degrees leave the outputs of dimension {int(unread[0]) + 1} no input")
+
+
+def _check_network(weights, biases, masks, context: int) -> tuple[int, int]:
+    """Refuse what does not fit together; dimensions, and heads of each."""
+    if not len(weights) == len(biases) == len(masks) >= 2:
+        raise ValueError(
+            f"{len(weights)} weights, {len(biases)} biases and {len(masks)} masks; "
+            "as many of each are wanted, and two layers at least"
+        )
+    read = weights[0].shape[-1]
+    for i, (weight, bias, mask) in enumerate(zip(weights, biases, masks, strict=True)):
+        if weight.dim() != 2 or weight.shape[1] != read:
+            raise ValueError(
+                f"weights[{i}] is of shape {tuple(weight.shape)}; "
+                f"it must be of shape (out, {read}), to read what comes before it"
+            )
+        read = weight.shape[0]
+        if mask.shape != weight.shape:
+            raise ValueError(
+                f"masks[{i}] is of shape {tuple(mask.shape)}; "
+                f"it must be of shape {tuple(weight.shape)}, as weights[{i}] is"
+            )
+        if bias is not None and bias.shape != (read,):
+            raise ValueError(
+                f"biases[{i}] is of shape {tuple(bias.shape)}; it must be of shape ({read},)"
+            )
+    d = weights[0].shape[1] - context
+    if d < 1 or read % d:
+        raise ValueError(
+            f"weights read {weights[0].shape[1]} numbers, {context} of them context, and give "
+            f"{read}, which are not as many for each of {d} dimensions"
+        )
+    if not bool(masks[0][:, d:].all()):
+        raise ValueError("masks[0]: a unit does not read all of the context")
+    return d, read // d

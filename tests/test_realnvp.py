@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rhovae_kernels.nn import AffineCoupling, FlowDistribution, RealNVP
+from rhovae_kernels.nn import AffineCoupling, NormalizingFlow, RealNVP
 
 
 def stirred(module: nn.Module, scale: float = 0.3) -> nn.Module:
@@ -181,7 +181,7 @@ class TestDistribution:
         assert p.log_prob(z).shape == (2, 7)
         assert p.log_prob(z[0, 0]).shape == (7,)
         wide = p.expand((4, 7))
-        assert isinstance(wide, FlowDistribution)
+        assert isinstance(wide, NormalizingFlow)
         assert wide.sample((2,)).shape == (2, 4, 7, 5)
         torch.testing.assert_close(wide.log_prob(z[0])[3], p.log_prob(z[0]))
         plain = stirred(RealNVP(5)).double()().expand((6,))

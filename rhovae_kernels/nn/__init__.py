@@ -6,14 +6,13 @@ from rhovae_kernels.nn.iaf import IAF
 from rhovae_kernels.nn.made import MADE
 from rhovae_kernels.nn.maf import MAF
 from rhovae_kernels.nn.masked_linear import MaskedLinear
-from rhovae_kernels.nn.realnvp import FlowDistribution, RealNVP
+from rhovae_kernels.nn.realnvp import RealNVP
 
 __all__ = [
     "IAF",
     "MADE",
     "MAF",
     "AffineCoupling",
-    "FlowDistribution",
     "MaskedLinear",
     "NormalizingFlow",
     "RealNVP",

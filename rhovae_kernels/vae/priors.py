@@ -127,7 +127,7 @@ class RealNVP(Prior):
         self.hidden = positive_integers("hidden", hidden)
         self.flow = blocks.RealNVP(latent, layers, self.hidden)
 
-    def forward(self) -> blocks.FlowDistribution:
+    def forward(self) -> blocks.NormalizingFlow:
         return self.flow()
 
     @torch.no_grad()

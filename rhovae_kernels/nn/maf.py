@@ -38,7 +38,7 @@ class MAF(nn.Module):
             missing or not expected.
 
     Source:
-        Lecture notes, autoregressive flows; the sequential direction by MATH.md, section 2.
+        Lecture notes, autoregressive flows; the sequential direction as `made_inverse` has it.
 
     Example:
         >>> import torch, rhovae_kernels as rk

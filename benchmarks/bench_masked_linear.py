@@ -20,7 +20,7 @@ OP = rk.ops.masked_linear
 
 def panels(columns, rows):
     """As csrc/cpu/masked_linear.cpp cuts the outputs."""
-    return 1 if rows * columns < 2**16 else max(1, min(16, rows // 128))
+    return 1 if rows * columns < 2**16 else max(1, min(8, rows // 128))
 
 
 def masked(x, weight, bias, mask):

@@ -121,9 +121,10 @@ Matrix inside(const Matrix& weight, const Prefix& prefix, int64_t r0, int64_t r1
 }
 
 // How many units wide a panel is, of `units` outputs or inputs: a choice of the shape alone. In
-// narrower ones BLAS is slower by more than the work they save, and in smaller matrices the calls.
+// narrower ones BLAS is slower by more than the work they save, and in smaller matrices the calls;
+// more of them are no faster, and have threads meet more often.
 int64_t panel_width(const Matrix& weight, int64_t units) {
-  const int64_t most = weight.rows * weight.columns < (1 << 16) ? 1 : 16;
+  const int64_t most = weight.rows * weight.columns < (1 << 16) ? 1 : 8;
   const int64_t panels = std::max<int64_t>(1, std::min(most, units / 128));
   return std::max<int64_t>(kAligned, aligned_up((units + panels - 1) / panels));
 }

@@ -71,11 +71,13 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
             )
         posterior.build(encoder.out_features)
         decoder.build(encoder, posterior.latent)
+        objective = objective if objective is not None else ELBO()
+        objective.build(posterior.latent)
         self.encoder = encoder
         self.posterior = posterior
         self.prior = prior
         self.decoder = decoder
-        self.objective = objective if objective is not None else ELBO()
+        self.objective = objective
         self._hub_mixin_config = {name: parts.describe(p) for name, p in self.named_children()}
 
     @property
@@ -88,14 +90,16 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         """Dimensions of the latent code."""
         return self.posterior.latent
 
-    def forward(self, x: Tensor, step: int = 0) -> Output:
+    def forward(self, x: Tensor, step: int = 0, data_size: int | None = None) -> Output:
         """The loss of a batch and what it is made of.
 
         Args:
             x: data, (B, *input_shape).
             step: optimization steps taken so far, for objectives that change with them.
+            data_size: how many data the batch is drawn of, for objectives that estimate the
+                aggregate posterior; the batch alone where left out.
         """
-        terms = self._terms(x, step)
+        terms = self._terms(x, step, data_size)
         return Output(self.objective(terms), -terms.log_px, terms.kl)
 
     def elbo(self, x: Tensor) -> Tensor:
@@ -138,11 +142,12 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         """The decoder's mean at the posterior's mean, (B, *input_shape)."""
         return self.decoder.mean(self.posterior_for(x).mean)
 
-    def _terms(self, x: Tensor, step: int) -> Terms:
+    def _terms(self, x: Tensor, step: int, data_size: int | None = None) -> Terms:
         h = self.encoder(x)
         z, kl = self.posterior.rsample_and_kl(h, self.prior)
         log_px = self.decoder.log_prob(x, z)
-        return Terms(log_px, kl, x, z, h, self.posterior, self.prior, step)
+        size = len(x) if data_size is None else data_size
+        return Terms(log_px, kl, x, z, h, self.posterior, self.prior, step, size)
 
     def save_pretrained(self, save_directory: str | Path, **hub: Any) -> str | None:
         """Write model.safetensors, and config.json that says how to build the parts, atomically.

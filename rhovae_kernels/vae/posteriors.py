@@ -42,6 +42,14 @@ class Posterior(Part):
         """q(z|h), of batch shape (B,) and event shape (latent,)."""
         raise NotImplementedError
 
+    def marginals(self, h: Tensor) -> Normal:
+        """q(z_k|h) of each dimension by itself, of batch shape (B, latent).
+
+        Raises:
+            ValueError: no closed form of them is known.
+        """
+        raise ValueError(f"{type(self).__name__} has no marginals in closed form")
+
     def rsample_and_kl(self, h: Tensor, prior: Prior) -> tuple[Tensor, Tensor]:
         """A reparametrized sample and the KL divergence to the prior.
 
@@ -86,9 +94,11 @@ class Diagonal(Posterior):
         return self.latent, self.latent
 
     def forward(self, h: Tensor) -> Distribution:
+        return Independent(self.marginals(h), 1, validate_args=False)
+
+    def marginals(self, h: Tensor) -> Normal:
         mu, log_var = self.parameters_of(h)
-        normal = Normal(mu, torch.exp(0.5 * log_var), validate_args=False)
-        return Independent(normal, 1, validate_args=False)
+        return Normal(mu, torch.exp(0.5 * log_var), validate_args=False)
 
     def rsample_and_kl(self, h: Tensor, prior: Prior) -> tuple[Tensor, Tensor]:
         if not isinstance(prior, StandardNormal):
@@ -121,6 +131,10 @@ class AR1(Posterior):
     def forward(self, h: Tensor) -> AR1Normal:
         mu, log_var, rho_logit = self.parameters_of(h)
         return AR1Normal(mu, log_var=log_var, rho_logit=rho_logit, validate_args=False)
+
+    def marginals(self, h: Tensor) -> Normal:
+        q = self(h)
+        return Normal(q.loc, q.stddev, validate_args=False)
 
     def rsample_and_kl(self, h: Tensor, prior: Prior) -> tuple[Tensor, Tensor]:
         if not isinstance(prior, StandardNormal):

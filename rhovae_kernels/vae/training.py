@@ -58,14 +58,16 @@ class Checkpoint:
 
     model: dict[str, Tensor]
     adam: dict[int, dict[str, Tensor]]
+    adversary: dict[int, dict[str, Tensor]]
     step: int
     history: list[dict[str, float]]
     scaler: dict[str, Any]
 
     def save(self, path: Path) -> None:
         tensors = {f"model.{name}": x for name, x in self.model.items()}
-        for index, state in self.adam.items():
-            tensors |= {f"adam.{index}.{name}": x for name, x in state.items()}
+        for kind, states in (("adam", self.adam), ("adversary", self.adversary)):
+            for index, state in states.items():
+                tensors |= {f"{kind}.{index}.{name}": x for name, x in state.items()}
         rest = {"step": self.step, "history": self.history, "scaler": self.scaler}
         save_tensors(path, tensors, {"state": json.dumps(rest, allow_nan=False)})
 
@@ -81,23 +83,26 @@ class Checkpoint:
         if "state" not in metadata:
             raise ValueError(f"{path}: no checkpoint of a run, it does not say its state")
         model: dict[str, Tensor] = {}
-        adam: dict[int, dict[str, Tensor]] = {}
+        states: dict[str, dict[int, dict[str, Tensor]]] = {"adam": {}, "adversary": {}}
         for key, x in tensors.items():
             kind, _, name = key.partition(".")
             if kind == "model":
                 model[name] = x
             else:
                 index, _, name = name.partition(".")
-                adam.setdefault(int(index), {})[name] = x
-        return cls(model, adam, **json.loads(metadata["state"]))
+                states[kind].setdefault(int(index), {})[name] = x
+        return cls(model, states["adam"], states["adversary"], **json.loads(metadata["state"]))
 
-    def restore(self, path: Path, vae: VAE, optimizer: Optimizer | None = None) -> None:
-        """Put the weights, and Adam's state where one is given, back; `path` is for the error."""
+    def restore(self, path: Path, vae: VAE, *optimizers: Optimizer) -> None:
+        """Put the weights back, and the states of Adam and the adversary where those are given.
+
+        `path` is for the error.
+        """
         try:
             vae.load_state_dict(self.model)
-            if optimizer is not None:
+            for optimizer, state in zip(optimizers, (self.adam, self.adversary), strict=False):
                 groups = optimizer.state_dict()["param_groups"]
-                optimizer.load_state_dict({"state": self.adam, "param_groups": groups})
+                optimizer.load_state_dict({"state": state, "param_groups": groups})
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{path}: does not fit the model: {error}") from error
 
@@ -112,7 +117,9 @@ def seeded(device: torch.device, *key: int) -> Iterator[None]:
         yield
 
 
-def score(vae: VAE, dataset: Dataset, batch_size: int, seed: int) -> dict[str, float]:
+def score(
+    vae: VAE, dataset: Dataset, batch_size: int, seed: int, step: int = 0
+) -> dict[str, float]:
     """Means over a data set: of the objective that the model trains on, of −ELBO and of its parts.
 
     Args:
@@ -120,6 +127,7 @@ def score(vae: VAE, dataset: Dataset, batch_size: int, seed: int) -> dict[str, f
         dataset: the data.
         batch_size: data in a batch; the published objective depends on it.
         seed: of the samples of q(z|x).
+        step: optimization steps taken so far, for objectives that change with them.
 
     Returns:
         loss, negative_elbo, distortion and rate, in nats.
@@ -129,7 +137,7 @@ def score(vae: VAE, dataset: Dataset, batch_size: int, seed: int) -> dict[str, f
     vae.eval()
     with seeded(device, seed), torch.no_grad():
         for x in dataset.batches(batch_size, shuffle=False):
-            loss, distortion, rate = vae(x.to(device))
+            loss, distortion, rate = vae(x.to(device), step, len(dataset))
             batch = torch.stack([loss * len(x), distortion.sum(), rate.sum()])
             totals += batch.double().cpu()
     loss, distortion, rate = (totals / len(dataset)).tolist()
@@ -158,6 +166,9 @@ def fit(
     quiet: bool = False,
 ) -> History:
     """Train a VAE with Adam: minimize its objective over the training split of a data set.
+
+    An objective with an adversary (`Factor`) brings its optimizer, which takes a step of its own
+    after each of Adam's.
 
     The directory `out` gets run.json (the settings and versions), history.json (one row per epoch),
     last.safetensors (the state after the last epoch, from which a run is resumed), best.safetensors
@@ -241,11 +252,18 @@ def fit(
         }
         write_json(out / RUN, {**settings, "versions": versions})
 
-    adam = Adam(vae.parameters(), lr=lr)
-    model, optimizer = accelerator.prepare(vae, adam)
+    adversary = vae.objective.adversary_optimizer()
+    theirs = (
+        {id(p) for group in adversary.param_groups for p in group["params"]} if adversary else ()
+    )
+    own = [
+        Adam([p for p in vae.parameters() if id(p) not in theirs], lr=lr),
+        *([adversary] if adversary else []),
+    ]
+    model, *optimizers = accelerator.prepare(vae, *own)
     history, step = History(), 0
     if checkpoint is not None:
-        checkpoint.restore(out / LAST, vae, adam)
+        checkpoint.restore(out / LAST, vae, *own)
         history.epochs, step = checkpoint.history, checkpoint.step
         if len(history.epochs) > epochs:
             raise ValueError(
@@ -271,10 +289,11 @@ def fit(
                     # One that a small last batch leaves without a share takes part with weight 0.
                     weight = len(x[rank::processes]) * processes / len(x)
                     share = x[rank::processes] if weight else x[:1]
-                    loss = weight * model(share.to(accelerator.device), step).loss
+                    loss = weight * model(share.to(accelerator.device), step, len(train)).loss
                     accelerator.backward(loss)
-                    optimizer.step()
-                    optimizer.zero_grad()
+                    for optimizer in optimizers:
+                        optimizer.step()
+                        optimizer.zero_grad()
                     step += 1
                     losses.append(loss.detach() * len(x))
                     if len(losses) == STEPS_BETWEEN_LOOKS or i + 1 == steps:
@@ -286,7 +305,7 @@ def fit(
 
             row: dict[str, float] = {"epoch": epoch + 1, "train_loss": total / len(train)}
             for dataset in (valid, test):
-                scores = score(vae, dataset, batch_size, seed)
+                scores = score(vae, dataset, batch_size, seed, step)
                 row |= {f"{dataset.split}_{name}": value for name, value in scores.items()}
             for quantity, measured in row.items():
                 if not math.isfinite(measured):
@@ -299,8 +318,14 @@ def fit(
 
             if accelerator.is_main_process:
                 scaler = accelerator.scaler.state_dict() if accelerator.scaler else {}
+                states = [optimizer.state_dict()["state"] for optimizer in own]
                 checkpoint = Checkpoint(
-                    vae.state_dict(), adam.state_dict()["state"], step, history.epochs, scaler
+                    model=vae.state_dict(),
+                    adam=states[0],
+                    adversary=states[1] if adversary else {},
+                    step=step,
+                    history=history.epochs,
+                    scaler=scaler,
                 )
                 # Last comes last: a run killed before it repeats the epoch, to the same best.
                 if row["valid_negative_elbo"] < best:

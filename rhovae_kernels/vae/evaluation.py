@@ -1,4 +1,4 @@
-"""Evaluation: −ELBO, negative log likelihood by importance sampling, active units."""
+"""Evaluation: −ELBO, negative log likelihood by importance sampling, and what `METRICS` names."""
 
 import json
 import math
@@ -10,21 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rhovae_kernels.vae import aggregate
 from rhovae_kernels.vae.data import load
+from rhovae_kernels.vae.fid import check_weights, fid
 from rhovae_kernels.vae.files import read_json
 from rhovae_kernels.vae.model import VAE
 from rhovae_kernels.vae.training import RUN, seeded
 
-METRICS = "elbo, nll@K (K importance samples, for example nll@5000), active-units"
+METRICS = (
+    "elbo, nll@K (K importance samples, for example nll@5000), active-units, skl, leakage, mi, tc, "
+    "fid, fid-low-posterior"
+)
 
 ACTIVE_VARIANCE = 0.01
 """A latent dimension is active where the posterior's mean varies more than this over the data."""
 
 CHUNK_NUMBERS = 2**23
 """Importance samples are taken so many at a time that the decoder puts out this many numbers."""
-
-BATCH = 256
-"""Data that are encoded at a time."""
 
 
 class Result(dict[str, Any]):
@@ -43,8 +45,7 @@ class Result(dict[str, Any]):
         shown = []
         for name, entry in self.items():
             if name == "elbo":
-                error = entry["standard_error"]
-                shown.append(("−ELBO", f"{-entry['mean']:.3f} ± {error:.3f} (standard error)"))
+                shown.append(("−ELBO", _with_error({**entry, "mean": -entry["mean"]})))
                 shown.append(("  distortion", f"{entry['distortion']:.3f}"))
                 shown.append(("  rate", f"{entry['rate']:.3f}"))
             elif name.startswith("nll@"):
@@ -54,6 +55,20 @@ class Result(dict[str, Any]):
                 shown.append(("  effective sample size", f"mean {sizes} of {entry['samples']}"))
             elif name == "active-units":
                 shown.append((name, f"{entry['active']} of {entry['latent']}"))
+            elif name == "skl":
+                shown.append((name, _with_error(entry)))
+                shown.append(
+                    ("  KL(q ‖ p), KL(p ‖ q)", f"{entry['kl_q_p']:.3f}, {entry['kl_p_q']:.3f}")
+                )
+            elif name == "leakage":
+                shown.append((name, "after the paper's words, its equation 6 being lost"))
+                curve = zip(entry["thresholds"], entry["score"], entry["mass"], strict=True)
+                for threshold, score, mass in curve:
+                    shown.append((f"  above {threshold:g}", f"score {score:.4g}, mass {mass:.4f}"))
+            elif name in ("mi", "tc"):
+                shown.append((name, _with_error(entry)))
+            elif name.startswith("fid"):
+                shown.append((name, f"{entry['mean']:.2f} ({entry['samples']} images, no nats)"))
         return shown
 
 
@@ -67,6 +82,8 @@ def evaluate(
     binarize: str | None = None,
     seed: int = 0,
     split: str = "test",
+    thresholds: Sequence[float] = aggregate.THRESHOLDS,
+    fid_weights: str | Path | None = None,
 ) -> Result:
     """Measure a VAE on a split of a data set.
 
@@ -77,18 +94,22 @@ def evaluate(
         metrics: "elbo": log p(x|z) − KL at one sample for each datum, its standard error over the
             data, and its parts. "nll@K": −log (1/K) Σ_k p(x|z_k) p(z_k)/q(z_k|x), an upper bound in
             expectation, with a 95% interval over the data and the effective sample size
-            (Σw)²/Σw². "active-units": latent dimensions with Var_x E[z|x] > 0.01.
+            (Σw)²/Σw². "active-units": latent dimensions with Var_x E[z|x] > 0.01. "skl":
+            KL(q(z) ‖ p(z)) + KL(p(z) ‖ q(z)), q(z) being the aggregate posterior of the same data.
+            "leakage", "mi", "tc": see `aggregate`. "fid", "fid-low-posterior": see `fid`.
         limit: only so many data, the first ones.
         data_root: directory of the data sets; the run's where left out.
         binarize: "none", "round", "static" or "dynamic"; the run's, or "none", where left out.
         seed: of the samples.
         split: "train", "valid" or "test".
+        thresholds: of the leakage, in nats, ascending.
+        fid_weights: file of the Inception network's weights, for the metrics that take it.
 
     Returns:
         A dictionary, see `Result`.
 
     Raises:
-        FileNotFoundError: no such run.
+        FileNotFoundError: no such run, or no such weights.
         ValueError: an unknown metric or other argument; data that do not fit the model.
         FloatingPointError: a result is not finite.
 
@@ -103,7 +124,7 @@ def evaluate(
         >>> result["nll@10"]["samples"], result["label"]
         (10, 'grey')
     """
-    measures = {name: _metric(name) for name in metrics}
+    measures = {name: _metric(name, thresholds, fid_weights) for name in metrics}
     if limit is not None and limit < 2:
         raise ValueError(f"limit is {limit}; a standard error takes 2 data at least")
     run: dict[str, Any] = {}
@@ -156,15 +177,33 @@ def load_run(run: str | Path) -> tuple[VAE, dict[str, Any]]:
         return VAE.from_pretrained(run), read_json(run / RUN)
 
 
-def _metric(name: str) -> Callable[[VAE, Tensor], dict[str, Any]]:
-    if name == "elbo":
-        return _elbo
-    if name == "active-units":
-        return _active_units
+def _metric(
+    name: str, thresholds: Sequence[float], fid_weights: str | Path | None
+) -> Callable[[VAE, Tensor], dict[str, Any]]:
+    plain = {
+        "elbo": _elbo,
+        "active-units": _active_units,
+        "skl": aggregate.skl,
+        "mi": aggregate.mi,
+        "tc": aggregate.tc,
+    }
+    if name in plain:
+        return plain[name]
+    # What the arguments lack is said before anything is measured.
+    if name == "leakage":
+        checked = aggregate.check_thresholds(thresholds)
+        return lambda vae, x: aggregate.leakage(vae, x, checked)
+    if name in ("fid", "fid-low-posterior"):
+        weights = check_weights(fid_weights)
+        return lambda vae, x: fid(vae, x, weights, name == "fid-low-posterior")
     if found := re.fullmatch(r"nll@([1-9]\d*)", name):
         samples = int(found[1])
         return lambda vae, x: _nll(vae, x, samples)
     raise ValueError(f"there is no metric {name!r}; there are {METRICS}")
+
+
+def _with_error(entry: dict[str, Any]) -> str:
+    return f"{entry['mean']:.3f} ± {entry['standard_error']:.3f} (standard error)"
 
 
 def _standard_error(values: Tensor) -> float:
@@ -173,7 +212,7 @@ def _standard_error(values: Tensor) -> float:
 
 
 def _elbo(vae: VAE, x: Tensor) -> dict[str, Any]:
-    outputs = [vae(batch) for batch in x.split(BATCH)]
+    outputs = [vae(batch) for batch in x.split(aggregate.BATCH)]
     distortion = torch.cat([output.distortion for output in outputs]).double()
     rate = torch.cat([output.rate for output in outputs]).double()
     elbo = -(distortion + rate)
@@ -207,7 +246,7 @@ def log_mean_weights(vae: VAE, x: Tensor, samples: int) -> tuple[Tensor, Tensor]
 
 def _nll(vae: VAE, x: Tensor, samples: int) -> dict[str, Any]:
     # Few data at a time where even one sample of each is much.
-    rows = max(1, min(BATCH, CHUNK_NUMBERS // x[0].numel()))
+    rows = max(1, min(aggregate.BATCH, CHUNK_NUMBERS // x[0].numel()))
     parts = [log_mean_weights(vae, batch, samples) for batch in x.split(rows)]
     nll = -torch.cat([log_p for log_p, _ in parts])
     ess = torch.cat([size for _, size in parts])
@@ -223,7 +262,7 @@ def _nll(vae: VAE, x: Tensor, samples: int) -> dict[str, Any]:
 
 
 def _active_units(vae: VAE, x: Tensor) -> dict[str, Any]:
-    means = torch.cat([vae.posterior_for(batch).mean for batch in x.split(BATCH)])
+    means = torch.cat([vae.posterior_for(batch).mean for batch in x.split(aggregate.BATCH)])
     variances = means.double().var(0, unbiased=False)
     return {
         "active": int((variances > ACTIVE_VARIANCE).sum()),

@@ -115,14 +115,7 @@ class Conv(Encoder):
     ) -> None:
         super().__init__(input_shape, hidden)
         self.channels = positive_integers("channels", channels)
-        step = 2 ** len(self.channels)
-        if len(self.input_shape) != 3 or any(side % step for side in self.input_shape[1:]):
-            raise ValueError(
-                f"input_shape is {self.input_shape}; Conv with {len(self.channels)} convolutions "
-                f"wants (channels, height, width) with height and width multiples of {step}"
-            )
-        height, width = (side // step for side in self.input_shape[1:])
-        self._deepest = (self.channels[-1], height, width)
+        self._deepest = _halved("Conv", self.input_shape, self.channels)
         self.layers = nn.Sequential(
             *_halvings(nn.Conv2d, self.input_shape[0], *self.channels),
             nn.Flatten(),
@@ -137,6 +130,82 @@ class Conv(Encoder):
             nn.Unflatten(-1, self._deepest),
             *doublings[:-1],  # the last outputs are raw
         )
+
+
+class DCGAN(Encoder):
+    """The convolutions of a DC-GAN's discriminator, and its generator as their mirror image.
+
+    Convolutions of 4×4 that each halve the image, then fully connected layers; leaky ReLUs of slope
+    0.2 and, behind every layer but the first, batch normalization. The mirror has ReLUs, and batch
+    normalization behind every layer but the last.
+
+    Args:
+        input_shape: (channels, height, width); height and width divide by 2 to the number of
+            convolutions.
+        channels: filters of each convolution.
+        hidden: widths of the fully connected layers.
+
+    Raises:
+        ValueError: the image does not halve that often.
+
+    Source:
+        rho-VAE paper, section 4: "DC-GAN encoding and decoding" for its info-VAE, without sizes;
+        64 and 128 filters and a fully connected layer of 1024 are ours.
+
+    Example:
+        >>> import torch
+        >>> net = DCGAN((1, 8, 8), channels=(4, 8), hidden=(16,))
+        >>> net(torch.zeros(5, 1, 8, 8)).shape, net.mirror(3)(torch.zeros(5, 3)).shape
+        (torch.Size([5, 16]), torch.Size([5, 1, 8, 8]))
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...] = (1, 28, 28),
+        channels: tuple[int, ...] = (64, 128),
+        hidden: tuple[int, ...] = (1024,),
+    ) -> None:
+        super().__init__(input_shape, hidden)
+        self.channels = positive_integers("channels", channels)
+        self._deepest = _halved("DCGAN", self.input_shape, self.channels)
+        layers: list[nn.Module] = []
+        for before, after in pairwise((self.input_shape[0], *self.channels)):
+            layers += [nn.Conv2d(before, after, kernel_size=4, stride=2, padding=1)]
+            # The first layer sees the data as they are.
+            layers += [nn.BatchNorm2d(after)] if len(layers) > 1 else []
+            layers += [nn.LeakyReLU(0.2)]
+        layers += [nn.Flatten()]
+        for before, after in pairwise((math.prod(self._deepest), *self.hidden)):
+            layers += [nn.Linear(before, after), nn.BatchNorm1d(after), nn.LeakyReLU(0.2)]
+        self.layers = nn.Sequential(*layers)
+
+    def mirror(self, latent: int, channels_out: int | None = None) -> nn.Module:
+        layers: list[nn.Module] = []
+        for pair in pairwise((latent, *reversed(self.hidden), math.prod(self._deepest))):
+            layers += [nn.Linear(*pair), nn.BatchNorm1d(pair[1]), nn.ReLU()]
+        layers += [nn.Unflatten(-1, self._deepest)]
+        back = (*reversed(self.channels), self._shape_out(channels_out)[0])
+        for pair in pairwise(back):
+            layers += [
+                nn.ConvTranspose2d(*pair, kernel_size=4, stride=2, padding=1),
+                nn.BatchNorm2d(pair[1]),
+                nn.ReLU(),
+            ]
+        return nn.Sequential(*layers[:-2])  # the last outputs are raw
+
+
+def _halved(
+    net: str, input_shape: tuple[int, ...], channels: tuple[int, ...]
+) -> tuple[int, int, int]:
+    """What (channels, height, width) come to after as many halvings as there are convolutions."""
+    step = 2 ** len(channels)
+    if len(input_shape) != 3 or any(side % step for side in input_shape[1:]):
+        raise ValueError(
+            f"input_shape is {input_shape}; {net} with {len(channels)} convolutions "
+            f"wants (channels, height, width) with height and width multiples of {step}"
+        )
+    height, width = (side // step for side in input_shape[1:])
+    return channels[-1], height, width
 
 
 def _dense(*widths: int) -> list[nn.Module]:

@@ -6,6 +6,24 @@ from dataclasses import dataclass
 from rhovae_kernels.vae import decoders, nets, objectives, posteriors, priors
 from rhovae_kernels.vae.model import VAE
 
+
+def _elbo(beta: float) -> objectives.Objective:
+    return objectives.ELBO() if beta == 1 else objectives.BetaH(beta)
+
+
+def _capacity(gamma: float) -> objectives.Objective:
+    return objectives.BetaB(gamma, capacity=5.0, steps=5000)
+
+
+def _info(lambda_: float) -> objectives.Objective:
+    return objectives.InfoMMD(alpha=0.0, lambda_=lambda_)
+
+
+def _dpvae_net(input_shape: tuple[int, ...]) -> nets.Encoder:
+    """The dpVAE paper's for points; its figure of those for images is lost: one layer of 400."""
+    return nets.MLP(input_shape, hidden=(400,) if len(input_shape) == 3 else (100, 50))
+
+
 _POSTERIORS: dict[str, tuple[Callable[[int], posteriors.Posterior], str]] = {
     "": (posteriors.Diagonal, "diagonal Gaussian posterior"),
     "rho-": (posteriors.AR1, "AR(1) Gaussian posterior, covariance s·R"),
@@ -15,6 +33,21 @@ _FORMS: dict[str, tuple[Callable[[tuple[int, ...]], nets.Encoder], bool, str]] =
     "": (nets.MLP, False, "one hidden layer of 400"),
     "beta-": (nets.MLP, True, "one hidden layer of 400, beta-VAE objective"),
     "cnn-": (nets.Conv, False, "two convolutions of 64 and 128 filters"),
+}
+_FAMILY: dict[str, tuple[Callable[[float], objectives.Objective], float, str]] = {
+    "dpvae": (_elbo, 1.0, "ELBO"),
+    "beta-dpvae-h": (objectives.BetaH, 4.0, "β-VAE, β = 4"),
+    "beta-dpvae-b": (_capacity, 10.0, "β-VAE with a capacity, γ = 10, C = 5 nats after 5000 steps"),
+    "tc-dpvae": (objectives.BetaTC, 6.0, "β-TC-VAE, β = 6"),
+    "factor-dpvae": (objectives.Factor, 6.4, "FactorVAE, γ = 6.4"),
+    "info-dpvae": (_info, 10.0, "InfoVAE, α = 0, λ = 10, inverse multiquadric kernel"),
+}
+_ALIASES = {
+    "beta-vae-h": "beta-dpvae-h-plain",
+    "beta-vae-b": "beta-dpvae-b-plain",
+    "tc-vae": "tc-dpvae-plain",
+    "factor-vae": "factor-dpvae-plain",
+    "info-rho-vae": "rho-info-vae",
 }
 
 
@@ -28,7 +61,9 @@ class Recipe:
         source: where that comes from.
         encoder: makes the encoder of data of some shape.
         posterior: makes the posterior of some number of latent dimensions.
-        beta: weight of the KL divergence; 1 for the ELBO.
+        beta: weight of the objective's regularizer (β, γ or λ); 1 for the ELBO.
+        prior: makes the prior of some number of latent dimensions.
+        objective: makes the objective of some weight.
         batch_size, lr, epochs, latent: the settings to train it with: data per step, Adam's step
             size, passes over the data, latent dimensions.
     """
@@ -39,6 +74,8 @@ class Recipe:
     encoder: Callable[[tuple[int, ...]], nets.Encoder]
     posterior: Callable[[int], posteriors.Posterior]
     beta: float = 1.0
+    prior: Callable[[int], priors.Prior] = priors.StandardNormal
+    objective: Callable[[float], objectives.Objective] = _elbo
     batch_size: int = 128
     lr: float = 1e-3
     epochs: int = 20
@@ -52,7 +89,7 @@ class Recipe:
         Args:
             input_shape: shape of one datum.
             latent: dimensions of the code; the recipe's where left out.
-            beta: weight of the KL divergence; the recipe's where left out.
+            beta: weight of the objective's regularizer; the recipe's where left out.
 
         Raises:
             ValueError: the encoder cannot take data of this shape.
@@ -62,9 +99,9 @@ class Recipe:
         return VAE(
             encoder=self.encoder(tuple(input_shape)),
             posterior=self.posterior(latent),
-            prior=priors.StandardNormal(latent),
+            prior=self.prior(latent),
             decoder=decoders.Bernoulli() if len(input_shape) == 3 else decoders.Gaussian(),
-            objective=objectives.ELBO() if beta == 1 else objectives.BetaH(beta),
+            objective=self.objective(beta),
         )
 
 
@@ -82,6 +119,36 @@ def _recipes() -> dict[str, Recipe]:
                 posterior,
                 beta=4.0 if weighted else 1.0,
             )
+    for name, (objective, weight, says) in _FAMILY.items():
+        for suffix, prior, prior_says in (
+            ("", priors.RealNVP, "decoupled prior of 6 couplings of 64×2"),
+            ("-plain", priors.StandardNormal, "prior N(0, I)"),
+        ):
+            found[name + suffix] = Recipe(
+                name + suffix,
+                f"{says}; {prior_says}",
+                "dpVAE paper, section 4 and appendix C: two layers of 100 and 50 for points, batch "
+                "100, latent 2. Its step size, its network for images and the weights of its "
+                "regularizers are lost in our copy: Adam 1e-3, one layer of 400 and these are ours",
+                _dpvae_net,
+                posteriors.Diagonal,
+                beta=weight,
+                prior=prior,
+                objective=objective,
+                batch_size=100,
+                latent=2,
+            )
+    for prefix, posterior in (("", posteriors.Diagonal), ("rho-", posteriors.AR1)):
+        name = f"{prefix}info-vae"
+        found[name] = Recipe(
+            name,
+            f"{_POSTERIORS[prefix][1]}; DC-GAN networks, InfoVAE, α = 0, λ = 10",
+            "rho-VAE paper, section 4, which gives neither sizes nor weights: they are ours",
+            nets.DCGAN,
+            posterior,
+            beta=10.0,
+            objective=_info,
+        )
     return found
 
 
@@ -92,6 +159,9 @@ RECIPES = _recipes()
 def recipe(name: str) -> Recipe:
     """The recipe of that name; `rho-beta-vae` is `beta-rho-vae`, and so for each prefix pair.
 
+    The twin of a dpVAE with N(0, I) for its prior is `<name>-plain`; `beta-vae-h`, `beta-vae-b`,
+    `tc-vae` and `factor-vae` name such twins too.
+
     Raises:
         ValueError: there is none.
 
@@ -101,6 +171,9 @@ def recipe(name: str) -> Recipe:
     """
     for form in _FORMS:
         for prefix in _POSTERIORS:
-            if name in (f"{form}{prefix}vae", f"{prefix}{form}vae"):
+            if name == f"{prefix}{form}vae":
                 return RECIPES[f"{form}{prefix}vae"]
-    raise ValueError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}")
+    name = _ALIASES.get(name, name)
+    if name not in RECIPES:
+        raise ValueError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}")
+    return RECIPES[name]

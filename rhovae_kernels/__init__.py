@@ -19,6 +19,7 @@ _LAZY = {
     "VAE": "rhovae_kernels.vae.model",
     "fit": "rhovae_kernels.vae.training",
     "evaluate": "rhovae_kernels.vae.evaluation",
+    "fuse": "rhovae_kernels.fusion",
     "data": "rhovae_kernels.vae.data",
     "decoders": "rhovae_kernels.vae.decoders",
     "nets": "rhovae_kernels.vae.nets",

@@ -22,7 +22,12 @@ LATENT = 3
 POSTERIORS = [posteriors.Diagonal, posteriors.AR1, posteriors.ScaledAR1]
 PRIORS = [priors.StandardNormal, priors.AR1]
 # Priors to which a Gaussian has no KL divergence in closed form.
-FLOWS = [lambda latent: priors.RealNVP(latent, layers=3, hidden=(8, 8))]
+FLOWS = [
+    lambda latent: priors.RealNVP(latent, layers=3, hidden=(8, 8)),
+    lambda latent: priors.MAF(latent, steps=2, hidden=(8, 8)),
+]
+# Posteriors that have no KL divergence, no entropy and no mean in closed form.
+SAMPLED = [lambda latent: posteriors.IAF(latent, steps=2, hidden=(8, 8), context=4)]
 DECODERS = [decoders.Bernoulli, decoders.Gaussian]
 NETS = {
     "MLP": lambda: nets.MLP((1, 8, 8), hidden=(16, 12)),
@@ -32,7 +37,7 @@ NETS = {
 
 every_combination = pytest.mark.parametrize(
     ("posterior", "prior", "decoder", "net"),
-    list(itertools.product(POSTERIORS, PRIORS + FLOWS, DECODERS, NETS)),
+    list(itertools.product(POSTERIORS + SAMPLED, PRIORS + FLOWS, DECODERS, NETS)),
 )
 every_posterior_and_prior = pytest.mark.parametrize(
     ("posterior", "prior"), list(itertools.product(POSTERIORS, PRIORS))
@@ -409,7 +414,7 @@ class TestModel:
         expected = vae.decoder.mean(vae.posterior_for(x).mean)
         torch.testing.assert_close(vae.reconstruct(x), expected)
 
-    @pytest.mark.parametrize("posterior", POSTERIORS)
+    @pytest.mark.parametrize("posterior", POSTERIORS + SAMPLED)
     def test_under_autocast_rates_and_log_probabilities_are_float32(self, posterior):
         vae = made(posterior)
         x = some_data(vae)
@@ -437,9 +442,13 @@ class TestModel:
             next(other.parameters()).zero_()
         assert not torch.equal(vae.reconstruct(x), other.reconstruct(x))
 
-    @pytest.mark.parametrize("prior", PRIORS + FLOWS)
-    def test_compiled_in_one_graph_it_computes_the_same(self, prior):
-        vae = made(prior=prior)
+    @pytest.mark.parametrize(
+        ("posterior", "prior"),
+        [(posteriors.AR1, prior) for prior in PRIORS + FLOWS]
+        + [(posterior, priors.StandardNormal) for posterior in SAMPLED],
+    )
+    def test_compiled_in_one_graph_it_computes_the_same(self, posterior, prior):
+        vae = made(posterior, prior)
         # The backend that changes nothing: what is tested is that one graph holds the whole pass.
         compiled = torch.compile(vae, fullgraph=True, backend="aot_eager")
         x = some_data(vae)

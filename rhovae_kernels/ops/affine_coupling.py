@@ -9,6 +9,7 @@ from torch.autograd import Function
 from python_ref.affine_coupling import affine_coupling as specification
 from python_ref.affine_coupling import affine_coupling_backward as specification_backward
 from rhovae_kernels.ops import checks, registration
+from rhovae_kernels.ops.cost import Cost, per_row, wanted
 
 BOUNDS = ("none", "tanh")
 
@@ -94,6 +95,45 @@ def _check_backward(
         checks.per_row(op, "grad_log_det", grad_log_det, x)
 
 
+# What the mask leaves without effect is counted too: of a checkerboard it lies among the rest.
+
+
+def _cost(x, log_scale, shift, mask, inverse=False, bound="none") -> Cost:
+    """Four passes: x, log_scale, t, y."""
+    # e^s, the product, the sum with t, and Σ s: 4, either way round; tanh.
+    return Cost.of(
+        read=(x, log_scale, shift, mask),
+        written=(x, per_row(x)),
+        flops=(4 + (bound == "tanh")) * x.numel(),
+    )
+
+
+def _cost_backward(
+    grad_out, grad_log_det, x, log_scale, shift, mask, inverse, bound, needs
+) -> Cost:
+    """Six passes: g, x, log_scale, ∂x, ∂log_scale, ∂t; for the inverse t too."""
+    d_x, d_s, d_t = needs
+    g, k, bounded = grad_out is not None, grad_log_det is not None, bound == "tanh"
+    # Forward ∂t is g. tanh is in s, sech² in ∂log_scale.
+    scaled = g and (d_x or d_s or (d_t and inverse))
+    some_d_s = d_s and (g or k)
+    # e^s and its product with g; tanh; ∂s: x − t, a product and the sum with k; sech²: 7, and 1.
+    per_element = scaled * (2 + bounded) + d_s * (g * (1 + inverse) + (g and k))
+    per_element += 8 * (some_d_s and bounded)
+    return Cost.of(
+        read=(
+            grad_out if any(needs) else None,
+            grad_log_det if d_s else None,
+            x if g and d_s else None,
+            log_scale if scaled or (some_d_s and bounded) else None,
+            shift if g and d_s and inverse else None,
+            mask if (g and any(needs)) or some_d_s else None,
+        ),
+        written=wanted((x, log_scale, shift), needs),
+        flops=per_element * x.numel(),
+    )
+
+
 def _vmapped(op, mask_at: int, info, in_dims, args) -> tuple[Tensor, ...]:
     """vmap: one more leading dimension, which a mask does not have; over masks, a loop."""
     front = [
@@ -161,6 +201,7 @@ registration.define(
         x.new_empty(x.shape),
         x.new_empty(x.shape[:-1], dtype=checks.per_row_dtype(x.dtype)),
     ),
+    cost=_cost,
     function=AffineCoupling,
     autocast=torch.float32,
 )
@@ -173,5 +214,6 @@ registration.define(
     fake=lambda grad_out, grad_log_det, x, log_scale, shift, mask, inverse, bound, needs: (
         registration.empty_gradients((x, log_scale, shift), needs)
     ),
+    cost=_cost_backward,
     function=AffineCouplingBackward,
 )

@@ -105,7 +105,7 @@ def define(
     *,
     check: Callable[..., None],
     fake: Callable,
-    cost: Callable[..., Cost] | None = None,
+    cost: Callable[..., Cost],
     function: type[Function] | None = None,
     autocast: torch.dtype | str | None = None,
 ) -> torch._ops.OpOverload:
@@ -124,9 +124,7 @@ def define(
             where this is `AUTOCAST_TYPE`.
     """
     name = schema.partition("(")[0]
-    ROOMS[name], _checks[name] = room, check
-    if cost is not None:
-        MODELS[name] = cost
+    ROOMS[name], _checks[name], MODELS[name] = room, check, cost
     _rhovae.define(schema)
     for library in _compiled:
         library.define(schema)

@@ -70,6 +70,24 @@ def growth(op: str, arguments) -> Cost:
 def test_the_table_of_what_an_op_moves_is_the_models():
     state = torch.empty(2, dtype=torch.int64, device="meta")
     one, both, three = (True,), (True, True), (True, True, True)
+
+    def coupling(inverse: bool, bound: str):
+        op = "affine_coupling"
+        return (
+            (op, lambda x, row, k: (x, x, x, mask(x), inverse, bound)),
+            (f"{op}_backward", lambda x, row, k: (x, k, x, x, x, mask(x), inverse, bound, three)),
+        )
+
+    def mask(x):
+        # A byte for all rows: no tensor as long as one.
+        return torch.empty(x.shape[-1], dtype=torch.bool, device="meta")
+
+    couplings = {
+        "forward": (False, "none"),
+        "forward, tanh": (False, "tanh"),
+        "inverse": (True, "none"),
+        "inverse, tanh": (True, "tanh"),
+    }
     calls = {
         "`linear_scan`, a gate for each row": (
             ("linear_scan", lambda x, row, k: (row, x)),
@@ -99,6 +117,11 @@ def test_the_table_of_what_an_op_moves_is_the_models():
             ("ar1_log_prob", lambda x, row, k: (x, x, row, row)),
             ("ar1_log_prob_backward", lambda x, row, k: (k, x, x, row, row, one * 4)),
         ),
+        "`iaf_gate`": (
+            ("iaf_gate", lambda x, row, k: (x, x, x)),
+            ("iaf_gate_backward", lambda x, row, k: (x, k, x, x, x, three)),
+        ),
+        **{f"`affine_coupling`, {name}": coupling(*which) for name, which in couplings.items()},
     }
     lines = []
     for name, directions in calls.items():

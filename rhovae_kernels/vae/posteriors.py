@@ -215,3 +215,7 @@ class IAF(Posterior):
         mu_0, log_var_0, context = self.parameters_of(h)
         given = context if self.context else None
         return Pushforward(mu_0, log_var_0, self.flow, given, validate_args=False)
+
+    def rsample_and_kl(self, h: Tensor, prior: Prior) -> tuple[Tensor, Tensor]:
+        z, log_q = self(h).rsample_and_log_prob()
+        return z, log_q - prior.log_prob(z)

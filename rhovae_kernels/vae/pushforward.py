@@ -25,7 +25,7 @@ class Pushforward(Distribution):
     log q(z) = −Σ_i[½ε_i² + ½log 2π + log σ_{0,i}] − log|det ∂z/∂z_0|
 
     Of the sample that `rsample` gave last, `log_prob` knows the noise, and costs nothing; of any
-    other z it takes the flow's inverse.
+    other z, and inside `torch.compile`, it takes the flow's inverse.
 
     Args:
         loc: μ_0, shape (…,d).
@@ -89,16 +89,18 @@ class Pushforward(Distribution):
         return self._push(torch.cat([half, -half]))[0].mean(0)
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self.rsample_and_log_prob(sample_shape)[0]
+        z, log_q = self.rsample_and_log_prob(sample_shape)
+        # A graph has no versions of tensors to compare.
+        if not torch.compiler.is_compiling():
+            self._last = z, z._version, log_q
+        return z
 
     def rsample_and_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
         """A reparametrized sample z and log q(z) in nats, in one pass of the parallel direction."""
         shape = self._extended_shape(sample_shape)
         eps = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         z, log_det = self._push(eps)
-        log_q = self._log_base(eps) - log_det
-        self._last = z, z._version, log_q
-        return z, log_q
+        return z, self._log_base(eps) - log_det
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:

@@ -301,6 +301,10 @@ class TestNetworks:
         with pytest.raises(ValueError, match=says):
             nets.MLP(**arguments)
 
+    def test_an_unknown_activation_is_refused(self):
+        with pytest.raises(ValueError, match="activation is 'gelu'; it must be one of relu, elu"):
+            nets.Conv(activation="gelu")
+
     def test_data_of_another_shape_are_refused(self):
         with pytest.raises(ValueError, match=r"x is of shape \(5, 8, 8\).*wants \(B, 1, 8, 8\)"):
             nets.MLP((1, 8, 8))(torch.zeros(5, 8, 8))
@@ -475,6 +479,7 @@ class TestSavedModels:
                 "input_shape": [1, 8, 8],
                 "channels": [4, 6],
                 "hidden": [12, 10],
+                "activation": "relu",
             },
             "posterior": {"part": "posteriors.AR1", "latent": 3},
             "prior": {"part": "priors.StandardNormal", "latent": 3},
@@ -627,6 +632,23 @@ class TestRecipes:
     def test_a_convolution_over_points_is_refused(self):
         with pytest.raises(ValueError, match=r"input_shape is \(2,\); Conv"):
             recipe("cnn-vae").build((2,), latent=2)
+
+    @pytest.mark.parametrize("name", ["iaf-vae", "iaf-vae-separate", "iaf-vae-plain"])
+    def test_the_iaf_vae_has_the_settings_of_the_post(self, name):
+        found = recipe(name)
+        assert (found.batch_size, found.lr, found.latent) == (100, 1e-3, 32)
+        vae = found.build((1, 28, 28))
+        outside = [*vae.encoder.modules(), *vae.decoder.modules()]
+        assert any(isinstance(m, nn.ELU) for m in outside)
+        assert not any(isinstance(m, nn.ReLU) for m in outside)
+        assert isinstance(vae.objective, objectives.ELBO)
+        if name == "iaf-vae-plain":
+            assert isinstance(vae.posterior, posteriors.Diagonal)
+            return
+        posterior = vae.posterior
+        assert (posterior.steps, posterior.hidden) == (4, (320, 320))
+        assert (posterior.activation, posterior.context) == ("sigmoid", 32)
+        assert posterior.separate == (name == "iaf-vae-separate")
 
     def test_an_unknown_recipe_is_refused_with_those_there_are(self):
         with pytest.raises(ValueError, match="no recipe 'rho'; there are vae, rho-vae, scaled-rho"):

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from rhovae_kernels.vae.parts import Part, positive_integers
 
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU}
+
 
 class Encoder(Part):
     """A network from data (B, *input_shape) to features (B, out_features).
@@ -84,21 +86,23 @@ class MLP(Encoder):
 
 
 class Conv(Encoder):
-    """Convolutions of 4×4 that each halve the image, then fully connected layers, all with ReLU.
+    """Convolutions of 4×4 that each halve the image, then fully connected layers.
 
     Args:
         input_shape: (channels, height, width); height and width divide by 2 to the number of
             convolutions.
         channels: filters of each convolution.
         hidden: widths of the fully connected layers.
+        activation: of every layer: "relu" or "elu".
 
     Raises:
-        ValueError: the image does not halve that often.
+        ValueError: the image does not halve that often, or the activation is unknown.
 
     Source:
         rho-VAE paper, section 4: 64 and 128 filters of 4×4, two fully connected layers, mirrored
         with transposed convolutions. It gives neither stride, padding nor the widths of the fully
-        connected layers: 2 and 1, which halve exactly, and the 400 of its MLP are ours.
+        connected layers: 2 and 1, which halve exactly, and the 400 of its MLP are ours. IAF post,
+        for ELU.
 
     Example:
         >>> import torch
@@ -112,21 +116,28 @@ class Conv(Encoder):
         input_shape: tuple[int, ...] = (1, 28, 28),
         channels: tuple[int, ...] = (64, 128),
         hidden: tuple[int, ...] = (400, 400),
+        activation: str = "relu",
     ) -> None:
         super().__init__(input_shape, hidden)
+        if activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ValueError(f"activation is {activation!r}; it must be one of {known}")
+        self.activation = activation
         self.channels = positive_integers("channels", channels)
         self._deepest = _halved("Conv", self.input_shape, self.channels)
+        act = ACTIVATIONS[activation]
         self.layers = nn.Sequential(
-            *_halvings(nn.Conv2d, self.input_shape[0], *self.channels),
+            *_halvings(nn.Conv2d, self.input_shape[0], *self.channels, act=act),
             nn.Flatten(),
-            *_dense(math.prod(self._deepest), *self.hidden),
+            *_dense(math.prod(self._deepest), *self.hidden, act=act),
         )
 
     def mirror(self, latent: int, channels_out: int | None = None) -> nn.Module:
         back = (*reversed(self.channels), self._shape_out(channels_out)[0])
-        doublings = _halvings(nn.ConvTranspose2d, *back)
+        act = ACTIVATIONS[self.activation]
+        doublings = _halvings(nn.ConvTranspose2d, *back, act=act)
         return nn.Sequential(
-            *_dense(latent, *reversed(self.hidden), math.prod(self._deepest)),
+            *_dense(latent, *reversed(self.hidden), math.prod(self._deepest), act=act),
             nn.Unflatten(-1, self._deepest),
             *doublings[:-1],  # the last outputs are raw
         )
@@ -208,16 +219,16 @@ def _halved(
     return channels[-1], height, width
 
 
-def _dense(*widths: int) -> list[nn.Module]:
+def _dense(*widths: int, act: type[nn.Module] = nn.ReLU) -> list[nn.Module]:
     pairs = pairwise(widths)
-    return [layer for pair in pairs for layer in (nn.Linear(*pair), nn.ReLU())]
+    return [layer for pair in pairs for layer in (nn.Linear(*pair), act())]
 
 
-def _halvings(kind: type[nn.Module], *channels: int) -> list[nn.Module]:
+def _halvings(kind: type[nn.Module], *channels: int, act: type[nn.Module]) -> list[nn.Module]:
     """4×4 convolutions that halve the image exactly, or, transposed, double it."""
     pairs = pairwise(channels)
     return [
         layer
         for pair in pairs
-        for layer in (kind(*pair, kernel_size=4, stride=2, padding=1), nn.ReLU())
+        for layer in (kind(*pair, kernel_size=4, stride=2, padding=1), act())
     ]

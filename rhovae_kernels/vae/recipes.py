@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from rhovae_kernels.vae import decoders, nets, objectives, posteriors, priors
 from rhovae_kernels.vae.model import VAE
@@ -48,6 +49,23 @@ _ALIASES = {
     "tc-vae": "tc-dpvae-plain",
     "factor-vae": "factor-dpvae-plain",
     "info-rho-vae": "rho-info-vae",
+}
+
+
+def _iaf(latent: int, separate: bool = False) -> posteriors.IAF:
+    """The IAF post's: hidden layers of ten units a latent dimension; a context as wide as z."""
+    return posteriors.IAF(
+        latent, steps=4, hidden=(10 * latent, 10 * latent), context=latent, separate=separate
+    )
+
+
+_IAF: dict[str, tuple[Callable[[int], posteriors.Posterior], str]] = {
+    "iaf-vae": (_iaf, "IAF posterior, 4 steps, a MADE of two heads each"),
+    "iaf-vae-separate": (
+        partial(_iaf, separate=True),
+        "IAF posterior, 4 steps, a MADE for m and one for s each, as in the post",
+    ),
+    "iaf-vae-plain": (posteriors.Diagonal, "diagonal Gaussian posterior"),
 }
 
 
@@ -149,6 +167,18 @@ def _recipes() -> dict[str, Recipe]:
             beta=10.0,
             objective=_info,
         )
+    for name, (posterior, says) in _IAF.items():
+        found[name] = Recipe(
+            name,
+            f"{says}; two convolutions of 64 and 128 filters, ELU",
+            "IAF post, Table 1: z = 32, sigmoid and 2×320 inside the MADEs. It gives neither the "
+            "sizes of its convolutions nor the number of epochs: they are ours. Its regularizers "
+            "on the MADEs are left out",
+            partial(nets.Conv, activation="elu"),
+            posterior,
+            batch_size=100,
+            latent=32,
+        )
     return found
 
 
@@ -159,8 +189,8 @@ RECIPES = _recipes()
 def recipe(name: str) -> Recipe:
     """The recipe of that name; `rho-beta-vae` is `beta-rho-vae`, and so for each prefix pair.
 
-    The twin of a dpVAE with N(0, I) for its prior is `<name>-plain`; `beta-vae-h`, `beta-vae-b`,
-    `tc-vae` and `factor-vae` name such twins too.
+    The twin of a dpVAE with N(0, I) for its prior, or of a recipe with a plain posterior, is
+    `<name>-plain`; `beta-vae-h`, `beta-vae-b`, `tc-vae` and `factor-vae` name such twins too.
 
     Raises:
         ValueError: there is none.

@@ -221,47 +221,77 @@ def bench(
 
 @app.command()
 def reproduce(
-    paper: Annotated[str, typer.Argument(help="rho-vae.")],
+    paper: Annotated[str, typer.Argument(help="rho-vae or iaf.")],
     dataset: Annotated[
         str, typer.Option("--data", help="mnist, fashion-mnist, kmnist or digits.")
     ] = "mnist",
-    form: Annotated[str, typer.Option(help="plain, beta or cnn.")] = "plain",
-    latent: Annotated[int, typer.Option(help="Dimensions of the code.")] = 10,
-    epochs: Annotated[int, typer.Option(help="Passes over the training data.")] = 20,
+    form: Annotated[str, typer.Option(help="Of rho-vae: plain, beta or cnn.")] = "plain",
+    latent: Annotated[
+        int | None, typer.Option(help="Dimensions of the code; 10 for rho-vae, 32 for iaf else.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training data; 20 if not given.")
+    ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, with commas between.")] = "0,1",
     data_root: DataRoot = None,
     out: Annotated[
-        Path | None, typer.Option(help="Directory for results; runs/rho-vae-DATA-FORM-dD else.")
+        Path | None, typer.Option(help="Directory for results; one in runs, named by all this.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="NLL on so many test data.")] = None,
+    binarize: Annotated[
+        str | None, typer.Option(help="Of iaf: round, none (grey), static or dynamic.")
+    ] = None,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress bar.")] = False,
 ) -> None:
     """Train a paper's comparison: what its sources report beside what is true."""
-    from rhovae_kernels.vae.reproduction import describe
-    from rhovae_kernels.vae.reproduction import reproduce as run
+    from rhovae_kernels.vae import reproduction, reproduction_iaf
 
-    if paper != "rho-vae":
-        raise ValueError(f"there is no reproduction of {paper!r}; there is rho-vae")
+    if paper not in ("rho-vae", "iaf"):
+        raise ValueError(f"there is no reproduction of {paper!r}; there are rho-vae and iaf")
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
     except ValueError as error:
         raise ValueError(f"seeds is {seeds!r}; it must be integers, with commas between") from error
-    table = run(
-        dataset,
-        form,
-        latent=latent,
-        epochs=epochs,
-        seeds=numbers,
-        data_root=data_root,
-        out=out or Path("runs") / f"rho-vae-{dataset}-{form}-d{latent}",
-        limit=limit,
-        quiet=quiet,
-    )
+    common: dict[str, Any] = {
+        "seeds": numbers,
+        "data_root": data_root,
+        "limit": limit,
+        "quiet": quiet,
+    }
+    runs = Path("runs")
+    if paper == "rho-vae":
+        if binarize not in (None, "none"):
+            raise ValueError(
+                f"binarize is {binarize!r}; rho-vae is reproduced on grey values, as its sources"
+            )
+        latent = 10 if latent is None else latent
+        table = reproduction.reproduce(
+            dataset,
+            form,
+            latent=latent,
+            epochs=20 if epochs is None else epochs,
+            out=out or runs / f"rho-vae-{dataset}-{form}-d{latent}",
+            **common,
+        )
+        page = reproduction.describe(table)
+    else:
+        if form != "plain":
+            raise ValueError(f"form is {form!r}; iaf has but plain")
+        binarize = "round" if binarize is None else binarize
+        table = reproduction_iaf.reproduce(
+            dataset,
+            binarize=binarize,
+            latent=latent,
+            epochs=epochs,
+            out=out or runs / f"iaf-{dataset}-{binarize}",
+            **common,
+        )
+        page = reproduction_iaf.describe(table)
     if as_json:
         _print_json(table)
     else:
-        print(describe(table))
+        print(page)
 
 
 if __name__ == "__main__":

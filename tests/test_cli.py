@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import rhovae_kernels as rk
 from rhovae_kernels import backends, cli
-from rhovae_kernels.vae import demo, pictures
+from rhovae_kernels.vae import demo, pictures, published, reproduction_iaf
 
 ROOT = Path(__file__).parents[1]
 
@@ -119,6 +119,8 @@ ERRORS = {
     "sample": ("sample nowhere", "nowhere holds no run"),
     "paper": ("reproduce dpvae", "there is no reproduction of 'dpvae'"),
     "form": ("reproduce rho-vae --form info", "form is 'info'"),
+    "form of iaf": ("reproduce iaf --data digits --form cnn", "form is 'cnn'; iaf has but plain"),
+    "grey": ("reproduce rho-vae --binarize round", "binarize is 'round'; rho-vae is reproduced on"),
     "seeds": ("reproduce rho-vae --seeds a", "seeds is 'a'"),
 }
 
@@ -198,6 +200,65 @@ def test_reproduce_prints_reported_and_true_figures_side_by_side_and_resumes(
     assert status == 0
     assert json.loads(again) == table
     assert {path: path.stat().st_mtime_ns for path in runs} == runs
+
+
+def test_reproduce_iaf_names_the_data_keeps_the_posts_apart_and_resumes(
+    capsys, monkeypatch, tmp_path
+):
+    command = "reproduce iaf --data digits --latent 4 --epochs 1 --seeds 0 --limit 20 --quiet"
+    arguments = [command, "--out", tmp_path]
+    status, shown, _ = rhovae(capsys, monkeypatch, *arguments)
+    assert status == 0
+    assert "digits (rounded pixels)" in shown
+    ours, theirs = shown.split("The post, on other data")
+    assert "72.33" not in ours and "72.33" in theirs
+    assert "CIFAR-10 was not given" in theirs and "1820.17" in theirs
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert len(table["rows"]) == 3
+    for row in table["rows"]:
+        total = row["test_distortion"] + row["test_rate"]
+        assert row["test_negative_elbo"] == pytest.approx(total)
+        assert f"{row['test_distortion']:.2f}" in ours
+        assert row["nll"] != row["test_negative_elbo"]
+    sizes = [row["parameters"] for row in table["rows"]]
+    assert sizes[0] < sizes[2] < sizes[1]
+    drawn = {path.name for path in tmp_path.glob("*.png")}
+    assert {"validation_loss.png", "samples-iaf-vae.png"} <= drawn
+    runs = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/last.safetensors")}
+    assert len(runs) == 3
+    status, again, _ = rhovae(capsys, monkeypatch, *arguments, "--json")
+    assert status == 0
+    assert json.loads(again) == table
+    assert {path: path.stat().st_mtime_ns for path in runs} == runs
+
+
+@pytest.mark.parametrize(
+    ("data", "label", "together"),
+    [("mnist", "rounded", True), ("mnist", "dynamic", False), ("digits", "rounded", False)],
+)
+def test_the_posts_figures_share_a_table_with_rounded_mnist_alone(data, label, together):
+    row = {"model": "VAE", "parameters": 1, **dict.fromkeys(reproduction_iaf.COLUMNS, 1.0)}
+    table = {
+        "data": data,
+        "label": label,
+        "training_data": 54000,
+        "nll_data": 10,
+        "latent": 32,
+        "epochs": 1,
+        "batch_size": 100,
+        "lr": 1e-3,
+        "seeds": [0],
+        "rows": [row],
+        "published": {
+            name: [row._asdict() for row in rows] for name, rows in published.IAF_TABLE_1.items()
+        },
+    }
+    shown = reproduction_iaf.describe(table)
+    assert ("The post, on other data" not in shown) == together
+    columns = {len(line.split("|")) for line in shown.splitlines() if line.startswith("|")}
+    assert len(columns) == (1 if together else 2)
+    for figure in ("70.92", "72.33", "40.19", "66.44", "70.89", "39.99"):
+        assert shown.count(figure) == 1
 
 
 def test_demo_ends_in_a_table_and_pictures_and_can_be_run_again(capsys, monkeypatch, tmp_path):

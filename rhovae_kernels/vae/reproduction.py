@@ -109,7 +109,7 @@ def reproduce(
             Checkpoint.load(run / LAST).restore(run / LAST, vae)
             histories[label].append(history)
             on = {"data": data, "data_root": root, "epochs": epochs, "limit": limit}
-            nll = _nll(vae, run / "nll.json", on)
+            nll = kept_nll(vae, run / "nll.json", on)
             last = history.epochs[-1]
             entries.append(
                 {
@@ -189,12 +189,19 @@ def _build(model: str, prefix: str, input_shape: tuple[int, ...], latent: int) -
     return VAE(same.encoder, published.Posterior(latent), same.prior, same.decoder, objective)
 
 
-def _nll(vae: VAE, path: Path, on: dict[str, Any]) -> dict[str, Any]:
+def kept_nll(vae: VAE, path: Path, on: dict[str, Any]) -> dict[str, Any]:
     """The NLL of a trained model on the data that `on` names; kept in `path`, as it takes long."""
     asked = {**on, "metric": METRIC}
     if path.exists() and (kept := read_json(path))["asked"] == asked:
         return kept["nll"]
-    result = evaluate(vae, on["data"], [METRIC], limit=on["limit"], data_root=on["data_root"])
+    result = evaluate(
+        vae,
+        on["data"],
+        [METRIC],
+        limit=on["limit"],
+        data_root=on["data_root"],
+        binarize=on.get("binarize"),
+    )
     nll = {**result[METRIC], "count": result["count"]}
     write_json(path, {"asked": asked, "nll": nll})
     return nll

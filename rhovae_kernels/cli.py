@@ -26,6 +26,9 @@ DataRoot = Annotated[
     Path | None,
     typer.Option(help="Directory that holds a directory of IDX files for each data set."),
 ]
+FidWeights = Annotated[
+    Path | None, typer.Option(help="torch-fidelity's weights of Inception, for the metrics of FID.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -43,6 +46,14 @@ def main() -> None:
 
 def _print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _numbers(name: str, text: str, kind: type) -> list[Any]:
+    try:
+        return [kind(number) for number in text.split(",")]
+    except ValueError as error:
+        wanted = "integers" if kind is int else "numbers"
+        raise ValueError(f"{name} is {text!r}; it must be {wanted}, with commas between") from error
 
 
 @app.command()
@@ -132,8 +143,16 @@ def train(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Directory of a run.")],
     metrics: Annotated[
-        str, typer.Option(help="Some of elbo, nll@K and active-units, with commas between.")
+        str,
+        typer.Option(
+            help="Some of elbo, nll@K, active-units, skl, leakage, mi, tc, fid and "
+            "fid-low-posterior, with commas between."
+        ),
     ] = "elbo,nll@5000,active-units",
+    thresholds: Annotated[
+        str | None, typer.Option(help="Of the leakage, ascending, with commas between; 0 to 10.")
+    ] = None,
+    fid_weights: FidWeights = None,
     limit: Annotated[int | None, typer.Option(help="Only so many data, the first ones.")] = None,
     dataset: Annotated[str | None, typer.Option(help="The run's if not given.")] = None,
     data_root: DataRoot = None,
@@ -143,6 +162,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure the best model of a run."""
+    from rhovae_kernels.vae.aggregate import THRESHOLDS
     from rhovae_kernels.vae.evaluation import evaluate as measure
 
     result = measure(
@@ -154,6 +174,8 @@ def evaluate(
         binarize=binarize,
         seed=seed,
         split=split,
+        thresholds=THRESHOLDS if thresholds is None else _numbers("thresholds", thresholds, float),
+        fid_weights=fid_weights,
     )
     if as_json:
         print(result.json())
@@ -170,6 +192,13 @@ def sample(
     mean: Annotated[
         bool, typer.Option("--mean/--draw", help="The decoder's mean, or a draw from it.")
     ] = True,
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="prior; low-posterior: prior samples that the data's codes cover least; "
+            "high-posterior: codes of data that the prior covers least."
+        ),
+    ] = "prior",
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
     out: Annotated[
         Path | None, typer.Option(help="The picture; samples.png in the run if not given.")
@@ -178,14 +207,47 @@ def sample(
     """Draw samples of the best model of a run into a picture."""
     import torch
 
-    from rhovae_kernels.vae import pictures
+    from rhovae_kernels.vae import pictures, traversal
     from rhovae_kernels.vae.evaluation import load_run
 
-    vae, _ = load_run(run)
-    mode = "mean" if mean else "draw"
-    drawn = vae.sample(n, mode, torch.Generator().manual_seed(seed))
-    out = out or run / "samples.png"
-    pictures.samples(out, drawn, f"{n} samples ({mode})")
+    vae, settings = load_run(run)
+    kind = "mean" if mean else "draw"
+    generator = torch.Generator().manual_seed(seed)
+    if mode == "prior":
+        drawn = vae.sample(n, kind, generator)
+    else:
+        z = traversal.chosen_codes(vae, settings, mode, n, seed)
+        drawn = vae.decoder.mean(z) if mean else vae.decoder.draw(z, generator)
+    out = out or run / ("samples.png" if mode == "prior" else f"samples-{mode}.png")
+    pictures.samples(out, drawn.detach(), f"{n} samples ({mode}, {kind})")
+    print(out)
+
+
+@app.command()
+def traverse(
+    run: Annotated[Path, typer.Argument(help="Directory of a run.")],
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="samples: between data, in a straight line of the generation space; factors: one "
+            "dimension of the representation space at a time."
+        ),
+    ] = "samples",
+    n: Annotated[int, typer.Option("--n", min=1, help="How many paths between data.")] = 8,
+    steps: Annotated[int, typer.Option(min=2, help="Steps of a path.")] = 9,
+    seed: Annotated[int, typer.Option(help="Of the data that are chosen.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="The picture; traverse-MODE.png in the run if not given.")
+    ] = None,
+) -> None:
+    """Decode codes along paths into a picture."""
+    from rhovae_kernels.vae import pictures, traversal
+    from rhovae_kernels.vae.evaluation import load_run
+
+    vae, settings = load_run(run)
+    tracks = traversal.traverse(vae, settings, mode, n, steps, seed)
+    out = out or run / f"traverse-{mode}.png"
+    pictures.paths(out, tracks, f"traversal ({mode})")
     print(out)
 
 
@@ -221,51 +283,62 @@ def bench(
 
 @app.command()
 def reproduce(
-    paper: Annotated[str, typer.Argument(help="rho-vae or iaf.")],
+    paper: Annotated[str, typer.Argument(help="rho-vae, iaf or dpvae.")],
     dataset: Annotated[
-        str, typer.Option("--data", help="mnist, fashion-mnist, kmnist or digits.")
+        str, typer.Option("--data", help="mnist, fashion-mnist, kmnist, digits or two-moons.")
     ] = "mnist",
-    form: Annotated[str, typer.Option(help="Of rho-vae: plain, beta or cnn.")] = "plain",
+    form: Annotated[str | None, typer.Option(help="Of rho-vae: plain, beta or cnn.")] = None,
     latent: Annotated[
-        int | None, typer.Option(help="Dimensions of the code; 10 for rho-vae, 32 for iaf else.")
+        int | None, typer.Option(help="Dimensions of the code: 10 for rho-vae, 32 for iaf.")
     ] = None,
+    binarize: Annotated[
+        str | None, typer.Option(help="Of iaf: round, none (grey), static or dynamic.")
+    ] = None,
+    objectives: Annotated[
+        str | None, typer.Option(help="Of dpvae: recipes, with commas between; all six else.")
+    ] = None,
+    fid_weights: FidWeights = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training data; 20 if not given.")
+        int | None, typer.Option(help="Passes over the training data; 20, two-moons 150.")
     ] = None,
     seeds: Annotated[str, typer.Option(help="Seeds, with commas between.")] = "0,1",
     data_root: DataRoot = None,
     out: Annotated[
         Path | None, typer.Option(help="Directory for results; one in runs, named by all this.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="NLL on so many test data.")] = None,
-    binarize: Annotated[
-        str | None, typer.Option(help="Of iaf: round, none (grey), static or dynamic.")
+    limit: Annotated[
+        int | None, typer.Option(help="NLL, of dpvae every metric, on so many test data.")
     ] = None,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress bar.")] = False,
 ) -> None:
     """Train a paper's comparison: what its sources report beside what is true."""
-    from rhovae_kernels.vae import reproduction, reproduction_iaf
+    from rhovae_kernels.vae import reproduction, reproduction_dpvae, reproduction_iaf
 
-    if paper not in ("rho-vae", "iaf"):
-        raise ValueError(f"there is no reproduction of {paper!r}; there are rho-vae and iaf")
-    try:
-        numbers = [int(seed) for seed in seeds.split(",")]
-    except ValueError as error:
-        raise ValueError(f"seeds is {seeds!r}; it must be integers, with commas between") from error
+    own = {"rho-vae": ("form", "latent"), "iaf": ("latent", "binarize")}
+    own["dpvae"] = ("objectives", "fid_weights")
+    if paper not in own:
+        raise ValueError(f"there is no reproduction of {paper!r}; there are {', '.join(own)}")
+    given = {
+        "form": form,
+        "latent": latent,
+        "binarize": binarize,
+        "objectives": objectives,
+        "fid_weights": fid_weights,
+    }
+    for name, value in given.items():
+        if value is not None and name not in own[paper]:
+            raise ValueError(f"{name} is {str(value)!r}; a reproduction of {paper} takes none")
     common: dict[str, Any] = {
-        "seeds": numbers,
+        "seeds": _numbers("seeds", seeds, int),
         "data_root": data_root,
         "limit": limit,
         "quiet": quiet,
     }
     runs = Path("runs")
     if paper == "rho-vae":
-        if binarize not in (None, "none"):
-            raise ValueError(
-                f"binarize is {binarize!r}; rho-vae is reproduced on grey values, as its sources"
-            )
-        latent = 10 if latent is None else latent
+        form, latent = form or "plain", 10 if latent is None else latent
+        describe = reproduction.describe
         table = reproduction.reproduce(
             dataset,
             form,
@@ -274,11 +347,9 @@ def reproduce(
             out=out or runs / f"rho-vae-{dataset}-{form}-d{latent}",
             **common,
         )
-        page = reproduction.describe(table)
-    else:
-        if form != "plain":
-            raise ValueError(f"form is {form!r}; iaf has but plain")
-        binarize = "round" if binarize is None else binarize
+    elif paper == "iaf":
+        binarize = binarize or "round"
+        describe = reproduction_iaf.describe
         table = reproduction_iaf.reproduce(
             dataset,
             binarize=binarize,
@@ -287,11 +358,20 @@ def reproduce(
             out=out or runs / f"iaf-{dataset}-{binarize}",
             **common,
         )
-        page = reproduction_iaf.describe(table)
+    else:
+        describe = reproduction_dpvae.describe
+        table = reproduction_dpvae.reproduce(
+            dataset,
+            objectives=objectives.split(",") if objectives else tuple(reproduction_dpvae.PUBLISHED),
+            epochs=epochs,
+            out=out or runs / f"dpvae-{dataset}",
+            fid_weights=fid_weights,
+            **common,
+        )
     if as_json:
         _print_json(table)
     else:
-        print(page)
+        print(describe(table))
 
 
 if __name__ == "__main__":

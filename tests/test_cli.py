@@ -117,10 +117,13 @@ ERRORS = {
     "architecture": ("train two-moons --recipe cnn-vae", "input_shape is (2,)"),
     "run": ("evaluate nowhere", "nowhere holds no run"),
     "sample": ("sample nowhere", "nowhere holds no run"),
-    "paper": ("reproduce dpvae", "there is no reproduction of 'dpvae'"),
+    "paper": ("reproduce vae", "there is no reproduction of 'vae'; there are rho-vae, iaf, dpvae"),
     "form": ("reproduce rho-vae --form info", "form is 'info'"),
-    "form of iaf": ("reproduce iaf --data digits --form cnn", "form is 'cnn'; iaf has but plain"),
-    "grey": ("reproduce rho-vae --binarize round", "binarize is 'round'; rho-vae is reproduced on"),
+    "form of iaf": ("reproduce iaf --form cnn", "form is 'cnn'; a reproduction of iaf takes none"),
+    "grey": (
+        "reproduce rho-vae --binarize round",
+        "binarize is 'round'; a reproduction of rho-vae",
+    ),
     "seeds": ("reproduce rho-vae --seeds a", "seeds is 'a'"),
 }
 

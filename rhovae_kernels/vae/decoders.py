@@ -1,5 +1,6 @@
 """Decoders p(x|z): modules from a latent code to a distribution over data."""
 
+import math
 from typing import Any
 
 import torch
@@ -89,10 +90,14 @@ class Bernoulli(Decoder):
 
 
 class Gaussian(Decoder):
-    """p(x|z) = N(net(z), s·I), one learned log s for all data and dimensions; s = 1 at first.
+    """p(x|z) = N(net(z), s·I), one s for all data and dimensions: learned, 1 at first, or given.
 
     Args:
         net: mean of x given z; None for the encoder's mirror image.
+        variance: s, positive; None to learn log s.
+
+    Raises:
+        ValueError: variance is not positive and finite.
 
     Example:
         >>> import torch
@@ -101,9 +106,21 @@ class Gaussian(Decoder):
         tensor([-1.8379])
     """
 
-    def __init__(self, net: nn.Module | None = None) -> None:
+    log_var: Tensor
+
+    def __init__(self, net: nn.Module | None = None, variance: float | None = None) -> None:
         super().__init__(net)
-        self.log_var = nn.Parameter(torch.zeros(()))
+        self.variance = variance
+        if variance is None:
+            self.log_var = nn.Parameter(torch.zeros(()))
+        elif not (variance > 0 and math.isfinite(variance)):
+            raise ValueError(f"variance is {variance}; it must be positive and finite")
+        else:
+            log_var = torch.tensor(math.log(variance))
+            self.register_buffer("log_var", log_var, persistent=False)
+
+    def arguments(self) -> dict[str, Any]:
+        return {**super().arguments(), "variance": self.variance}
 
     def per_dimension(self, out: Tensor) -> D.Distribution:
         return D.Normal(out, torch.exp(0.5 * self.log_var).to(out.dtype), validate_args=False)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from matplotlib.axes import Axes
@@ -74,6 +75,63 @@ def reconstructions(path: str | Path, x: Tensor, reconstructed: Tensor, title: s
         axes.legend()
     else:
         figure = _tiles(torch.cat([x, reconstructed]), columns=len(x), title=title)
+    _save(figure, path)
+
+
+class Pockets(NamedTuple):
+    """Samples of a model in the plane.
+
+    Attributes:
+        codes: z, (N, 2), by kind.
+        data: what they are decoded to, (N, 2), by kind; empty where data are no points.
+    """
+
+    codes: Mapping[str, Tensor]
+    data: Mapping[str, Tensor]
+
+
+def pockets(path: str | Path, panels: Mapping[str, Pockets], title: str = "") -> None:
+    """Where the aggregate posterior and the prior differ: a column for each model.
+
+    Above the representation space, below, for points, the data that the samples are decoded to.
+
+    Args:
+        path: the picture's file; its suffix is its format.
+        panels: samples of each model by the name above its column.
+        title: above the picture.
+    """
+    rows = 2 if all(panel.data for panel in panels.values()) else 1
+    figure = Figure(figsize=(5 * len(panels), 5 * rows), layout="tight")
+    grid = figure.subplots(rows, len(panels), squeeze=False)
+    for column, (name, panel) in zip(grid.T, panels.items(), strict=True):
+        for axes, kinds, space in zip(column, panel, ("z", "x"), strict=False):
+            for kind, points in kinds.items():
+                x, y = points.cpu().T
+                axes.scatter(x, y, s=4, alpha=0.5, label=kind)
+            axes.set(title=f"{name}, {space}", aspect="equal")
+            axes.legend(markerscale=3, fontsize="small")
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def paths(path: str | Path, tracks: Tensor, title: str = "") -> None:
+    """Data along paths: images (P, S, C, H, W) in a row for each, points (P, S, 2) joined by lines.
+
+    Args:
+        path: the picture's file; its suffix is its format.
+        tracks: the data of P paths of S steps.
+        title: above the picture.
+
+    Raises:
+        ValueError: tracks hold neither images nor points.
+    """
+    if _are_points(tracks.flatten(0, 1)):
+        figure, axes = _figure(5, 5)
+        for track in tracks.cpu():
+            axes.plot(track[:, 0], track[:, 1], marker=".", linewidth=0.7)
+        axes.set(title=title, aspect="equal")
+    else:
+        figure = _tiles(tracks.flatten(0, 1), columns=tracks.shape[1], title=title)
     _save(figure, path)
 
 

@@ -82,6 +82,7 @@ class Recipe:
         beta: weight of the objective's regularizer (β, γ or λ); 1 for the ELBO.
         prior: makes the prior of some number of latent dimensions.
         objective: makes the objective of some weight.
+        variance: of the Gaussian decoder; learned where None.
         batch_size, lr, epochs, latent: the settings to train it with: data per step, Adam's step
             size, passes over the data, latent dimensions.
     """
@@ -94,6 +95,7 @@ class Recipe:
     beta: float = 1.0
     prior: Callable[[int], priors.Prior] = priors.StandardNormal
     objective: Callable[[float], objectives.Objective] = _elbo
+    variance: float | None = None
     batch_size: int = 128
     lr: float = 1e-3
     epochs: int = 20
@@ -118,7 +120,9 @@ class Recipe:
             encoder=self.encoder(tuple(input_shape)),
             posterior=self.posterior(latent),
             prior=self.prior(latent),
-            decoder=decoders.Bernoulli() if len(input_shape) == 3 else decoders.Gaussian(),
+            decoder=decoders.Bernoulli()
+            if len(input_shape) == 3
+            else decoders.Gaussian(variance=self.variance),
             objective=self.objective(beta),
         )
 
@@ -146,13 +150,15 @@ def _recipes() -> dict[str, Recipe]:
                 name + suffix,
                 f"{says}; {prior_says}",
                 "dpVAE paper, section 4 and appendix C: two layers of 100 and 50 for points, batch "
-                "100, latent 2. Its step size, its network for images and the weights of its "
-                "regularizers are lost in our copy: Adam 1e-3, one layer of 400 and these are ours",
+                "100, latent 2. Its step size, its network for images, the variance of its points "
+                "and the weights of its regularizers are lost in our copy: Adam 1e-3, one layer of "
+                "400, 0.01 and these are ours",
                 _dpvae_net,
                 posteriors.Diagonal,
                 beta=weight,
                 prior=prior,
                 objective=objective,
+                variance=0.01,
                 batch_size=100,
                 latent=2,
             )

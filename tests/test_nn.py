@@ -250,6 +250,18 @@ def test_a_flow_compiles_whole_in_both_directions(make):
             torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("activation", ["relu", "elu", "tanh", "sigmoid"])
+def test_every_activation_is_that_of_the_sequential_direction_twice_differentiable(activation):
+    made = trained(MADE(4, (9, 8), activation=activation)).double()
+    x = draw(3, 4, dtype=torch.float64).requires_grad_()
+    y, log_det = made.call_and_log_det(x)
+    back, inverse_log_det = made.inverse(y)
+    torch.testing.assert_close(back, x)
+    torch.testing.assert_close(inverse_log_det, -log_det)
+    assert torch.autograd.gradcheck(made, x)
+    assert torch.autograd.gradgradcheck(made, x)
+
+
 @flows
 def test_context_and_samples_broadcast(make):
     flow = trained(make(5, 2)).double()

@@ -1,6 +1,7 @@
 """`MADE`: a network in which output i depends on the inputs before i alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, cast
 
@@ -12,6 +13,14 @@ from python_ref.precision import upcast
 from rhovae_kernels.nn import orders
 from rhovae_kernels.nn.masked_linear import MaskedLinear, positive_integer
 from rhovae_kernels.ops import iaf_gate, made_inverse, masked_linear
+
+# In place: nothing else reads what a masked layer gives, and their derivatives take the result.
+IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu_,
+    "elu": partial(nn.functional.elu, inplace=True),
+    "tanh": torch.tanh_,
+    "sigmoid": torch.sigmoid_,
+}
 
 
 class MADE(nn.Module):
@@ -189,7 +198,7 @@ class MADE(nn.Module):
         """The outputs (…,d,heads) for x (…,d)."""
         self.check("x", x, context)
         first, *others = self.layers
-        act = ACTIVATIONS[self.activation][0]
+        act = IN_PLACE[self.activation]
         h = self.sort(x)
         if context is None:
             h = first(h)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import rhovae_kernels as rk
 from rhovae_kernels import backends, cli
-from rhovae_kernels.vae import demo, pictures, published, reproduction_iaf
+from rhovae_kernels.vae import demo, pictures, published, reproduction_dpvae, reproduction_iaf
 
 ROOT = Path(__file__).parents[1]
 
@@ -118,6 +118,8 @@ ERRORS = {
     "run": ("evaluate nowhere", "nowhere holds no run"),
     "sample": ("sample nowhere", "nowhere holds no run"),
     "paper": ("reproduce vae", "there is no reproduction of 'vae'; there are rho-vae, iaf, dpvae"),
+    "objectives": ("reproduce dpvae --objectives vae", "objectives is vae; there are dpvae, beta"),
+    "traversal": ("traverse nowhere", "nowhere holds no run"),
     "form": ("reproduce rho-vae --form info", "form is 'info'"),
     "form of iaf": ("reproduce iaf --form cnn", "form is 'cnn'; a reproduction of iaf takes none"),
     "grey": (
@@ -143,9 +145,9 @@ def test_an_error_is_one_line_with_status_one_and_leaves_nothing(
 
 
 def test_an_unknown_metric_lists_those_that_are_there(capsys, monkeypatch, run):
-    status, _, error = rhovae(capsys, monkeypatch, "evaluate", run, "--metrics", "elbo,fid")
+    status, _, error = rhovae(capsys, monkeypatch, "evaluate", run, "--metrics", "elbo,psnr")
     assert status == 1
-    assert "there is no metric 'fid'; there are elbo, nll@K" in error
+    assert "there is no metric 'psnr'; there are elbo, nll@K" in error
 
 
 def test_a_picture_of_no_known_format_is_refused(capsys, monkeypatch, run, tmp_path):
@@ -264,6 +266,86 @@ def test_the_posts_figures_share_a_table_with_rounded_mnist_alone(data, label, t
         assert shown.count(figure) == 1
 
 
+def test_reproduce_dpvae_prints_both_priors_side_by_side_and_resumes(capsys, monkeypatch, tmp_path):
+    command = "reproduce dpvae --data two-moons --objectives dpvae --epochs 1 --seeds 0,1"
+    arguments = [command, "--limit 100 --quiet --out", tmp_path]
+    status, shown, _ = rhovae(capsys, monkeypatch, *arguments)
+    assert status == 0
+    assert "two-moons (continuous), d = 2" in shown and "1 epochs (20 steps)" in shown
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert [row["objective"] for row in table["rows"]] == ["dpvae"]
+    for row in table["rows"]:
+        assert row["published"] == {}
+        for prior in ("plain", "decoupled"):
+            skl = [entry["skl"] for entry in row[prior]["seeds"]]
+            assert row[prior]["skl"]["mean"] == pytest.approx(sum(skl) / 2)
+            assert row[prior]["skl"]["spread"] == pytest.approx(abs(skl[0] - skl[1]) / 2**0.5)
+        assert (tmp_path / f"pockets-{row['objective']}.png").read_bytes().startswith(b"\x89PNG")
+    runs = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/last.safetensors")}
+    assert len(runs) == 4
+    status, again, _ = rhovae(capsys, monkeypatch, *arguments, "--json")
+    assert status == 0 and json.loads(again) == table
+    assert {path: path.stat().st_mtime_ns for path in runs} == runs
+
+
+def test_published_figures_stand_beside_ours_on_the_papers_data():
+    quantity = {"mean": 1.0, "spread": 0.5}
+    ours = {"skl": quantity, "leakage_mass": quantity, "negative_elbo": quantity, "nll": quantity}
+    published = reproduction_dpvae._published("tc-dpvae", "mnist")
+    row = {"objective": "tc-dpvae", "plain": ours, "decoupled": ours, "published": published}
+    table = {
+        "data": "mnist",
+        "label": "grey",
+        "latent": 2,
+        "training_data": 54000,
+        "test_data": 10000,
+        "epochs": 20,
+        "batch_size": 100,
+        "lr": 1e-3,
+        "seeds": [0, 1],
+        "rows": [row],
+    }
+    shown = reproduction_dpvae.describe(table)
+    assert "1.000 ± 0.500 (paper 4.48)" in shown and "1.000 ± 0.500 (paper 2.07)" in shown
+    assert "mnist (grey)" in shown and "10800 steps" in shown
+
+
+@pytest.mark.parametrize("mode", ["low-posterior", "high-posterior"])
+def test_pockets_and_leaks_are_sampled(capsys, monkeypatch, run, tmp_path, mode):
+    path = tmp_path / "samples.png"
+    arguments = ["sample", run, "--n 6 --mode", mode, "--out", path]
+    assert rhovae(capsys, monkeypatch, *arguments)[0] == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("mode", ["samples", "factors"])
+def test_traverse_draws_paths(capsys, monkeypatch, run, tmp_path, mode):
+    path = tmp_path / "paths.png"
+    arguments = ["traverse", run, "--n 3 --steps 4 --mode", mode, "--out", path]
+    assert rhovae(capsys, monkeypatch, *arguments)[0] == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_modes_metrics_and_thresholds_that_cannot_be_are_named(capsys, monkeypatch, run, tmp_path):
+    for words, says in (
+        ("--mode blur", "mode is 'blur'; it must be one of prior, low-posterior"),
+        ("--mode low-posterior --n 6000", "n is 6000; it must be at most 5000"),
+    ):
+        status, _, error = rhovae(capsys, monkeypatch, "sample", run, words, "--out", tmp_path)
+        assert status == 1 and says in error
+    status, _, error = rhovae(capsys, monkeypatch, "traverse", run, "--mode up")
+    assert status == 1 and "mode is 'up'; it must be one of samples, factors" in error
+    for words, says in (
+        ("leakage --thresholds 2,1", "thresholds is 2, 1; it must hold finite numbers that ascend"),
+        ("leakage --thresholds 1,b", "thresholds is '1,b'; it must be numbers, with commas"),
+        ("fid", "fid takes fid_weights (--fid-weights)"),
+        ("fid --fid-weights nowhere", "nowhere: no such file"),
+    ):
+        status, _, error = rhovae(capsys, monkeypatch, "evaluate", run, "--metrics", words)
+        assert status == 1 and says in error
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_demo_ends_in_a_table_and_pictures_and_can_be_run_again(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(demo, "EPOCHS", 2)
     monkeypatch.setattr(demo, "TIMED_STEPS", 2)
@@ -296,7 +378,9 @@ def test_images_and_points_are_drawn(tmp_path, shape):
     x = torch.rand(shape)
     pictures.samples(tmp_path / "samples.png", x, "samples")
     pictures.reconstructions(tmp_path / "reconstructions.svg", x, x)
+    pictures.paths(tmp_path / "paths.png", torch.stack([x, x]))
     assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / "paths.png").read_bytes().startswith(b"\x89PNG")
     assert b"<svg" in (tmp_path / "reconstructions.svg").read_bytes()
 
 

@@ -9,6 +9,7 @@ import torch
 from harness import forward_backward, verify
 
 import python_ref
+from rhovae_kernels.ops.cost import Cost, cost
 
 OPS = torch.ops.rhovae
 
@@ -51,8 +52,6 @@ def arguments(rows, d, mask):
 )
 @pytest.mark.parametrize("direction", ["forward", "inverse"])
 def test_forward_and_backward(compare, direction, rows, d, limits, mask):
-    # Passes over a tensor of this size, the mask true nowhere: forward 4 (x, log_scale, t, y),
-    # backward 6 (g, x, log_scale and three gradients; t too for the inverse).
     inputs, passes, up = arguments(rows, d, mask)
     inverse = direction == "inverse"
     theirs = inverse_formula if inverse else formula
@@ -76,6 +75,7 @@ def test_forward_and_backward(compare, direction, rows, d, limits, mask):
         lambda: compiled(*inputs, b),
     ):
         verify(function(), outputs)
+    backward = cost("affine_coupling_backward", *up, *inputs, *settings, (True, True, True))
     compare(
         "affine_coupling",
         (rows, d),
@@ -85,4 +85,5 @@ def test_forward_and_backward(compare, direction, rows, d, limits, mask):
         "rhovae",
         limits,
         note=f"{mask} mask",
+        cost=Cost.total(cost("affine_coupling", *inputs, *settings), backward),
     )

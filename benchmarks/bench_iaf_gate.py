@@ -6,6 +6,7 @@ from harness import forward_backward, verify
 from torch.nn.functional import logsigmoid
 
 import python_ref
+from rhovae_kernels.ops.cost import Cost, cost
 
 OPS = torch.ops.rhovae
 
@@ -25,8 +26,6 @@ def formula(z, m, s):
     ],
 )
 def test_forward_and_backward(compare, rows, d, limits):
-    # Passes over a tensor of this size: forward 4 (z, m, s, z'), backward 7 (g, z, m, s and three
-    # gradients). The formula takes 16 forward.
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape):
@@ -45,6 +44,7 @@ def test_forward_and_backward(compare, rows, d, limits):
     for call in variants.values():
         verify(call(), expected)
     verify(OPS.iaf_gate(*inputs), python_ref.iaf_gate(*exact))
+    backward = cost("iaf_gate_backward", *up, *inputs, (True, True, True))
     compare(
         "iaf_gate",
         (rows, d),
@@ -53,6 +53,7 @@ def test_forward_and_backward(compare, rows, d, limits):
         variants,
         "rhovae",
         limits,
+        cost=Cost.total(cost("iaf_gate", *inputs), backward),
     )
 
 
@@ -81,4 +82,5 @@ def test_interleaved_heads_forward(compare):
         "rhovae",
         {"rhovae, copied first": 1.0, "eager": 0.5},
         note="interleaved heads",
+        cost=cost("iaf_gate", z, m, s),
     )

@@ -1,9 +1,6 @@
 """ar1_reparam, ar1_reparam_rng, ar1_log_prob: the contract, dense oracles, saturation, the draw."""
 
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -367,18 +364,6 @@ def test_vmap_follows_its_randomness(backend):
 
 
 # The CPU kernels.
-
-
-@pytest.mark.parametrize("target", ["baseline", "avx2"])
-def test_every_instruction_set_of_the_cpu_kernels_passes_the_contract(target):
-    here = os.path.dirname(__file__)
-    files = [os.path.join(here, f"test_{room}.py") for room in ("ar1", "linear_scan")]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
-    command += ["-k", "cpu-cpu and not tiles and (specification or saturated or normals)"]
-    environment = {**os.environ, "RHOVAE_CPU_TARGET": target}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stdout[-4000:]
-    assert " passed" in run.stdout
 
 
 def test_the_number_of_threads_does_not_change_a_bit():

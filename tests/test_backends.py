@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 import rhovae_kernels as rk
 from rhovae_kernels import backends
 
+ROOT = Path(__file__).resolve().parent.parent
 SCAN = "import torch, rhovae_kernels as rk; print(rk.ops.linear_scan(torch.ones(1), torch.ones(3)))"
 
 
@@ -61,6 +63,28 @@ def test_an_instruction_set_that_is_none_is_named():
     ended = python(SCAN, RHOVAE_CPU_TARGET="avx1024")
     assert ended.returncode != 0
     assert "RHOVAE_CPU_TARGET is 'avx1024'; it must be baseline, avx2 or avx512" in ended.stderr
+
+
+# What the compiled code of each instruction set is asked for: those rooms whose C++ is compiled for
+# each, and of their tests the values, in each type and variant, and those at the edges of a range.
+ROOMS = sorted(
+    path.stem
+    for path in (ROOT / "csrc" / "cpu").glob("*.cpp")
+    if "RHOVAE_TARGET" in path.read_text()
+)
+# Gradients of a network by the specification take seconds, and are made of the same kernels.
+VALUES = "outputs_and_gradients and not MadeInverse or saturated or normals or activation"
+
+
+@pytest.mark.parametrize("target", ["baseline", "avx2"])
+def test_every_instruction_set_of_the_cpu_kernels_gives_the_values_of_the_specification(target):
+    files = [str(ROOT / "tests" / f"test_{room}.py") for room in ROOMS]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
+    command += ["-k", f"cpu-cpu and ({VALUES} or any_staircase)"]
+    environment = {**os.environ, "RHOVAE_CPU_TARGET": target}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert " passed" in run.stdout
 
 
 def test_as_a_function_it_holds_until_the_next_call():

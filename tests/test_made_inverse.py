@@ -1,9 +1,6 @@
 """made_inverse and made_solve: the contract, the parallel direction, dense oracles, staircases."""
 
 import math
-import os
-import subprocess
-import sys
 from itertools import pairwise
 
 import pytest
@@ -520,13 +517,3 @@ def test_the_number_of_threads_does_not_change_a_bit():
             torch.set_num_threads(threads)
         for one, two in zip(*results, strict=True):
             assert torch.equal(one, two)
-
-
-@pytest.mark.parametrize("target", ["baseline", "avx2"])
-def test_the_lesser_instruction_sets_give_the_same(target):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
-    command += ["-k", "cpu-cpu and (activation or staircase or several_tiles)"]
-    environment = {**os.environ, "RHOVAE_CPU_TARGET": target}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stdout[-4000:]
-    assert " passed" in run.stdout

@@ -27,6 +27,12 @@ from rhovae_kernels.vae.training import LAST
 
 LATENT = 2
 POSTERIORS = [posteriors.Diagonal, posteriors.AR1, posteriors.ScaledAR1]
+
+
+def iaf(latent: int) -> posteriors.IAF:
+    return posteriors.IAF(latent, steps=2, hidden=(8, 8), context=4)
+
+
 PRIORS = [priors.StandardNormal, lambda latent: priors.RealNVP(latent, 2, (8,))]
 OBJECTIVES = {
     "ELBO": ELBO,
@@ -39,6 +45,8 @@ OBJECTIVES = {
     "FreeBits": lambda: FreeBits(Factor(6.0, hidden=(16,)), nats=1.0),
 }
 every_objective = pytest.mark.parametrize("name", OBJECTIVES)
+# What takes the marginals of q(z|x), of which an IAF has none in closed form.
+OF_MARGINALS = ("BetaTC", "WarmUp")
 every_posterior = pytest.mark.parametrize("posterior", POSTERIORS)
 every_prior = pytest.mark.parametrize("prior", PRIORS, ids=["N(0, I)", "decoupled"])
 
@@ -78,6 +86,16 @@ class TestEveryObjective:
         for parameter, p in vae.named_parameters():
             assert p.grad is not None and p.grad.isfinite().all(), parameter
             assert p.grad.abs().sum() > 0, parameter
+
+    @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in OF_MARGINALS])
+    @every_prior
+    def test_a_flow_for_a_posterior_gets_finite_gradients_too(self, name, prior):
+        self.test_every_parameter_gets_a_finite_gradient(name, iaf, prior)
+
+    @pytest.mark.parametrize("name", OF_MARGINALS)
+    def test_what_takes_marginals_refuses_a_posterior_that_has_none(self, name):
+        with pytest.raises(ValueError, match="IAF has no marginals in closed form"):
+            made(OBJECTIVES[name](), iaf)(data(), step=5, data_size=100)
 
     @every_objective
     @every_prior

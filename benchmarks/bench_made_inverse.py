@@ -5,58 +5,15 @@ pass of the same network in the parallel direction, masks multiplied in as those
 """
 
 import importlib.util
-import math
 
 import pytest
 import torch
+from competitors import nflows_network, zuko_network
 from harness import verify
 from torch.nn.functional import linear
 
 import python_ref
 import rhovae_kernels as rk
-
-
-def sorted_network(layers):
-    """Weights, biases and prefixes of masked layers, hidden units sorted by what they see."""
-    weights, biases, prefixes = [], [], []
-    order = torch.arange(layers[0].weight.shape[1])
-    for i, layer in enumerate(layers):
-        mask = layer.mask.bool()[:, order]
-        seen = mask.sum(1)
-        rows = torch.arange(len(seen)) if i == len(layers) - 1 else seen.argsort(stable=True)
-        weights.append(layer.weight.detach()[rows][:, order].contiguous())
-        biases.append(layer.bias.detach()[rows].contiguous())
-        prefixes.append(seen[rows].int())
-        staircase = torch.arange(mask.shape[1]) < prefixes[-1][:, None]
-        assert torch.equal(mask[rows], staircase)
-        order = rows
-    return weights, biases, prefixes
-
-
-def zuko_network(d, width):
-    from zuko.flows.autoregressive import MaskedAutoregressiveTransform
-
-    torch.manual_seed(0)
-    flow = MaskedAutoregressiveTransform(d, hidden_features=(width, width))
-    network = sorted_network([m for m in flow.hyper if hasattr(m, "mask")])
-    return lambda y: flow().inv.call_and_ladj(y), network, ("softclip", math.log(1e3))
-
-
-def nflows_network(d, width):
-    from nflows.transforms import MaskedAffineAutoregressiveTransform
-
-    torch.manual_seed(0)
-    flow = MaskedAffineAutoregressiveTransform(
-        d, width, num_blocks=1, use_residual_blocks=False
-    ).eval()
-    net = flow.autoregressive_net
-    weights, biases, prefixes = sorted_network(
-        [net.initial_layer, *(block.linear for block in net.blocks), net.final_layer]
-    )
-    # Its heads are (scale, shift), ours (shift, scale).
-    swapped = torch.arange(2 * d).view(d, 2).flip(1).flatten()
-    weights[-1], biases[-1] = weights[-1][swapped], biases[-1][swapped]
-    return flow.inverse, (weights, biases, prefixes), ("softplus", 1e-3)
 
 
 def one_pass(x, weights, biases, masks):

@@ -1,6 +1,7 @@
 """What the ops are measured against: what people use today for the same results."""
 
 import importlib.util
+import math
 
 import torch
 
@@ -92,6 +93,57 @@ def accelerated_scan():
     from accelerated_scan.warp import scan
 
     return lambda gates, tokens: scan(gates[None].contiguous(), tokens[None].contiguous())[0]
+
+
+def sorted_network(layers):
+    """Weights, biases and prefixes of masked layers, hidden units sorted by what they see."""
+    weights, biases, prefixes = [], [], []
+    order = torch.arange(layers[0].weight.shape[1])
+    for i, layer in enumerate(layers):
+        mask = layer.mask.bool()[:, order]
+        seen = mask.sum(1)
+        rows = torch.arange(len(seen)) if i == len(layers) - 1 else seen.argsort(stable=True)
+        weights.append(layer.weight.detach()[rows][:, order].contiguous())
+        biases.append(layer.bias.detach()[rows].contiguous())
+        prefixes.append(seen[rows].int())
+        staircase = torch.arange(mask.shape[1]) < prefixes[-1][:, None]
+        assert torch.equal(mask[rows], staircase)
+        order = rows
+    return weights, biases, prefixes
+
+
+def on(device, network):
+    return tuple([x.to(device) for x in tensors] for tensors in network)
+
+
+def zuko_network(d, width, device="cpu"):
+    """The inverse of zuko's affine transform, its network as we take it, scale and bound."""
+    from zuko.flows.autoregressive import MaskedAutoregressiveTransform
+
+    torch.manual_seed(0)
+    flow = MaskedAutoregressiveTransform(d, hidden_features=(width, width))
+    network = sorted_network([m for m in flow.hyper if hasattr(m, "mask")])
+    flow = flow.to(device).requires_grad_(False)
+    return lambda y: flow().inv.call_and_ladj(y), on(device, network), ("softclip", math.log(1e3))
+
+
+def nflows_network(d, width, device="cpu"):
+    """Likewise of nflows'."""
+    from nflows.transforms import MaskedAffineAutoregressiveTransform
+
+    torch.manual_seed(0)
+    flow = MaskedAffineAutoregressiveTransform(
+        d, width, num_blocks=1, use_residual_blocks=False
+    ).eval()
+    net = flow.autoregressive_net
+    weights, biases, prefixes = sorted_network(
+        [net.initial_layer, *(block.linear for block in net.blocks), net.final_layer]
+    )
+    # Its heads are (scale, shift), ours (shift, scale).
+    swapped = torch.arange(2 * d).view(d, 2).flip(1).flatten()
+    weights[-1], biases[-1] = weights[-1][swapped], biases[-1][swapped]
+    flow = flow.to(device).requires_grad_(False)
+    return flow.inverse, on(device, (weights, biases, prefixes)), ("softplus", 1e-3)
 
 
 class Empty(torch.autograd.Function):

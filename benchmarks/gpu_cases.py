@@ -4,10 +4,14 @@ Nothing here needs the compiled extension, or imports `rhovae_kernels`, before a
 suite builds it first.
 """
 
+import importlib.util
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from competitors import (
     Empty,
     accelerated_scan,
@@ -15,11 +19,14 @@ from competitors import (
     doubling,
     growing_cat,
     loop,
+    nflows_network,
+    zuko_network,
 )
 from torch import Tensor
 
 import python_ref
 from python_ref.ar1 import draw
+from python_ref.masked_linear import staircase_mask
 
 OPS = torch.ops.rhovae
 DIRECTIONS = ("forward", "backward", "both")
@@ -60,6 +67,8 @@ class Entry(NamedTuple):
         make: of a shape, a type and a device: the `Work`.
         tensors: how many of that shape are in memory at once; rows are left out that do not fit.
         by_row: rows do not act on each other, so that some of them are enough to verify.
+        uses: the ops that a backend must have, where it is not the one that the entry is named by.
+        tf32: products of float32 are allowed to be TF32's.
     """
 
     op: str
@@ -70,6 +79,8 @@ class Entry(NamedTuple):
     modes: tuple[str, ...] = MODES
     tensors: int = 16
     by_row: bool = True
+    uses: tuple[str, ...] = ()
+    tf32: bool = False
 
 
 def randn(*shape: int, dtype, device, seed: int, scale: float = 0.5) -> Tensor:
@@ -214,6 +225,129 @@ def iaf_gate(shape, dtype, device) -> Work:
     return Work(ours, others, spent)
 
 
+def affine_coupling(shape, dtype, device, inverse=False) -> Work:
+    """Half of the columns pass, as in most layers; the scale is bounded, as in those that train."""
+    tensors = (randn(*shape, dtype=dtype, device=device, seed=i, scale=1.0) for i in range(3))
+    arguments = tuple(x.requires_grad_() for x in tensors)
+    x = arguments[0]
+    k = x.new_empty(shape[0], dtype=torch.float32)
+    settings = (torch.arange(shape[1], device=device) < shape[1] // 2, inverse, "tanh")
+    spent = costs(
+        "affine_coupling", (*arguments, *settings), (x, k, *arguments, *settings, (True,) * 3)
+    )
+
+    def formula(*args):
+        return python_ref.affine_coupling(*args, *settings)
+
+    ours = Way(lambda *args: OPS.affine_coupling(*args, *settings), arguments, formula)
+    others = {
+        "eager formula": ours._replace(function=formula),
+        "compiled formula": ours._replace(function=compiled(formula, device)),
+    }
+    return Work(ours, others, spent)
+
+
+def masked_linear(shape, dtype, device) -> Work:
+    """A layer as wide as its input, degrees as even as they come; dense where a mask is taken."""
+    batch, width = shape
+    prefix = (torch.arange(width, device=device) * width // (width - 1)).int()
+    mask = staircase_mask(prefix, width).to(dtype)
+    tensors = (
+        randn(batch, width, dtype=dtype, device=device, seed=0, scale=1.0),
+        randn(width, width, dtype=dtype, device=device, seed=1, scale=width**-0.5),
+        randn(width, dtype=dtype, device=device, seed=2),
+    )
+    arguments = tuple(x.requires_grad_() for x in tensors)
+    x, weight, _ = arguments
+    spent = costs("masked_linear", (*arguments, prefix), (x, x, weight, prefix, (True,) * 3))
+
+    def masked(x, weight, bias):
+        return (F.linear(x, mask * weight, bias),)
+
+    def exact(*args):
+        return (python_ref.masked_linear(*args, prefix),)
+
+    ours = Way(lambda *args: (OPS.masked_linear(*args, prefix),), arguments, exact)
+    others = {
+        "mask*weight": ours._replace(function=masked),
+        "compiled mask*weight": ours._replace(function=compiled(masked, device)),
+    }
+    return Work(ours, others, spent)
+
+
+def inversion(function: Callable, y: Tensor, network, scale) -> Way:
+    """`function` as the inverse of the transform that this network, (weights, …), makes of x."""
+    weights, biases, prefixes = network
+    exact = [[x.double() for x in weights], [b.double() for b in biases]]
+
+    def of(y):
+        offset = exact[1][0].expand(len(y), -1)
+        return python_ref.made_inverse(y, offset, exact[0], exact[1][1:], prefixes, "relu", *scale)
+
+    return Way(function, (y,), of, directions=("forward",))
+
+
+def made_inverse(shape, dtype, device) -> Work:
+    """Two hidden layers, their width 8d or 2048; each library's transform of its own network."""
+    from rhovae_kernels.nn import MADE
+
+    batch, d = shape
+    width = min(8 * d, 2048)
+    y = randn(batch, d, dtype=dtype, device=device, seed=0, scale=1.0)
+    torch.manual_seed(0)
+    layers = MADE(d, (width, width), activation="relu").to(device).requires_grad_(False).layers
+    network = tuple([getattr(x, of) for x in layers] for of in ("weight", "bias", "prefix"))
+    weights, (bias, *biases), prefixes = network
+    scale = ("softclip", math.log(1e3))
+    args = (y, bias.expand(batch, -1), weights, biases, prefixes, "relu", *scale)
+    ours = inversion(lambda y: OPS.made_inverse(y, *args[1:]), y, network, scale)
+    others = {}
+    if d <= 64:
+        others["d passes"] = ours._replace(function=lambda y: python_ref.made_inverse(y, *args[1:]))
+    for name, network_of in (("zuko", zuko_network), ("nflows", nflows_network)):
+        if importlib.util.find_spec(name):
+            peer, theirs, their_scale = network_of(d, width, device)
+            others[name] = inversion(peer, y, theirs, their_scale)
+    from rhovae_kernels.ops.cost import cost
+
+    return Work(ours, others, {"forward": cost("made_inverse", *args)})
+
+
+def iaf_step(shape, dtype, device) -> Work:
+    """A gated step with a MADE of two layers of 320, as a VAE's posterior has it."""
+    from rhovae_kernels.nn import IAF
+    from rhovae_kernels.ops.cost import Cost
+
+    torch.manual_seed(0)
+    step = IAF(shape[1], steps=1, hidden=(320, 320)).steps[0].to(device)
+    z = randn(*shape, dtype=dtype, device=device, seed=0, scale=1.0).requires_grad_()
+    layers = list(step.made.layers)
+    masks = [staircase_mask(x.prefix, x.in_features) for x in layers]
+    parameters = [p for x in layers for p in (x.weight, x.bias)]
+
+    def formula(z, *parameters):
+        h = z
+        for i, mask in enumerate(masks):
+            weight, bias = parameters[2 * i : 2 * i + 2]
+            h = F.linear(F.elu(h) if i else h, mask * weight, bias)
+        return python_ref.iaf_gate(z, *h.unflatten(-1, (shape[1], 2)).unbind(-1))
+
+    # What each op has to move; the activations between them are not in it.
+    k = z.new_empty(shape[0])
+    each = [costs("iaf_gate", (z, z, z), (z, k, z, z, z, (True,) * 3))]
+    for x in layers:
+        read, made = (z.new_empty(shape[0], n) for n in (x.in_features, x.out_features))
+        call = (read, x.weight, x.bias, x.prefix)
+        each.append(costs("masked_linear", call, (made, read, x.weight, x.prefix, (True,) * 3)))
+    spent = {direction: Cost.total(*(c[direction] for c in each)) for direction in DIRECTIONS}
+    ours = Way(lambda z, *parameters: step(z, None), (z, *parameters), formula)
+    others = {
+        "eager formula": ours._replace(function=formula),
+        "compiled formula": ours._replace(function=compiled(formula, device)),
+    }
+    return Work(ours, others, spent)
+
+
 def launch(shape, dtype, device) -> Work:
     ours, _ = reparam(OPS.ar1_reparam, shape, dtype, device)
     empty = ours._replace(function=Empty.apply, exact=None)
@@ -249,6 +383,7 @@ def training_step(shape, dtype, device) -> Work:
 
 LARGE = ((65536, 1024), (8192, 8192), (64, 1048576))
 SMALL = ((128, 32), (512, 64), (4096, 128))
+WIDTHS = tuple((4096, width) for width in (2048, 4096, 8192, 512, 256, 128, 64))
 
 # What comes first is measured where time is short.
 ENTRIES = [
@@ -260,6 +395,29 @@ ENTRIES = [
     Entry("linear_scan", linear_scan, ((12288, 65536),), (torch.float32,)),
     Entry("linear_scan", linear_scan, ((65536, 1024),)),
     Entry("iaf_gate", iaf_gate, ((65536, 512),)),
+    Entry("affine_coupling", affine_coupling, ((65536, 512),)),
+    Entry(
+        "affine_coupling_inverse",
+        partial(affine_coupling, inverse=True),
+        ((65536, 512),),
+        uses=("affine_coupling",),
+    ),
+    Entry("masked_linear", masked_linear, WIDTHS, by_row=False, tf32=True),
+    Entry(
+        "made_inverse",
+        made_inverse,
+        ((1024, 64), (256, 784)),
+        (torch.float32,),
+        directions=("forward",),
+    ),
+    Entry(
+        "iaf_step",
+        iaf_step,
+        ((128, 32), (512, 32), (4096, 32)),
+        (torch.float32,),
+        by_row=False,
+        uses=("masked_linear", "iaf_gate"),
+    ),
     Entry("ar1_reparam", ar1_reparam, LARGE),
     Entry("ar1_reparam_rng", ar1_reparam_rng, LARGE),
     Entry("ar1_log_prob", ar1_log_prob, LARGE),

@@ -27,8 +27,8 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -47,6 +47,8 @@ from gpu_cases import Entry, Way, Work  # noqa: E402
 BOUND = {torch.float32: 1e-4, torch.bfloat16: 2.0**-7}
 # A competitor that computes in bfloat16 throughout rounds at each of its steps.
 COMPETITORS_BOUND = {torch.float32: 1e-3, torch.bfloat16: 2.0**-5}
+# TF32 keeps 10 bits of each factor and cuts the rest off: so much of a product may be wrong.
+TF32_BOUND = 2.0**-9
 # Of a result larger than this, so many are verified.
 VERIFIED_ELEMENTS = 2**22
 ROUNDS, BUDGET = 21, 0.2
@@ -108,6 +110,8 @@ class Case(NamedTuple):
         return f"{self.entry.op} {rows}×{columns} {type_name(self.dtype)}"
 
     def bound(self, name: str) -> float:
+        if self.entry.tf32 and self.dtype == torch.float32:
+            return TF32_BOUND
         return (BOUND if name in self.ours else COMPETITORS_BOUND)[self.dtype]
 
 
@@ -237,12 +241,8 @@ class Suite:
         for dtype in BOUND:
             a, b = (torch.randn(side, side, device=self.device).to(dtype) for _ in range(2))
             variants[type_name(dtype)] = partial(torch.mm, a, b)
-        allowed = torch.backends.cuda.matmul.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = True
-        try:
+        with tf32_allowed(True):
             ms = self.timed(variants)
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = allowed
         self.limits["copied_bytes_per_second"] = 2 * source.nbytes / (1e-3 * ms.pop("copy"))
         for name, taken in ms.items():
             self.limits[f"{name}_flops_per_second"] = 2 * side**3 / (1e-3 * taken)
@@ -268,6 +268,10 @@ class Suite:
 
     def measure(self, entry: Entry, shape: tuple[int, int], dtype: torch.dtype) -> None:
         """Verify and time one case."""
+        with tf32_allowed(entry.tf32):
+            self.measure_as_set(entry, shape, dtype)
+
+    def measure_as_set(self, entry: Entry, shape: tuple[int, int], dtype: torch.dtype) -> None:
         import rhovae_kernels as rk
         from rhovae_kernels import backends
         from rhovae_kernels.ops.registration import ROOMS
@@ -281,8 +285,9 @@ class Suite:
         case = Case(entry, shape, dtype, work, {}, {}, {}, ())
         for backend in ("cpu", "triton") if self.dry_run else ("cuda", "triton"):
             reason = backends.missing(backend, self.device)
-            if reason is None and entry.op in ROOMS:
-                reason = backends.unwritten(backend, self.device, ROOMS[entry.op], entry.op)
+            for op in entry.uses or (entry.op,):
+                if reason is None and op in ROOMS:
+                    reason = backends.unwritten(backend, self.device, ROOMS[op], op)
             if reason is None:
                 case.ours[f"rhovae {backend}"] = backend
             else:
@@ -383,7 +388,7 @@ class Suite:
     def table(self) -> str:
         """One line a measurement of ours, beside the best of the competitors."""
         lines = [
-            f"{'op':<16}{'shape':<14}{'dtype':<9}{'direction':<10}{'mode':<7}{'backend':<8}"
+            f"{'op':<24}{'shape':<14}{'dtype':<9}{'direction':<10}{'mode':<7}{'backend':<8}"
             f"{'ms':>9} {'% limit':>8} {'ratio':>7}  to"
         ]
         best: dict[tuple, dict] = {}
@@ -396,7 +401,7 @@ class Suite:
             op, shape, dtype, direction, mode, backend = key
             percent, ratio = row["percent_of_limit"], row["ratio"]
             lines.append(
-                f"{op:<16}{shape:<14}{dtype:<9}{direction:<10}{mode.split()[0]:<7}{backend:<8}"
+                f"{op:<24}{shape:<14}{dtype:<9}{direction:<10}{mode.split()[0]:<7}{backend:<8}"
                 f"{row['ms']:>9.4f} {'' if percent is None else f'{percent:.0f}':>8} "
                 f"{'' if ratio is None else f'{ratio:.2f}':>7}  {row['competitor'] or ''}"
             )
@@ -434,7 +439,8 @@ class Suite:
             self.step("tests", lambda: self.tests(files))
         self.step("limits", self.measure_limits)
         for entry, shape, dtype in self.cases():
-            what = f"{entry.op} {shape[0]}×{shape[1]} {type_name(dtype)} ({entry.make.__name__})"
+            function = getattr(entry.make, "func", entry.make).__name__
+            what = f"{entry.op} {shape[0]}×{shape[1]} {type_name(dtype)} ({function})"
             self.step(what, partial(self.measure, entry, shape, dtype))
         self.say("")
         if self.dry_run:
@@ -447,6 +453,17 @@ class Suite:
         self.say(f"written: {self.out / 'gpu_suite.json'}, {self.out / 'gpu_suite.log'}")
         self.log.close()
         return 1 if self.failures else 3 if self.not_run else 0
+
+
+@contextmanager
+def tf32_allowed(allowed: bool) -> Iterator[None]:
+    """Products of float32 are, or are not, TF32's."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def prepared(way, direction: str, upstream) -> Callable[[], object]:

@@ -98,6 +98,7 @@ class TestEveryCombination:
         vae = made(posterior, prior, decoder, net)
         vae.save_pretrained(tmp_path / "model")
         assert {"config.json", "model.safetensors"} == set(os.listdir(tmp_path / "model"))
+        vae.eval()
         other = rk.VAE.from_pretrained(tmp_path / "model")
         assert not other.training
         x = some_data(vae)

@@ -4,6 +4,7 @@ Both libraries bound the scale otherwise. They are given tanh here, and our weig
 compute the same map: what differs is how a coupling and its log-determinant are carried out.
 """
 
+import copy
 import importlib.util
 
 import pytest
@@ -27,17 +28,6 @@ def ours(d):
     return flow
 
 
-def rows_of(linears, passing, moved):
-    """Our network's weights as those of a network that sees and gives only what it needs."""
-    first, *middle, last = linears
-    d = last.out_features // 2
-    yield first.weight[:, passing], first.bias
-    for layer in middle:
-        yield layer.weight, layer.bias
-    # Log-scales of the columns that are transformed, then shifts.
-    yield last.weight.view(2, d, -1)[:, moved], last.bias.view(2, d)[:, moved]
-
-
 @torch.no_grad()
 def in_zuko(flow, d):
     from zuko.flows.coupling import GeneralCouplingTransform
@@ -57,12 +47,14 @@ def in_zuko(flow, d):
         )
         mine = [m for m in coupling.net if isinstance(m, nn.Linear)]
         theirs = [m for m in layer.hyper if hasattr(m, "weight")]
-        for (weight, bias), linear in zip(rows_of(mine, passing, ~passing), theirs, strict=True):
+        for own, linear in zip(mine, theirs, strict=True):
+            weight, bias = own.weight, own.bias
             if linear is theirs[-1]:
-                # For each column shift and scale side by side.
-                weight, bias = weight.flip(0).transpose(0, 1), bias.flip(0).T
-            linear.weight.copy_(weight.reshape(linear.weight.shape))
-            linear.bias.copy_(bias.reshape(linear.bias.shape))
+                # For each column shift and scale side by side, where ours has all scales first.
+                weight = weight.unflatten(0, (2, -1)).flip(0).transpose(0, 1).flatten(0, 1)
+                bias = bias.view(2, -1).flip(0).T.flatten()
+            linear.weight.copy_(weight)
+            linear.bias.copy_(bias)
         layers.append(layer)
 
     def run(x):
@@ -86,22 +78,12 @@ def in_nflows(flow):
 
     layers = []
     for coupling in flow.couplings:
-        passing = coupling.mask
-        mine = [m for m in coupling.net if isinstance(m, nn.Linear)]
 
-        def net(inputs, outputs, mine=mine, passing=passing):
-            built = []
-            for weight, bias in rows_of(mine, passing, ~passing):
-                weight = weight.flatten(0, -2)
-                linear = nn.Linear(weight.shape[1], weight.shape[0])
-                linear.weight.copy_(weight)
-                linear.bias.copy_(bias.flatten())
-                built += [linear, nn.ReLU()]
-            assert built[-2].out_features == outputs and built[0].in_features == inputs
-            return Network(*built[:-1])
+        def net(inputs, outputs, coupling=coupling):
+            return Network(*copy.deepcopy(coupling.net))
 
         # Its mask is positive where a column is transformed.
-        layers.append(TanhCoupling((~passing).int(), net))
+        layers.append(TanhCoupling((~coupling.mask).int(), net))
     whole = CompositeTransform(layers)
     return whole, whole.forward
 

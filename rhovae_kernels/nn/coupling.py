@@ -15,8 +15,8 @@ class AffineCoupling(nn.Module):
 
     y = b⊙x + (1−b)⊙(x⊙eˢ + t); log|det ∂y/∂x| = Σ(1−b) s; [s, t] = net(b⊙x, context)
 
-    One network with ReLUs gives both s and t. Its last layer starts at zero: a fresh layer is the
-    identity.
+    One network with ReLUs gives both s and t, of the columns that pass alone and for the others
+    alone. Its last layer starts at zero: a fresh layer is the identity.
 
     Args:
         mask: b, one truth value per column, true where x passes unchanged. Some columns must pass
@@ -40,6 +40,8 @@ class AffineCoupling(nn.Module):
     """
 
     mask: Tensor
+    passing: Tensor
+    moved: Tensor
 
     def __init__(
         self,
@@ -68,9 +70,12 @@ class AffineCoupling(nn.Module):
         if bound not in BOUNDS:
             raise ValueError(f"bound is {bound!r}; it must be {' or '.join(map(repr, BOUNDS))}")
         self.register_buffer("mask", mask, persistent=False)
+        self.register_buffer("passing", mask.nonzero()[:, 0], persistent=False)
+        self.register_buffer("moved", (~mask).nonzero()[:, 0], persistent=False)
         self.context = context
         self.bound = bound
-        widths = (features + context, *hidden, 2 * features)
+        # Where one column is all there is, the network sees a zero in its place.
+        widths = (max(1, len(self.passing)) + context, *hidden, 2 * len(self.moved))
         layers: list[nn.Module] = []
         for pair in pairwise(widths):
             layers += [nn.Linear(*pair), nn.ReLU()]
@@ -111,11 +116,13 @@ class AffineCoupling(nn.Module):
             raise ValueError(
                 f"x is of shape {tuple(x.shape)}; this layer wants (…,{len(self.mask)})"
             )
-        # Not a product: an infinity in a column that is transformed must not reach the network.
-        seen = torch.where(self.mask, x, 0)
+        seen = x.index_select(-1, self.passing) if len(self.passing) else torch.zeros_like(x)
         if context is not None:
             rows = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
             x = x.expand(*rows, -1)
             seen = torch.cat([seen.expand(*rows, -1), context.expand(*rows, -1)], -1)
         log_scale, shift = self.net(seen).to(x.dtype).chunk(2, -1)
-        return affine_coupling(x, log_scale, shift, self.mask, inverse, self.bound)
+        # Only what changes goes through the op: no column is computed to be masked.
+        before, none = x.index_select(-1, self.moved), self.mask[self.moved]
+        after, log_det = affine_coupling(before, log_scale, shift, none, inverse, self.bound)
+        return x.index_copy(-1, self.moved, after), log_det

@@ -4,6 +4,7 @@ That is how zuko, nflows and pyro write the layers of a MADE: a mask beside each
 product with it in either direction. Forward and backward, the arithmetic of the dense layer is
 6·batch·in·out operations, and of the staircase half. The layers up to 512×320 are those of a small
 IAF. The note says into how many panels the CPU kernel cuts the outputs; one is a dense product.
+`nn.MaskedLinear` is the op, or where it is small the dense product of the masked weight.
 """
 
 import pytest
@@ -31,6 +32,7 @@ def masked(x, weight, bias, mask):
     "batch,columns,rows,limit",
     [
         (100, 32, 320, None),
+        (100, 320, 64, None),
         (100, 320, 320, None),
         (512, 320, 320, None),
         (512, 512, 512, 0.95),
@@ -52,10 +54,13 @@ def test_forward_and_backward(compare, batch, columns, rows, limit):
     up = randn(batch, rows)
     exact = [t.detach().double() for t in inputs]
     expected = python_ref.masked_linear_backward(up.double(), *exact[:2], prefix)
+    layer = rk.nn.MaskedLinear(columns, rows, prefix)
+    layer.load_state_dict({"weight": weight.detach(), "bias": bias.detach(), "prefix": prefix})
     variants = {
         "rhovae": forward_backward(
             lambda: rk.ops.masked_linear(x, weight, bias, prefix), inputs, up
         ),
+        "nn.MaskedLinear": forward_backward(lambda: layer(x), [x, layer.weight, layer.bias], up),
         "mask*weight": forward_backward(lambda: masked(x, weight, bias, mask), inputs, up),
     }
     for call in variants.values():

@@ -1,12 +1,14 @@
 """MaskedLinear, MADE, IAF, MAF: exact zeros, log-dets, inverses, refusals, networks of others."""
 
 import itertools
+import math
 
 import pytest
 import torch
 from torch import nn
 
 import rhovae_kernels as rk
+from python_ref.masked_linear import staircase_mask
 from rhovae_kernels.nn import IAF, MADE, MAF, MaskedLinear, NormalizingFlow
 
 
@@ -308,6 +310,21 @@ def test_a_state_dict_brings_back_a_flow():
         other.load_state_dict(one.state_dict())
         x, c = draw(3, 5), draw(3, 2, seed=2)
         assert torch.equal(one.call_and_log_det(x, c)[0], other.call_and_log_det(x, c)[0])
+
+
+def test_a_small_layer_is_the_op_whose_mask_it_keeps_and_follows_a_state_dict():
+    torch.manual_seed(0)
+    small, x = MaskedLinear(5, 4, [0, 1, 3, 5]), torch.randn(7, 5)
+    assert small.mask is not None and "mask" not in small.state_dict()
+    other = MaskedLinear(5, 4, [1, 2, 2, 4])
+    small.load_state_dict(other.state_dict())
+    small.weight.data[0, 4] = math.nan
+    expected = torch.ops.rhovae.masked_linear(x, small.weight, small.bias, other.prefix)
+    torch.testing.assert_close(small(x), expected, rtol=1e-6, atol=1e-6)
+    small(x).square().sum().backward()
+    dead = ~staircase_mask(other.prefix, 5)
+    assert bool((small.weight.grad[dead] == 0).all()) and bool(small.weight.grad.isfinite().all())
+    assert MaskedLinear(256, 128, [0] * 128).mask is None
 
 
 def test_three_hidden_layers_of_2048_at_784_dimensions_run_both_ways_with_no_mask_in_memory():

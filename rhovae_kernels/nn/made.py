@@ -12,7 +12,7 @@ from python_ref.made_inverse import ACTIVATIONS, SCALES
 from python_ref.precision import upcast
 from rhovae_kernels.nn import orders
 from rhovae_kernels.nn.masked_linear import MaskedLinear, positive_integer
-from rhovae_kernels.ops import iaf_gate, made_inverse, masked_linear
+from rhovae_kernels.ops import iaf_gate, made_inverse
 
 # In place: nothing else reads what a masked layer gives, and their derivatives take the result.
 IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -200,10 +200,7 @@ class MADE(nn.Module):
         first, *others = self.layers
         act = IN_PLACE[self.activation]
         h = self.sort(x)
-        if context is None:
-            h = first(h)
-        else:
-            h = masked_linear(h, first.weight, None, first.prefix) + self.offset(context)
+        h = first(h) if context is None else first.product(h, None) + self.offset(context)
         for layer in others:
             h = layer(act(h))
         return self.unsort(h.unflatten(-1, (self.features, self.heads)), -2)

@@ -1,6 +1,7 @@
 """Turns the JSON of a benchmark run into a table (Markdown) and a plot."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -54,21 +55,31 @@ def table(path: Path) -> str:
     return "\n".join([*lines, "", *refused(path)]).rstrip() + "\n"
 
 
+PLOT_COLUMNS = 4
+
+
 def plot(path: Path, out: Path) -> None:
     """Times of every variant relative to ours, one panel a comparison."""
     groups: dict[tuple, list] = {}
     for op, shape, direction, note, variant, _, ratio, *_ in rows(path):
         groups.setdefault((op, shape, direction, note), []).append((variant, ratio))
+    across = min(len(groups), PLOT_COLUMNS)
+    down = math.ceil(len(groups) / across)
+    tallest = [
+        max(map(len, list(groups.values())[i * across : (i + 1) * across])) for i in range(down)
+    ]
     figure, axes = plt.subplots(
-        len(groups),
-        1,
-        figsize=(7, 0.4 * sum(map(len, groups.values())) + 0.9 * len(groups)),
-        height_ratios=[len(g) + 1 for g in groups.values()],
+        down,
+        across,
+        figsize=(6.5 * across, 0.3 * sum(tallest) + 0.8 * down),
+        height_ratios=[n + 1 for n in tallest],
         layout="constrained",
         squeeze=False,
     )
+    for axis in axes.flat[len(groups) :]:
+        axis.set_visible(False)
     for axis, ((op, shape, direction, note), variants) in zip(
-        axes[:, 0], groups.items(), strict=True
+        axes.flat, groups.items(), strict=False
     ):
         names, ratios = zip(*variants, strict=True)
         bars = axis.barh(names, ratios, color=["C0" if r == 1 else "C7" for r in ratios])

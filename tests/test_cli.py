@@ -354,6 +354,7 @@ def test_demo_ends_in_a_table_and_pictures_and_can_be_run_again(capsys, monkeypa
     assert "NLL@256" in shown
     results = json.loads((tmp_path / "results.json").read_text())
     assert set(results["models"]) == {"vae", "rho-vae"}
+    assert set(results["ops"]) == set(rk.ops.__all__)
     assert all(row["error"] <= demo.TOLERANCE for row in results["ops"].values())
     drawn = {path.name for path in tmp_path.glob("*.png")}
     for kind in ("samples", "reconstructions"):

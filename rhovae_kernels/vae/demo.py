@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from rhovae_kernels import backends, ops, use_backend
+from rhovae_kernels.nn import MADE, MaskedLinear
 from rhovae_kernels.vae import pictures
 from rhovae_kernels.vae.data import load
 from rhovae_kernels.vae.evaluation import evaluate
@@ -122,11 +123,37 @@ def _cases(device: str) -> dict[str, tuple[Callable[..., Any], list[Tensor]]]:
     rho_logit = torch.atanh(0.99 * torch.tanh(normal(1)))
     parameters = [normal(COLUMNS), normal(COLUMNS), rho_logit]
     state = torch.tensor([SEED, 0], device=device)
+
+    def weight(layer: MaskedLinear) -> Tensor:
+        drawn = torch.randn(layer.weight.shape, generator=generator).to(device)
+        return 0.3 * drawn / layer.in_features**0.5
+
+    first, last = MADE(COLUMNS, hidden=(ROWS,)).to(device).layers
+    bias = torch.ones(2 * COLUMNS, device=device)
+    alternate = torch.arange(COLUMNS, device=device) % 2 == 0
+
+    def inverse(y: Tensor, offset: Tensor, *network: Tensor) -> tuple[Tensor, Tensor]:
+        weights, biases, prefixes = network[:2], network[2:], (first.prefix, last.prefix)
+        return ops.made_inverse(y, offset, weights, biases, prefixes, "elu", "gate")
+
     return {
         "ar1_reparam": (ops.ar1_reparam, [*parameters, normal(COLUMNS)]),
         "ar1_reparam_rng": (ops.ar1_reparam_rng, [*parameters, state]),
         "ar1_log_prob": (ops.ar1_log_prob, [normal(COLUMNS), *parameters]),
         "linear_scan": (ops.linear_scan, [torch.tanh(normal(1)), normal(COLUMNS)]),
+        "masked_linear": (
+            lambda x, w, b: ops.masked_linear(x, w, b, first.prefix),
+            [normal(COLUMNS), weight(first), normal(1)[:, 0]],
+        ),
+        "made_inverse": (
+            inverse,
+            [normal(COLUMNS), normal(ROWS), weight(first), weight(last), bias],
+        ),
+        "iaf_gate": (ops.iaf_gate, [normal(COLUMNS) for _ in range(3)]),
+        "affine_coupling": (
+            lambda x, s, t: ops.affine_coupling(x, s, t, alternate, bound="tanh"),
+            [normal(COLUMNS) for _ in range(3)],
+        ),
         "philox": (lambda state: ops.philox(state, ROWS, COLUMNS), [state]),
     }
 

@@ -59,9 +59,7 @@ def test_each_kernel_compiles_for_nvidia_and_spills_no_register(room, cc, tmp_pa
     spilled = {}
     for configuration in configurations:
         cubin = compiled(configuration, CUDA[cc]).asm["cubin"]
-        # float64, at two registers a value, is there to be right and not to be fast.
-        if "fp64" not in configuration.name:
-            spilled[configuration.name] = local_memory(cubin, tmp_path / "kernel.cubin")
+        spilled[configuration.name] = local_memory(cubin, tmp_path / "kernel.cubin")
     assert spilled == dict.fromkeys(spilled, 0)
 
 

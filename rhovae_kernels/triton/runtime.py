@@ -20,6 +20,8 @@ from python_ref.precision import compute_dtype
 TILE_COLUMNS = (16, 64, 256, 1024)
 TILE_ELEMENTS = 1024
 WARPS = 4
+# A float64 takes two registers: with as many threads again, these kernels spill none.
+WARPS_FLOAT64 = {"_reparam_backward": 8}
 # Rows are split over programs where there are few of them and each is long.
 PROGRAMS_WANTED = 512
 TILES_WORTH_SPLITTING = 8
@@ -154,6 +156,10 @@ def interpreted(kernel: JITFunction) -> InterpretedFunction:
     return InterpretedFunction(_copy(kernel.fn))
 
 
+def warps_of(kernel: JITFunction, float64: bool) -> int:
+    return WARPS_FLOAT64.get(kernel.__name__, WARPS) if float64 else WARPS
+
+
 def launch(kernel: JITFunction, t: Tiling, like: Tensor, *args, **constants) -> None:
     """Run `kernel` over tiles `t`, on the device of `like` and its current stream."""
     constants |= {
@@ -167,7 +173,8 @@ def launch(kernel: JITFunction, t: Tiling, like: Tensor, *args, **constants) -> 
             interpreted(kernel)[(t.programs,)](*args, **constants)
     else:
         with torch.cuda.device_of(like):
-            kernel[(t.programs,)](*args, num_warps=WARPS, **constants)
+            warps = warps_of(kernel, like.dtype == torch.float64)
+            kernel[(t.programs,)](*args, num_warps=warps, **constants)
 
 
 # Row lengths that between them meet every tile, and a loop over tiles.
@@ -219,4 +226,5 @@ def configuration(
     settings = [f"columns={columns}", *(name for name, on in flags.items() if on)]
     settings += [f"{name}={kind}" for name, kind in pointers.items()]
     name = f"{kernel.__name__} {dtype} {' '.join(settings)}"
-    return Configuration(name, kernel, signature, constexprs, WARPS)
+    warps = warps_of(kernel, dtype == "fp64")
+    return Configuration(name, kernel, signature, constexprs, warps)

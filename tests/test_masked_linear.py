@@ -216,12 +216,18 @@ def test_layers_without_inputs_outputs_or_rows_match_the_specification(backend):
             check(inputs, torch.float32, f"{batch} {columns} {rows}")
 
 
-# Prime, and of several tiles and panels in each direction.
-WIDE = [((7,), 307, 521), ((131,), 521, 307), ((2, 3), 1031, 67), ((5,), 67, 1031)]
+# Prime, and of several tiles in each direction; sums over more than one stretch of 512.
+WIDE = [
+    ((7,), 307, 521),
+    ((131,), 521, 307),
+    ((2, 3), 1031, 67),
+    ((5,), 67, 1031),
+    ((547,), 41, 67),
+]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_layers_of_several_tiles_and_panels_match_the_specification(backend, dtype):
+def test_layers_of_several_tiles_match_the_specification(backend, dtype):
     for batch, columns, rows in [((7,), 131, 263)] if backend.slow else WIDE:
         for prefix in (even(rows, columns), drawn(rows, columns, 1)):
             inputs = layer(batch, columns, rows, prefix, dtype, backend.device)

@@ -1,80 +1,48 @@
 // masked_linear and its backward pass for the CPU. The letters are those of
 // python_ref/masked_linear.py.
 //
-// The products are dense ones, by the BLAS that torch was built with, over panels of the staircase:
-// P of them do (P+1)/2P of the work of one over the whole matrix. A panel that the edge of the
-// staircase runs through is copied first, with zeros outside.
+// y = b + x Wᵀ, ∂x = g W and ∂W = gᵀ x are products out(i,j) = Σ_k a(i,k) b(k,j) in which the
+// staircase bounds k from above, or k from below, or, for each j, the i of which there is anything.
+// `out` is made in lines as wide as two vectors. What a line needs of b is copied first, with zeros
+// outside the staircase, so that its tiles are plain products of as many k as the line has.
 
-#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
-#include <torch/csrc/stable/library.h>
+#ifndef RHOVAE_TARGET
 
+#include <algorithm>
 #include <cstring>
-#include <limits>
+#include <memory>
+#include <tuple>
+#include <vector>
+
+#include <torch/csrc/stable/library.h>
 
 #include "rows.h"
 
 namespace rhovae {
 namespace {
 
-// Where panels begin and end: at other numbers BLAS is slower.
-constexpr int64_t kAligned = 16;
-int64_t aligned_down(int64_t n) { return n / kAligned * kAligned; }
-int64_t aligned_up(int64_t n) { return aligned_down(n + kAligned - 1); }
-
-// A matrix in memory that something else keeps alive.
+// Element (i, j) lies at data[i·row_stride + j·step], in elements.
 struct Matrix {
-  char* data;
-  int64_t rows, columns, row_stride, column_stride;
-  ScalarType type;
+  const void* data = nullptr;
+  int64_t rows = 0, columns = 0, row_stride = 0, step = 1;
 
-  int64_t element() const {
-    return type == ScalarType::Double ? 8 : type == ScalarType::Float ? 4 : 2;
+  template <typename S>
+  const S* at(int64_t i, int64_t j) const {
+    return static_cast<const S*>(data) + i * row_stride + j * step;
   }
-  char* at(int64_t i, int64_t j) const {
-    // A matrix of no elements may have no memory.
-    return data ? data + (i * row_stride + j * column_stride) * element() : nullptr;
-  }
-  Matrix block(int64_t r0, int64_t r1, int64_t c0, int64_t c1) const {
-    return {at(r0, c0), r1 - r0, c1 - c0, row_stride, column_stride, type};
-  }
-  Matrix transposed() const { return {data, columns, rows, column_stride, row_stride, type}; }
-  // Made of its memory and not as a view, which would be recorded for autograd.
-  Tensor tensor() const {
-    const int64_t sizes[] = {rows, columns}, strides[] = {row_stride, column_stride};
-    const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
-    return torch::stable::from_blob(data, {sizes, 2}, {strides, 2}, cpu, type);
-  }
+  Matrix transposed() const { return {data, columns, rows, step, row_stride}; }
 };
 
-// x (…,n) as rows that BLAS takes: contiguous, apart by no less than their length and by an int.
-// Any other layout is copied, once for all panels, and the copy kept alive in `keep`.
 Matrix matrix_of(const Tensor& x, std::vector<Tensor>& keep) {
-  const int64_t rows = row_count(x), columns = x.size(x.dim() - 1);
-  Rows r = rows_of(x, 1, keep);
-  if (rows > 1 && (r.stride < columns || r.stride > std::numeric_limits<int32_t>::max())) {
-    keep.push_back(torch::stable::contiguous(x));
-    r = {keep.back().const_data_ptr(), columns};
-  }
-  const int64_t stride = rows > 1 ? r.stride : std::max<int64_t>(1, columns);
-  return {static_cast<char*>(const_cast<void*>(r.data)), rows, columns, stride, 1, x.scalar_type()};
+  const Rows rows = rows_of(x, 1, keep);
+  return {rows.data, row_count(x), x.size(x.dim() - 1), rows.stride};
 }
 
-// A contiguous tensor that was made to be filled.
-Matrix filled(const Tensor& x, int64_t rows, int64_t columns) {
-  const int64_t stride = std::max<int64_t>(1, columns);
-  return {static_cast<char*>(x.mutable_data_ptr()), rows, columns, stride, 1, x.scalar_type()};
-}
-
-// out = a b
-void multiply(const Matrix& a, const Matrix& b, const Matrix& out) {
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      aoti_torch_cpu_mm_out(out.tensor().get(), a.tensor().get(), b.tensor().get()));
-}
-
-// out = bias + a b, the bias a row
-void multiply_add(const Matrix& bias, const Matrix& a, const Matrix& b, const Matrix& out) {
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(
-      out.tensor().get(), bias.tensor().get(), a.tensor().get(), b.tensor().get(), 1, 1));
+// The same in the type that arithmetic is done in.
+Matrix wide_matrix_of(const Tensor& x, std::vector<Tensor>& keep) {
+  if (x.element_size() > 2) return matrix_of(x, keep);
+  keep.push_back(torch::stable::to(x, ScalarType::Float));
+  return matrix_of(Tensor(keep.back()), keep);
 }
 
 // How many of the first columns each row of a matrix holds.
@@ -93,86 +61,54 @@ Prefix prefix_of(const Tensor& prefix, int64_t columns) {
   return values;
 }
 
-// Zeros from the staircase's edge on, in rows r0 … of a matrix with contiguous rows.
-void clear_outside(const Matrix& m, const Prefix& prefix, int64_t r0) {
-  parallel_rows({m.rows, m.columns}, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t inside = std::min(prefix[r0 + i], m.columns);
-      std::memset(m.at(i, inside), 0, (m.columns - inside) * m.element());
-    }
-  });
+// The first row that holds each column.
+std::vector<int64_t> first_holders(const Prefix& prefix, int64_t columns) {
+  std::vector<int64_t> first(columns);
+  size_t row = 0;
+  for (int64_t j = 0; j < columns; ++j) {
+    while (row < prefix.size() && prefix[row] <= j) ++row;
+    first[j] = row;
+  }
+  return first;
 }
 
-// Rows r0 … r1 and columns c0 … c1 of the weight, zero outside the staircase: itself where all of it
-// is inside, else a copy in `room`.
-Matrix inside(const Matrix& weight, const Prefix& prefix, int64_t r0, int64_t r1, int64_t c0,
-              int64_t c1, void* room) {
-  const Matrix from = weight.block(r0, r1, c0, c1);
-  if (r0 == r1 || prefix[r0] >= c1) return from;
-  const Matrix to{static_cast<char*>(room), r1 - r0, c1 - c0, c1 - c0, 1, weight.type};
-  parallel_rows({to.rows, to.columns}, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const int64_t live = std::min(std::max<int64_t>(prefix[r0 + i] - c0, 0), to.columns);
-      std::memcpy(to.at(i, 0), from.at(i, 0), live * to.element());
-      std::memset(to.at(i, live), 0, (to.columns - live) * to.element());
-    }
-  });
-  return to;
-}
+enum class Kind { kOutput, kInput, kWeight };
 
-// How many units wide a panel is, of `units` outputs or inputs: a choice of the shape alone. In
-// narrower ones BLAS is slower by more than the work they save, and in smaller matrices the calls;
-// more of them are no faster, and have threads meet more often.
-int64_t panel_width(const Matrix& weight, int64_t units) {
-  const int64_t most = weight.rows * weight.columns < (1 << 16) ? 1 : 8;
-  const int64_t panels = std::max<int64_t>(1, std::min(most, units / 128));
-  return std::max<int64_t>(kAligned, aligned_up((units + panels - 1) / panels));
-}
+struct Product {
+  Kind kind;
+  Matrix a;  // widened
+  Matrix b;  // as it lies in memory: W for y and ∂x, x for ∂W
+  Matrix bias;
+  Tensor& out;
+  int64_t rows, columns;  // of out, which is contiguous
+  const Prefix& prefix;
+  std::vector<int64_t> first{};  // of ∂x and ∂W: `first_holders`
+};
 
-Tensor empty(const Tensor& like, std::vector<int64_t> sizes) {
-  return torch::stable::new_empty(like, {sizes.data(), sizes.size()});
-}
+}  // namespace
+}  // namespace rhovae
 
-std::vector<int64_t> with_last(const Tensor& x, int64_t last) {
-  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
-  sizes.back() = last;
-  return sizes;
-}
+#define RHOVAE_KERNELS "masked_linear.cpp"
+#include "targets.h"
 
-// The type that products are taken in. Those of float16, and without AVX-512 of bfloat16, are slow.
-bool widened(ScalarType type) {
-  return type == ScalarType::Half ||
-         (type == ScalarType::BFloat16 && cpu_target() != Target::kAvx512);
+namespace rhovae {
+namespace {
+
+void multiply(const Product& product) {
+  with_storage(product.out.scalar_type(), [&](auto s) { RHOVAE_RUN(product, Tiled<decltype(s)>); });
 }
-Tensor wide(const Tensor& x) { return torch::stable::to(x, ScalarType::Float); }
 
 Tensor masked_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                      const Tensor& prefix) {
-  const ScalarType type = x.scalar_type();
-  if (widened(type)) {
-    const auto wide_bias = bias ? std::optional<Tensor>(wide(*bias)) : std::nullopt;
-    return torch::stable::to(masked_linear(wide(x), wide(weight), wide_bias, prefix), type);
-  }
   std::vector<Tensor> keep;
-  const Matrix from = matrix_of(x, keep), w = matrix_of(weight, keep);
-  const int64_t rows = from.rows, in = w.columns, out = w.rows;
-  Tensor y = empty(x, with_last(x, out));
-  const Matrix to = filled(y, rows, out);
-  const Prefix reads = prefix_of(prefix, in);
-  const int64_t width = panel_width(w, out);
-  const Tensor room = empty(weight, {std::min(width, out) * in});
-  for (int64_t r0 = 0; r0 < out; r0 += width) {
-    const int64_t r1 = std::min(out, r0 + width), c1 = std::min(in, aligned_up(reads[r1 - 1]));
-    const Matrix a = from.block(0, rows, 0, c1), into = to.block(0, rows, r0, r1);
-    const Matrix b = inside(w, reads, r0, r1, 0, c1, room.mutable_data_ptr()).transposed();
-    if (bias) {
-      const int64_t step = bias->stride(0);
-      char* first = static_cast<char*>(const_cast<void*>(bias->const_data_ptr()));
-      multiply_add(Matrix{first, 1, out, 1, step, type}.block(0, 1, r0, r1), a, b, into);
-    } else {
-      multiply(a, b, into);
-    }
-  }
+  const Matrix a = wide_matrix_of(x, keep), w = matrix_of(weight, keep);
+  std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
+  sizes.back() = w.rows;
+  Tensor y = empty(sizes.data(), sizes.size(), x.scalar_type());
+  Matrix row{};
+  if (bias) row = {bias->const_data_ptr(), 1, w.rows, 0, bias->stride(0)};
+  const Prefix reads = prefix_of(prefix, w.columns);
+  multiply({Kind::kOutput, a, w, row, y, a.rows, w.rows, reads});
   return y;
 }
 
@@ -180,50 +116,21 @@ std::tuple<Tensor, Tensor, Tensor> masked_linear_backward(const Tensor& grad, co
                                                           const Tensor& weight,
                                                           const Tensor& prefix,
                                                           const std::vector<bool>& needs) {
-  const ScalarType type = x.scalar_type();
-  if (widened(type)) {
-    const auto [d_x, d_weight, d_bias] =
-        masked_linear_backward(wide(grad), wide(x), wide(weight), prefix, needs);
-    using torch::stable::to;
-    return {to(d_x, type), to(d_weight, type), to(d_bias, type)};
-  }
   std::vector<Tensor> keep;
-  const Matrix g = matrix_of(grad, keep), from = matrix_of(x, keep), w = matrix_of(weight, keep);
-  const int64_t rows = from.rows, in = w.columns, out = w.rows;
-  const Prefix reads = prefix_of(prefix, in);
-
-  // ∂x by panels of inputs, each read by the outputs from some one on.
-  Tensor d_x = gradient_like(x, needs[0]);
-  if (needs[0]) {
-    const Matrix to = filled(d_x, rows, in);
-    const int64_t width = panel_width(w, in);
-    const Tensor room = empty(weight, {out * std::min(width, in)});
-    for (int64_t c0 = 0; c0 < in; c0 += width) {
-      const int64_t c1 = std::min(in, c0 + width);
-      const auto first = std::upper_bound(reads.begin(), reads.end(), c0);
-      const int64_t r0 = aligned_down(first - reads.begin());
-      const Matrix b = inside(w, reads, r0, out, c0, c1, room.mutable_data_ptr());
-      multiply(g.block(0, rows, r0, out), b, to.block(0, rows, c0, c1));
-    }
-  }
-
-  // ∂W by panels of outputs, zero from the edge on.
-  Tensor d_weight = gradient_like(weight, needs[1]);
+  const Matrix g = wide_matrix_of(grad, keep), w = matrix_of(weight, keep);
+  const Prefix reads = prefix_of(prefix, w.columns);
+  const std::vector<int64_t> first = first_holders(reads, w.columns);
+  Tensor d_x = gradient_like(x, needs[0]), d_weight = gradient_like(weight, needs[1]);
+  if (needs[0]) multiply({Kind::kInput, g, w, {}, d_x, g.rows, w.columns, reads, first});
   if (needs[1]) {
-    const Matrix to = filled(d_weight, out, in);
-    const int64_t width = panel_width(w, out);
-    for (int64_t r0 = 0; r0 < out; r0 += width) {
-      const int64_t r1 = std::min(out, r0 + width), c1 = std::min(in, aligned_up(reads[r1 - 1]));
-      multiply(g.block(0, rows, r0, r1).transposed(), from.block(0, rows, 0, c1),
-               to.block(r0, r1, 0, c1));
-      clear_outside(to.block(r0, r1, 0, in), reads, r0);
-    }
+    const Matrix b = matrix_of(x, keep);
+    multiply({Kind::kWeight, g.transposed(), b, {}, d_weight, w.rows, w.columns, reads, first});
   }
-
-  if (!needs[2]) return {d_x, d_weight, empty(weight, {0})};
-  const int64_t over_rows = 0;
-  const torch::headeronly::IntHeaderOnlyArrayRef dims(&over_rows, 1);
-  return {d_x, d_weight, torch::stable::sum(g.tensor(), dims)};
+  const int64_t sizes[] = {g.rows, w.rows}, none = 0;
+  if (!needs[2]) return {d_x, d_weight, empty(&none, 1, x.scalar_type())};
+  const torch::headeronly::IntHeaderOnlyArrayRef over_rows(&none, 1);
+  const Tensor rows = torch::stable::reshape(grad, {sizes, 2});
+  return {d_x, d_weight, torch::stable::sum(rows, over_rows)};
 }
 
 }  // namespace
@@ -233,3 +140,182 @@ STABLE_TORCH_LIBRARY_IMPL(rhovae_cpu, CPU, m) {
   m.impl("masked_linear", TORCH_BOX(&rhovae::masked_linear));
   m.impl("masked_linear_backward", TORCH_BOX(&rhovae::masked_linear_backward));
 }
+
+#else  // RHOVAE_TARGET
+
+namespace rhovae {
+namespace RHOVAE_TARGET {
+namespace {
+
+// A tile fills the registers: 12·2 sums of 32, or 6·2 of 16.
+constexpr int kHeight = RHOVAE_VECTOR_BYTES == 64 ? 12 : 6;
+constexpr int kVectors = 2;
+template <typename T>
+constexpr int64_t kLine = kVectors * kLanes<T>;
+// Of b, so many k of a line are copied at a time: they stay in the second cache. Their sum is added
+// to that of those before, which over many k rounds off less than one sum does.
+constexpr int64_t kDepth = 512;
+// Rows of a part: what threads share out is lines by parts.
+constexpr int64_t kPart = 48;
+// What one thread should at least be given, in products.
+constexpr int64_t kProducts = 1 << 18;
+
+// The first n lanes, none for n ≤ 0.
+template <typename S>
+RHOVAE_INLINE V<Compute<S>> load_up_to(const S* p, int64_t n) {
+  return n > 0 ? load(p, int(std::min<int64_t>(n, kLanes<Compute<S>>))) : V<Compute<S>>{};
+}
+template <typename S>
+RHOVAE_INLINE void store_up_to(S* p, V<Compute<S>> v, int64_t n) {
+  if (n > 0) store(p, v, int(std::min<int64_t>(n, kLanes<Compute<S>>)));
+}
+
+// Columns j0 … j0+width−1 of out: the k that are summed over, the i from which there is anything.
+struct Line {
+  int64_t j0, width, first_k = 0, end_k, first_i = 0;
+
+  Line(const Product& p, int64_t j, int64_t length) : j0(j) {
+    width = std::min(length, p.columns - j0);
+    end_k = p.kind == Kind::kOutput ? p.prefix[j0 + width - 1] : p.b.rows;
+    if (p.kind == Kind::kInput) first_k = p.first[j0];
+    if (p.kind == Kind::kWeight) first_i = p.first[j0];
+  }
+};
+
+// b(k, j) for the line and k of [begin, end), k by k, zero outside the staircase.
+template <typename S>
+void copy(const Product& p, const Line& line, int64_t begin, int64_t end, Compute<S>* room) {
+  using T = Compute<S>;
+  if (p.kind != Kind::kOutput) {
+    for (int64_t k = begin; k < end; ++k, room += kLine<T>) {
+      const int64_t held = p.kind == Kind::kInput ? p.prefix[k] - line.j0 : line.width;
+      const int64_t live = std::min(held, line.width);
+      const S* from = p.b.at<S>(k, line.j0);
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t lane = v * kLanes<T>;
+        store(room + lane, live > lane ? load_up_to(from + lane, live - lane) : V<T>{});
+      }
+    }
+    return;
+  }
+  // Rows of W become columns.
+  for (int64_t k = begin; k < end; k += kLanes<T>, room += kLanes<T> * kLine<T>) {
+    const int64_t count = std::min<int64_t>(kLanes<T>, end - k);
+    for (int v = 0; v < kVectors; ++v) {
+      V<T> square[kLanes<T>];
+      for (int i = 0; i < kLanes<T>; ++i) {
+        const int64_t j = v * kLanes<T> + i;
+        const int64_t live = j < line.width ? std::min(p.prefix[line.j0 + j], end) - k : 0;
+        square[i] = live > 0 ? load_up_to(p.b.at<S>(line.j0 + j, k), live) : V<T>{};
+      }
+      transpose<T>(square);
+      for (int i = 0; i < count; ++i) store(room + i * kLine<T> + v * kLanes<T>, square[i]);
+    }
+  }
+}
+
+// sums(i, j) += Σ a(i,k) b(k,j) over `depth` of k, for `height` rows.
+template <typename T, int height>
+void tile(const T* a, int64_t row, int64_t step, const T* b, int64_t depth, T* sums) {
+  V<T> sum[height][kVectors] = {};
+  for (int64_t k = 0; k < depth; ++k, a += step, b += kLine<T>) {
+    V<T> line[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) line[v] = load(b + v * kLanes<T>);
+#pragma GCC unroll 12
+    for (int i = 0; i < height; ++i) {
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) sum[i][v] += line[v] * a[i * row];
+    }
+  }
+#pragma GCC unroll 12
+  for (int i = 0; i < height; ++i) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      T* at = sums + i * kLine<T> + v * kLanes<T>;
+      store(at, load(at) + sum[i][v]);
+    }
+  }
+}
+
+// The same for `rows` rows: tiles of full height, and lower ones for what is left.
+template <typename T, int height = kHeight>
+void tiles(int64_t rows, const T* a, int64_t row, int64_t step, const T* b, int64_t depth, T* sums) {
+  int64_t i = 0;
+  for (; i + height <= rows; i += height) {
+    tile<T, height>(a + i * row, row, step, b, depth, sums + i * kLine<T>);
+  }
+  if constexpr (height > 1) {
+    constexpr int lower = height > 8 ? 8 : height > 4 ? 4 : height / 2;
+    if (i < rows) tiles<T, lower>(rows - i, a + i * row, row, step, b, depth, sums + i * kLine<T>);
+  }
+}
+
+template <typename S>
+struct Tiled {
+  using Storage = S;
+};
+
+}  // namespace
+
+template <typename Pass>
+void run(const Product& p) {
+  using S = typename Pass::Storage;
+  using T = Compute<S>;
+  const int64_t lines = (p.columns + kLine<T> - 1) / kLine<T>;
+  const int64_t summed = p.kind == Kind::kOutput ? p.b.columns : p.b.rows;
+  const int64_t wanted = std::max<int64_t>(1, p.rows / kPart) * kHeight;
+  const int64_t height = std::max<int64_t>(1, (p.rows + wanted - 1) / wanted) * kHeight;
+  const int64_t parts = (p.rows + height - 1) / height;
+  const int64_t products = std::max<int64_t>(1, height * kLine<T> * summed / 2);
+  const int64_t grain = std::max<int64_t>(1, kProducts / products);
+  S* out = static_cast<S*>(p.out.mutable_data_ptr());
+  torch::stable::parallel_for(0, lines * parts, grain, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<T[]> room(new T[std::min(summed, kDepth) * kLine<T>]);
+    const std::unique_ptr<T[]> sums(new T[height * kLine<T>]);
+    int64_t line_there = -1, k_there = -1;
+    for (int64_t item = begin; item < end; ++item) {
+      // Lines have more to do from one to the next, or less. Taken as the first, the last, the
+      // second, the last but one …, any run of them has its share.
+      const int64_t turn = item / parts;
+      const int64_t number_of_line = turn % 2 ? lines - 1 - turn / 2 : turn / 2;
+      const Line line(p, number_of_line * kLine<T>, kLine<T>);
+      const int64_t top = item % parts * height, bottom = std::min(p.rows, top + height);
+      const int64_t first = std::clamp(line.first_i, top, bottom);
+
+      T bias[kLine<T>] = {};
+      for (int64_t j = 0; p.bias.data && j < line.width; ++j) {
+        bias[j] = number(p.bias.at<S>(0, line.j0 + j));
+      }
+      for (int64_t i = 0; i < bottom - first; ++i) {
+        std::memcpy(sums.get() + i * kLine<T>, bias, sizeof bias);
+      }
+      for (int64_t k = line.first_k; k < line.end_k && first < bottom; k += kDepth) {
+        const int64_t depth = std::min(kDepth, line.end_k - k);
+        if (line_there != number_of_line || k_there != k) {
+          copy<S>(p, line, k, k + depth, room.get());
+        }
+        line_there = number_of_line, k_there = k;
+        tiles<T>(bottom - first, p.a.at<T>(first, k), p.a.row_stride, p.a.step, room.get(), depth,
+                 sums.get());
+      }
+      for (int64_t i = top; i < bottom; ++i) {
+        S* row = out + i * p.columns + line.j0;
+        int64_t live = line.width;
+        if (p.kind == Kind::kWeight) {
+          live = std::clamp<int64_t>(p.prefix[i] - line.j0, 0, line.width);
+          std::memset(row + live, 0, (line.width - live) * sizeof(S));
+        }
+        for (int v = 0; v < kVectors && i >= first; ++v) {
+          const int64_t lane = v * kLanes<T>;
+          store_up_to(row + lane, load(sums.get() + (i - first) * kLine<T> + lane), live - lane);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace RHOVAE_TARGET
+}  // namespace rhovae
+
+#endif

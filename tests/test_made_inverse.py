@@ -208,6 +208,18 @@ class OverLists(Contract):
                 for y, m in zip(self.call(*inputs), self.call(*meta), strict=True):
                     assert (y.shape, y.dtype, y.stride()) == (m.shape, m.dtype, m.stride())
 
+    def test_a_backward_pass_within_autocast_is_that_outside(self, backend):
+        for variant, inputs in self.each_variant((3,), 9, torch.float32, backend.device):
+            leaves = detached(inputs, self.differentiable)
+            asked = [leaves[i] for i in self.differentiable]
+            with torch.autocast(backend.device, torch.bfloat16):
+                outputs = self.call(*leaves)
+                up = self.upstream(outputs)
+                within = torch.autograd.grad(outputs, asked, up, retain_graph=True)
+            outside = torch.autograd.grad(outputs, asked, up)
+            for g, e in zip(within, outside, strict=True):
+                assert torch.equal(g, e), variant
+
     def test_results_are_the_same_bits_from_run_to_run(self, backend):
         for batch, d in [((7,), 33), ((40,), 130)]:
             if backend.slow and d > 100:

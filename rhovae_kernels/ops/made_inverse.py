@@ -1,6 +1,7 @@
 """`made_inverse`: the sequential direction of an autoregressive transform, in one launch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 
 import torch
 from torch import Tensor
@@ -242,18 +243,35 @@ def _tangents(name: str, lengths, flat: Sequence, tangents: Sequence):
     )
 
 
+def _outside_autocast(backward: Callable) -> Callable:
+    """A backward pass whose products keep the type of what was saved.
+
+    Autocast was done with in the forward pass, but is still in force where `backward` is called
+    within its block.
+    """
+
+    @wraps(backward)
+    def in_own_type(ctx, *grads):
+        with torch.autocast(ctx.device_type, enabled=False):
+            return backward(ctx, *grads)
+
+    return in_own_type
+
+
 class MadeInverse(Function):
     forward = registration.call_below_flat("made_inverse")
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.set_materialize_grads(False)
+        ctx.device_type = output[0].device.type
         ctx.lengths, *flat = inputs
         *tensors, ctx.activation, ctx.scale, ctx.bound = flat
         ctx.save_for_backward(output[0], *tensors)
         ctx.save_for_forward(output[0], *tensors)
 
     @staticmethod
+    @_outside_autocast
     def backward(ctx, grad_x, grad_log_det):
         x, *tensors = ctx.saved_tensors
         nested = registration.nest("made_inverse", ctx.lengths, tensors)
@@ -309,11 +327,13 @@ class MadeSolve(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
+        ctx.device_type = output.device.type
         ctx.lengths, *tensors, ctx.transpose = inputs
         ctx.save_for_backward(output, *tensors)
         ctx.save_for_forward(output, *tensors)
 
     @staticmethod
+    @_outside_autocast
     def backward(ctx, grad):
         # J v = g gives ∂g = λ with Jᵀ λ = grad, and the gradient of −λᵀ J v in everything else.
         v, *tensors = ctx.saved_tensors

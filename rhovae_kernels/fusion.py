@@ -118,14 +118,26 @@ def fuse(flow: nn.Module) -> Fusion:
             "holds it: give that one"
         )
     fusion = Fusion()
+    # A transform that the flow holds at several places stays one.
+    stand_ins: dict[nn.Module, tuple[str, _Replaced]] = {}
     for name, parent, key, module in list(_transforms(flow)):
+        if module in stand_ins:
+            how, first = stand_ins[module]
+            fusion.fused[name] = how
+            if first.original is module:
+                parent._modules[key] = first.parent._modules[first.key]
+                fusion._replaced.append(_Replaced(parent, key, module, first.carry_back))
+            continue
         try:
+            if any(isinstance(layer, ReorderedLinear) for layer in module.modules()):
+                raise CannotFuse("as its layers are replaced already")
             how, replaced = (_fuse_zuko if _is(module, ZUKO) else _fuse_nflows)(parent, key, module)
         except CannotFuse as reason:
             fusion.left[name] = str(reason)
             continue
         fusion.fused[name] = how
         fusion._replaced += replaced
+        stand_ins[module] = how, replaced[0]
     if not fusion.fused and not fusion.left:
         raise ValueError(
             f"{type(flow).__name__} holds no masked autoregressive transform of zuko or nflows"
@@ -144,7 +156,8 @@ def _is(module: object, name: str) -> bool:
 def _transforms(flow: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
     """Name, parent, key and module of each autoregressive transform."""
     for parent_name, parent in flow.named_modules():
-        for key, module in parent.named_children():
+        # `named_children` leaves out what it has named.
+        for key, module in parent._modules.items():
             if _is(module, ZUKO) or _is(module, NFLOWS_ANY):
                 yield f"{parent_name}.{key}".lstrip("."), parent, key, module
 

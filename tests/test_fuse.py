@@ -361,3 +361,26 @@ def test_an_undone_fusion_is_empty_and_can_be_made_again(zuko):
         fusion.undo()
         assert str(fusion) == "nothing is fused"
     assert torch.equal(flow().log_prob(x), expected)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.GELU])
+def test_a_transform_that_a_flow_holds_twice_stays_one(zuko, activation):
+    flow = zuko_flow(zuko, activation=activation)
+    transforms = flow.transform.transforms
+    transforms[1] = transforms[0]
+    x, state = draw(5, D), copy.deepcopy(flow.state_dict())
+    expected = flow().log_prob(x)
+    fusion = rk.fuse(flow)
+    assert len(fusion.fused) == 3 and not masked_layers(flow)
+    assert transforms[1] is transforms[0]
+    torch.testing.assert_close(flow().log_prob(x), expected)
+    fusion.undo()
+    assert transforms[1] is transforms[0]
+    assert_same_state(flow.state_dict(), state)
+
+
+def test_a_flow_whose_layers_are_replaced_is_left_alone(nflows):
+    transform = nflows.transforms.MaskedAffineAutoregressiveTransform(D, 256, activation=F.gelu)
+    flow = nflows.transforms.CompositeTransform([transform])
+    rk.fuse(flow)
+    assert rk.fuse(flow).left == {"_transforms.0": "as its layers are replaced already"}

@@ -127,6 +127,10 @@ ERRORS = {
         "binarize is 'round'; a reproduction of rho-vae",
     ),
     "seeds": ("reproduce rho-vae --seeds a", "seeds is 'a'"),
+    # What cannot be measured is said before anything is trained.
+    "limit of rho-vae": ("reproduce rho-vae --data digits --limit 1", "limit is 1; a standard"),
+    "limit of dpvae": ("reproduce dpvae --data two-moons --limit 1", "limit is 1; a standard"),
+    "weights": ("reproduce dpvae --data digits --fid-weights nowhere", "nowhere: no such file"),
 }
 
 

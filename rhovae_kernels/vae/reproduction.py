@@ -74,8 +74,8 @@ def reproduce(
     """
     if form not in FORMS:
         raise ValueError(f"form is {form!r}; it must be one of {', '.join(FORMS)}")
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit is {limit}; it must be at least 1")
+    if limit is not None and limit < 2:
+        raise ValueError(f"limit is {limit}; a standard error takes 2 data at least")
     if not seeds:
         raise ValueError("seeds is empty; it must hold one seed at least")
     out = Path(out)

@@ -10,6 +10,7 @@ import torch
 from rhovae_kernels.vae import aggregate, pictures
 from rhovae_kernels.vae.data import load
 from rhovae_kernels.vae.evaluation import evaluate
+from rhovae_kernels.vae.fid import check_weights
 from rhovae_kernels.vae.files import read_json, write_json, written_atomically
 from rhovae_kernels.vae.model import VAE
 from rhovae_kernels.vae.recipes import recipe
@@ -82,6 +83,7 @@ def reproduce(
 
     Raises:
         ValueError: an unknown objective, no seed, or an argument that `fit` refuses.
+        FileNotFoundError: the weights are not there.
 
     Source:
         dpVAE paper, Table 1, §5.1 and appendix C. Ours are trained for fewer steps than its
@@ -92,8 +94,12 @@ def reproduce(
         raise ValueError(
             f"objectives is {', '.join(objectives) or 'empty'}; there are {', '.join(PUBLISHED)}"
         )
+    if limit is not None and limit < 2:
+        raise ValueError(f"limit is {limit}; a standard error takes 2 data at least")
     if not seeds:
         raise ValueError("seeds is empty; it must hold one seed at least")
+    if fid_weights is not None:
+        check_weights(fid_weights)
     out = Path(out)
     epochs = EPOCHS.get(data, 20) if epochs is None else epochs
     test = load(data, data_root, split="test")

@@ -236,9 +236,11 @@ def test_a_coupling_that_cannot_be_is_refused(arguments, says):
 
 
 def test_a_flow_that_cannot_be_is_refused():
-    with pytest.raises(ValueError, match="features is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match="features is 0; a positive integer"):
         RealNVP(0)
-    with pytest.raises(ValueError, match="layers is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match=r"features is 2\.5; a positive integer"):
+        RealNVP(2.5)
+    with pytest.raises(ValueError, match="layers is 0; a positive integer"):
         RealNVP(2, layers=0)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rhovae_kernels.nn.coupling import AffineCoupling
 from rhovae_kernels.nn.distribution import NormalizingFlow
+from rhovae_kernels.nn.masked_linear import positive_integer
 
 
 class RealNVP(nn.Module):
@@ -23,7 +24,7 @@ class RealNVP(nn.Module):
         context: how many numbers of context each network sees.
 
     Raises:
-        ValueError: features or layers is none; a width or context does not fit.
+        ValueError: features or layers is no positive integer; a width or context does not fit.
 
     Source:
         dpVAE paper, §4.2 and appendix A: 6 couplings of 64×2, tanh on s alone.
@@ -44,9 +45,8 @@ class RealNVP(nn.Module):
         context: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (("features", features), ("layers", layers)):
-            if value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
+        positive_integer("features", features)
+        positive_integer("layers", layers)
         parity = torch.arange(features) % 2
         masks = (
             (parity == k % 2) if features > 1 else torch.zeros(1, dtype=torch.bool)

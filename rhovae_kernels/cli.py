@@ -212,7 +212,7 @@ def sample(
 
     vae, settings = load_run(run)
     kind = "mean" if mean else "draw"
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed % 2**64)
     if mode == "prior":
         drawn = vae.sample(n, kind, generator)
     else:

@@ -87,6 +87,14 @@ def test_sample_writes_a_picture(capsys, monkeypatch, run, tmp_path, mode):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("command", ["sample", "traverse"])
+@pytest.mark.parametrize("seed", [-1, 10**25])
+def test_any_integer_is_a_seed(capsys, monkeypatch, run, tmp_path, command, seed):
+    picture = tmp_path / "picture.png"
+    assert rhovae(capsys, monkeypatch, command, run, "--seed", seed, "--out", picture)[0] == 0
+    assert picture.exists()
+
+
 def test_doctor_says_what_runs_each_op(capsys, monkeypatch):
     status, shown, _ = rhovae(capsys, monkeypatch, "doctor")
     assert status == 0

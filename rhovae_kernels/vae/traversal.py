@@ -63,7 +63,7 @@ def traverse(
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(MODES)}")
     x = _data(settings, "test")
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed % 2**64))
     if mode == "samples":
         ends = order.repeat(-(-2 * n // len(x)))[: 2 * n]
         begin, end = vae.prior.to_generation(vae.posterior_for(x[ends]).mean).chunk(2)

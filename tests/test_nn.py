@@ -168,6 +168,22 @@ def test_a_network_that_cannot_be_is_refused(arguments, said):
         MADE(**{"features": 5, "hidden": (9, 9), **arguments})
 
 
+@pytest.mark.parametrize(
+    "scale,bound,said",
+    [
+        ("sigmoid", 1.0, "scale is 'sigmoid'; it must be one of exp, gate"),
+        ("softclip", 0.0, "bound is 0.0; it must be above 0"),
+        ("softplus", -1.0, "bound is -1.0; it must be 0 or more"),
+    ],
+)
+def test_a_scale_that_cannot_be_inverted_is_refused_in_both_directions(scale, bound, said):
+    with pytest.raises(ValueError, match=said):
+        MAF(3, 1, (8,), scale=scale, bound=bound)
+    for call in ("call_and_log_det", "inverse"):
+        with pytest.raises(ValueError, match=said):
+            getattr(MADE(3, (8,)), call)(draw(4, 3), None, scale, bound)
+
+
 def test_degrees_may_be_given_and_left_out():
     made = trained(MADE(5, (3,), heads=1, degrees=[[0, 0, 2]]))
     jacobian = torch.autograd.functional.jacobian(lambda x: made(x)[:, 0], draw(5))

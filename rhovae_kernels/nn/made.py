@@ -13,6 +13,7 @@ from python_ref.precision import upcast
 from rhovae_kernels.nn import orders
 from rhovae_kernels.nn.masked_linear import MaskedLinear, positive_integer
 from rhovae_kernels.ops import iaf_gate, made_inverse
+from rhovae_kernels.ops.made_inverse import check_scale
 
 # In place: nothing else reads what a masked layer gives, and their derivatives take the result.
 IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -226,6 +227,7 @@ class MADE(nn.Module):
         m, s = self(x, context).unbind(-1)
         if scale == "gate":
             return iaf_gate(x.expand(m.shape), m, s)
+        check_scale(scale, bound)
         wide_x, m, s = upcast(x, m, s)
         log_a = SCALES[scale][0](s, bound)
         return (torch.exp(log_a) * wide_x + m).to(x.dtype), log_a.sum(-1)

@@ -7,10 +7,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from python_ref.made_inverse import SCALES
 from rhovae_kernels.nn.distribution import NormalizingFlow
 from rhovae_kernels.nn.made import MADE
 from rhovae_kernels.nn.masked_linear import positive_integer
+from rhovae_kernels.ops.made_inverse import check_scale
 
 
 class MAF(nn.Module):
@@ -34,8 +34,8 @@ class MAF(nn.Module):
     Shapes: x, u (…,d); context (…,context); log_det (…).
 
     Raises:
-        ValueError: a size, activation or scale does not fit; in use, a context of the wrong width,
-            missing or not expected.
+        ValueError: a size, activation, scale or bound does not fit; in use, a context of the wrong
+            width, missing or not expected.
 
     Source:
         Lecture notes, autoregressive flows; the sequential direction as `made_inverse` has it.
@@ -62,8 +62,7 @@ class MAF(nn.Module):
         bound: float = math.log(1000),
     ) -> None:
         super().__init__()
-        if scale not in SCALES:
-            raise ValueError(f"scale is {scale!r}; it must be one of {', '.join(SCALES)}")
+        check_scale(scale, bound)
         self.features, self.context = features, context
         self.scale, self.bound = scale, bound
         made = (

@@ -136,6 +136,15 @@ def _named(name: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
     return {f"{name}[{i}]": x for i, x in enumerate(tensors)}
 
 
+def check_scale(scale: str, bound: float) -> None:
+    """Refuse a scale function that is none of these, or a bound that does not go with it."""
+    if scale not in SCALES:
+        checks.refuse("made_inverse", "scale", repr(scale), f"one of {', '.join(SCALES)}")
+    if (scale == "softclip" and not bound > 0) or (scale == "softplus" and not bound >= 0):
+        wanted = "above 0" if scale == "softclip" else "0 or more"
+        checks.refuse("made_inverse", "bound", bound, f"{wanted} for scale={scale!r}")
+
+
 def _check(y, offset, weights, biases, prefixes, activation, scale, bound) -> None:
     op = "made_inverse"
     checks.like(op, "y", y, offset=offset, **_named("weights", weights), **_named("biases", biases))
@@ -151,11 +160,7 @@ def _check(y, offset, weights, biases, prefixes, activation, scale, bound) -> No
     if activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         checks.refuse(op, "activation", repr(activation), f"one of {known}")
-    if scale not in SCALES:
-        checks.refuse(op, "scale", repr(scale), f"one of {', '.join(SCALES)}")
-    if (scale == "softclip" and not bound > 0) or (scale == "softplus" and not bound >= 0):
-        wanted = "above 0" if scale == "softclip" else "0 or more"
-        checks.refuse(op, "bound", bound, f"{wanted} for scale={scale!r}")
+    check_scale(scale, bound)
 
 
 def _check_solve(g, a, heads, slopes, weights, prefixes, transpose) -> None:

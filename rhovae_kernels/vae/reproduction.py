@@ -1,20 +1,18 @@
 """The honest reproduction of the rho-VAE sources: what they report beside what is true."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
-
-from rhovae_kernels.vae import pictures, published
+from rhovae_kernels.vae import comparison, pictures, published
 from rhovae_kernels.vae.data import load
-from rhovae_kernels.vae.evaluation import evaluate
-from rhovae_kernels.vae.files import read_json, write_json, written_atomically
+from rhovae_kernels.vae.files import read_json
 from rhovae_kernels.vae.model import VAE
 from rhovae_kernels.vae.recipes import recipe
 from rhovae_kernels.vae.tables import markdown
-from rhovae_kernels.vae.training import LAST, RUN, Checkpoint, History, fit, seeded
+from rhovae_kernels.vae.training import RUN, History
 
 FORMS = {"plain": "", "beta": "beta-", "cnn": "cnn-"}
 """The paper's experiments, by the prefix of their recipes."""
@@ -26,8 +24,6 @@ MODELS = {
     "published": published.LABEL,
 }
 """The rows of the table."""
-
-METRIC = "nll@256"
 
 
 def reproduce(
@@ -66,7 +62,7 @@ def reproduce(
         What table.json holds.
 
     Raises:
-        ValueError: an unknown form, no seed, or an argument that `fit` refuses.
+        ValueError: an unknown form, no seed, a limit below 2, or an argument that `fit` refuses.
 
     Source:
         rho-VAE paper, section 4, figures 1 to 6; its repository's README for sampler and loss. The
@@ -74,12 +70,14 @@ def reproduce(
     """
     if form not in FORMS:
         raise ValueError(f"form is {form!r}; it must be one of {', '.join(FORMS)}")
-    if limit is not None and limit < 2:
-        raise ValueError(f"limit is {limit}; a standard error takes 2 data at least")
-    if not seeds:
-        raise ValueError("seeds is empty; it must hold one seed at least")
+    comparison.check(seeds, limit)
     out = Path(out)
-    root = None if data_root is None else str(data_root)
+    on = {
+        "data": data,
+        "data_root": None if data_root is None else str(data_root),
+        "epochs": epochs,
+        "limit": limit,
+    }
     plain = recipe(f"{FORMS[form]}vae")
     input_shape = load(data, data_root, split="test").input_shape
     rows: list[dict[str, Any]] = []
@@ -87,33 +85,26 @@ def reproduce(
     for model, label in MODELS.items():
         entries = []
         histories[label] = []
-        for seed in seeds:
-            with seeded(torch.device("cpu"), seed):
-                vae = _build(model, FORMS[form], input_shape, latent)
-            run = out / f"{form}-{model}-d{latent}-seed{seed}"
-            history = fit(
-                vae,
-                data,
-                epochs=epochs,
-                out=run,
-                batch_size=plain.batch_size,
-                lr=plain.lr,
-                seed=seed,
-                data_root=data_root,
-                train_split="train+valid",
-                recipe=f"{form} {model}",
-                resume="auto",
-                quiet=quiet,
-            )
-            # The sources report the model of the last epoch, not the best one.
-            Checkpoint.load(run / LAST).restore(run / LAST, vae)
-            histories[label].append(history)
-            on = {"data": data, "data_root": root, "epochs": epochs, "limit": limit}
-            nll = kept_nll(vae, run / "nll.json", on)
-            last = history.epochs[-1]
+        for found in comparison.trained(
+            partial(_build, model, FORMS[form], input_shape, latent),
+            out / f"{form}-{model}-d{latent}",
+            seeds,
+            weights="last",
+            data=data,
+            epochs=epochs,
+            batch_size=plain.batch_size,
+            lr=plain.lr,
+            data_root=data_root,
+            train_split="train+valid",
+            recipe=f"{form} {model}",
+            quiet=quiet,
+        ):
+            histories[label].append(found.history)
+            nll = comparison.kept_nll(found.vae, found.run / "nll.json", on)
+            last = found.history.epochs[-1]
             entries.append(
                 {
-                    "seed": seed,
+                    "seed": found.seed,
                     "reported_loss": last["test_loss"],
                     "negative_elbo": last["test_negative_elbo"],
                     "nll": nll["mean"],
@@ -121,15 +112,13 @@ def reproduce(
                     "effective_sample_size": nll["ess_mean"],
                 }
             )
-            if seed == seeds[0]:
-                with seeded(next(vae.parameters()).device, seed):
-                    drawn = vae.sample(64)
-                pictures.samples(out / f"samples-{model}.png", drawn, label)
+            if found.seed == seeds[0]:
+                comparison.picture_samples(out / f"samples-{model}.png", found, label)
         columns = ("reported_loss", "negative_elbo", "nll")
         means = {name: mean(entry[name] for entry in entries) for name in columns}
         rows.append({"model": label, **means, "seeds": entries})
 
-    settings = read_json(run / RUN)
+    settings = read_json(found.run / RUN)
     table = {
         "data": data,
         "label": settings["label"],
@@ -145,18 +134,13 @@ def reproduce(
         "versions": settings["versions"],
         "rows": rows,
     }
-    write_json(out / "table.json", table)
-    with written_atomically(out / "table.md") as temporary:
-        temporary.write_text(describe(table) + "\n", encoding="utf-8")
+    comparison.write_table(out, table, describe(table))
     title = f"{data} ({table['label']}), {form} form, d = {latent}"
     for name, quantity, ylabel in (
         ("reported_loss", "test_loss", "test loss as the sources report it"),
         ("negative_elbo", "test_negative_elbo", "true test −ELBO, nats"),
     ):
-        series = {
-            label: [mean(at) for at in zip(*(h.column(quantity) for h in runs), strict=True)]
-            for label, runs in histories.items()
-        }
+        series = comparison.mean_curves(histories, quantity)
         pictures.curves(out / f"{name}.png", series, ylabel, title)
     return table
 
@@ -168,8 +152,8 @@ def describe(table: dict[str, Any]) -> str:
         f"{table['data']} ({table['label']} pixels), {table['training_data']} training images, "
         f"{table['form']} form, {beta}d = {table['latent']}, {table['epochs']} epochs, batch "
         f"{table['batch_size']}, Adam {table['lr']:g}, seeds {', '.join(map(str, table['seeds']))} "
-        f"(means), nats per image. NLL: {METRIC[4:]} importance samples, first {table['nll_data']} "
-        "test images."
+        f"(means), nats per image. NLL: {comparison.NLL_SAMPLES} importance samples, first "
+        f"{table['nll_data']} test images."
     )
     rows = [
         [row["model"], *(f"{row[name]:.2f}" for name in ("reported_loss", "negative_elbo", "nll"))]
@@ -187,21 +171,3 @@ def _build(model: str, prefix: str, input_shape: tuple[int, ...], latent: int) -
     same = exact.build(input_shape, latent)
     objective = published.Objective(exact.beta)
     return VAE(same.encoder, published.Posterior(latent), same.prior, same.decoder, objective)
-
-
-def kept_nll(vae: VAE, path: Path, on: dict[str, Any]) -> dict[str, Any]:
-    """The NLL of a trained model on the data that `on` names; kept in `path`, as it takes long."""
-    asked = {**on, "metric": METRIC}
-    if path.exists() and (kept := read_json(path))["asked"] == asked:
-        return kept["nll"]
-    result = evaluate(
-        vae,
-        on["data"],
-        [METRIC],
-        limit=on["limit"],
-        data_root=on["data_root"],
-        binarize=on.get("binarize"),
-    )
-    nll = {**result[METRIC], "count": result["count"]}
-    write_json(path, {"asked": asked, "nll": nll})
-    return nll

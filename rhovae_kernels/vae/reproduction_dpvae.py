@@ -1,26 +1,26 @@
 """The dpVAE paper's Table 1 beside ours: six objectives, with and without the decoupled prior."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
 
-from rhovae_kernels.vae import aggregate, pictures
+from rhovae_kernels.vae import aggregate, comparison, pictures
 from rhovae_kernels.vae.data import load
 from rhovae_kernels.vae.evaluation import evaluate
 from rhovae_kernels.vae.fid import check_weights
-from rhovae_kernels.vae.files import read_json, write_json, written_atomically
+from rhovae_kernels.vae.files import read_json
 from rhovae_kernels.vae.model import VAE
 from rhovae_kernels.vae.recipes import recipe
 from rhovae_kernels.vae.tables import markdown
-from rhovae_kernels.vae.training import LAST, RUN, Checkpoint, fit, seeded
+from rhovae_kernels.vae.training import RUN, seeded
 
 EPOCHS = {"two-moons": 150}
 """Passes over the training data where nothing else is asked for, and 20 for other data."""
 
-NLL = "nll@256"
 LEAK = 1.0
 """The threshold, in nats, at which the table shows the leakage; the runs hold the whole curve."""
 
@@ -82,7 +82,8 @@ def reproduce(
         What table.json holds.
 
     Raises:
-        ValueError: an unknown objective, no seed, or an argument that `fit` refuses.
+        ValueError: an unknown objective, no seed, a limit below 2, or an argument that `fit`
+            refuses.
         FileNotFoundError: the weights are not there.
 
     Source:
@@ -94,56 +95,51 @@ def reproduce(
         raise ValueError(
             f"objectives is {', '.join(objectives) or 'empty'}; there are {', '.join(PUBLISHED)}"
         )
-    if limit is not None and limit < 2:
-        raise ValueError(f"limit is {limit}; a standard error takes 2 data at least")
-    if not seeds:
-        raise ValueError("seeds is empty; it must hold one seed at least")
+    comparison.check(seeds, limit)
     if fid_weights is not None:
         check_weights(fid_weights)
     out = Path(out)
     epochs = EPOCHS.get(data, 20) if epochs is None else epochs
     test = load(data, data_root, split="test")
+    on = {
+        "data": data,
+        "data_root": None if data_root is None else str(data_root),
+        "epochs": epochs,
+        "limit": limit,
+        "fid_weights": None if fid_weights is None else str(fid_weights),
+    }
     rows = []
     for name in objectives:
-        found: dict[str, Any] = {}
+        by_prior: dict[str, Any] = {}
         pictured: dict[str, VAE] = {}
         for prior, suffix in PRIORS.items():
             entries = []
-            for seed in seeds:
-                made = recipe(name + suffix)
-                with seeded(torch.device("cpu"), seed):
-                    vae = made.build(test.input_shape)
-                run = out / f"{made.name}-seed{seed}"
-                fit(
-                    vae,
-                    data,
-                    epochs=epochs,
-                    out=run,
-                    batch_size=made.batch_size,
-                    lr=made.lr,
-                    seed=seed,
-                    data_root=data_root,
-                    recipe=made.name,
-                    resume="auto",
-                    quiet=quiet,
+            made = recipe(name + suffix)
+            for found in comparison.trained(
+                partial(made.build, test.input_shape),
+                out / made.name,
+                seeds,
+                weights="last",
+                data=data,
+                epochs=epochs,
+                batch_size=made.batch_size,
+                lr=made.lr,
+                data_root=data_root,
+                recipe=made.name,
+                quiet=quiet,
+            ):
+                measured = comparison.kept(
+                    found.run / "measures.json", "measured", on, partial(_measure, found.vae, on)
                 )
-                Checkpoint.load(run / LAST).restore(run / LAST, vae)
-                on = {
-                    "data": data,
-                    "data_root": None if data_root is None else str(data_root),
-                    "epochs": epochs,
-                    "limit": limit,
-                    "fid_weights": None if fid_weights is None else str(fid_weights),
-                }
-                entries.append({"seed": seed, **_measure(vae, run / "measures.json", on)})
-                pictured.setdefault(prior, vae)
-            found[prior] = {"seeds": entries, **_over_seeds(entries)}
-        rows.append({"objective": name, **found, "published": _published(name, data)})
-        if vae.latent == 2:
+                entries.append({"seed": found.seed, **measured})
+                pictured.setdefault(prior, found.vae)
+            by_prior[prior] = {"seeds": entries, **_over_seeds(entries)}
+        rows.append({"objective": name, **by_prior, "published": _published(name, data)})
+        if found.vae.latent == 2:
             panels = {prior: _pockets(vae, test.images[:limit]) for prior, vae in pictured.items()}
             pictures.pockets(out / f"pockets-{name}.png", panels, f"{name}, {data}")
 
-    settings = read_json(run / RUN)
+    settings = read_json(found.run / RUN)
     table = {
         "data": data,
         "label": settings["label"],
@@ -157,9 +153,7 @@ def reproduce(
         "versions": settings["versions"],
         "rows": rows,
     }
-    write_json(out / "table.json", table)
-    with written_atomically(out / "table.md") as temporary:
-        temporary.write_text(describe(table) + "\n", encoding="utf-8")
+    comparison.write_table(out, table, describe(table))
     return table
 
 
@@ -173,7 +167,8 @@ def describe(table: dict[str, Any]) -> str:
         f"deviation), {table['test_data']} test data; nats. sKL and leakage: "
         f"{aggregate.SAMPLES} samples, q(z) of the test data; leaking mass: what of q(z) has "
         f"log q − log p above {LEAK:g} (the paper's equation 6 is lost in our copy). NLL: "
-        f"{NLL[4:]} importance samples. The paper's networks and weights differ from ours."
+        f"{comparison.NLL_SAMPLES} importance samples. The paper's networks and weights "
+        "differ from ours."
     )
     shown = [q for q in QUANTITIES if q in table["rows"][0]["plain"]]
     rows = []
@@ -200,11 +195,9 @@ def _published(name: str, data: str) -> dict[str, dict[str, float]]:
     }
 
 
-def _measure(vae: VAE, path: Path, on: dict[str, Any]) -> dict[str, Any]:
-    """The quantities of a trained model on what `on` names; kept in `path`, as it takes long."""
-    if path.exists() and (kept := read_json(path))["asked"] == on:
-        return kept["measured"]
-    metrics = ["elbo", "skl", "leakage", NLL]
+def _measure(vae: VAE, on: dict[str, Any]) -> dict[str, Any]:
+    """The quantities of a trained model on what `on` names."""
+    metrics = ["elbo", "skl", "leakage", comparison.NLL]
     metrics += ["fid", "fid-low-posterior"] if on["fid_weights"] else []
     result = evaluate(
         vae,
@@ -220,7 +213,7 @@ def _measure(vae: VAE, path: Path, on: dict[str, Any]) -> dict[str, Any]:
         "leakage_mass": curve["mass"][curve["thresholds"].index(LEAK)],
         "negative_elbo": -result["elbo"]["mean"],
         "rate": result["elbo"]["rate"],
-        "nll": result[NLL]["mean"],
+        "nll": result[comparison.NLL]["mean"],
         "leakage": curve,
     }
     if on["fid_weights"]:
@@ -228,7 +221,6 @@ def _measure(vae: VAE, path: Path, on: dict[str, Any]) -> dict[str, Any]:
             "fid": result["fid"]["mean"],
             "fid_low_posterior": result["fid-low-posterior"]["mean"],
         }
-    write_json(path, {"asked": on, "measured": measured})
     return measured
 
 

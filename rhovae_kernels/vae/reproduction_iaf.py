@@ -1,19 +1,17 @@
 """The reproduction of the IAF post's Table 1: a convolutional VAE with and without the flow."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
-
-from rhovae_kernels.vae import pictures, published
+from rhovae_kernels.vae import comparison, pictures, published
 from rhovae_kernels.vae.data import load
-from rhovae_kernels.vae.files import read_json, write_json, written_atomically
+from rhovae_kernels.vae.files import read_json
 from rhovae_kernels.vae.recipes import recipe
-from rhovae_kernels.vae.reproduction import METRIC, kept_nll
 from rhovae_kernels.vae.tables import markdown
-from rhovae_kernels.vae.training import RUN, History, fit, seeded
+from rhovae_kernels.vae.training import RUN, History
 
 MODELS = {
     "iaf-vae-plain": "VAE",
@@ -74,56 +72,49 @@ def reproduce(
         What table.json holds.
 
     Raises:
-        ValueError: no seed, or an argument that `fit` refuses.
+        ValueError: no seed, a limit below 2, or an argument that `fit` refuses.
 
     Source:
         IAF post, Table 1 (`published.IAF_TABLE_1`).
     """
-    if limit is not None and limit < 2:
-        raise ValueError(f"limit is {limit}; a standard error takes 2 data at least")
-    if not seeds:
-        raise ValueError("seeds is empty; it must hold one seed at least")
+    comparison.check(seeds, limit)
     out = Path(out)
     plain = recipe("iaf-vae-plain")
     latent = plain.latent if latent is None else latent
     epochs = plain.epochs if epochs is None else epochs
     input_shape = load(data, data_root, binarize, split="test").input_shape
+    on = {
+        "data": data,
+        "data_root": None if data_root is None else str(data_root),
+        "binarize": binarize,
+        "epochs": epochs,
+        "limit": limit,
+    }
     rows: list[dict[str, Any]] = []
     curves: dict[str, list[History]] = {}
     for name, label in MODELS.items():
         entries = []
         curves[label] = []
-        for seed in seeds:
-            with seeded(torch.device("cpu"), seed):
-                vae = recipe(name).build(input_shape, latent)
-            run = out / f"{name}-d{latent}-seed{seed}"
-            history = fit(
-                vae,
-                data,
-                epochs=epochs,
-                out=run,
-                batch_size=plain.batch_size,
-                lr=plain.lr,
-                seed=seed,
-                data_root=data_root,
-                binarize=binarize,
-                recipe=name,
-                resume="auto",
-                quiet=quiet,
-            )
-            curves[label].append(history)
-            best = min(history.epochs, key=lambda row: row["valid_negative_elbo"])
-            on = {
-                "data": data,
-                "data_root": None if data_root is None else str(data_root),
-                "binarize": binarize,
-                "epochs": epochs,
-                "limit": limit,
-            }
-            nll = kept_nll(vae, run / "nll.json", on)
+        for found in comparison.trained(
+            partial(recipe(name).build, input_shape, latent),
+            out / f"{name}-d{latent}",
+            seeds,
+            weights="best",
+            data=data,
+            epochs=epochs,
+            batch_size=plain.batch_size,
+            lr=plain.lr,
+            data_root=data_root,
+            binarize=binarize,
+            recipe=name,
+            quiet=quiet,
+        ):
+            curves[label].append(found.history)
+            best = min(found.history.epochs, key=lambda row: row["valid_negative_elbo"])
+            nll = comparison.kept_nll(found.vae, found.run / "nll.json", on)
             entries.append(
                 {
-                    "seed": seed,
+                    "seed": found.seed,
                     "epoch": best["epoch"],
                     "training_loss": best["train_loss"],
                     "validation_loss": best["valid_negative_elbo"],
@@ -135,15 +126,13 @@ def reproduce(
                     "effective_sample_size": nll["ess_mean"],
                 }
             )
-            if seed == seeds[0]:
-                with seeded(next(vae.parameters()).device, seed):
-                    drawn = vae.sample(64)
-                pictures.samples(out / f"samples-{name}.png", drawn, label)
+            if found.seed == seeds[0]:
+                comparison.picture_samples(out / f"samples-{name}.png", found, label)
         means = {column: mean(entry[column] for entry in entries) for column in COLUMNS}
-        parameters = sum(parameter.numel() for parameter in vae.parameters())
+        parameters = sum(parameter.numel() for parameter in found.vae.parameters())
         rows.append({"model": label, "parameters": parameters, **means, "seeds": entries})
 
-    settings = read_json(run / RUN)
+    settings = read_json(found.run / RUN)
     table = {
         "data": data,
         "label": settings["label"],
@@ -161,15 +150,8 @@ def reproduce(
             for name, rows_of_post in published.IAF_TABLE_1.items()
         },
     }
-    write_json(out / "table.json", table)
-    with written_atomically(out / "table.md") as temporary:
-        temporary.write_text(describe(table) + "\n", encoding="utf-8")
-    series = {
-        label: [
-            mean(at) for at in zip(*(h.column("valid_negative_elbo") for h in runs), strict=True)
-        ]
-        for label, runs in curves.items()
-    }
+    comparison.write_table(out, table, describe(table))
+    series = comparison.mean_curves(curves, "valid_negative_elbo")
     title = f"{data} ({table['label']}), d = {latent}"
     pictures.curves(out / "validation_loss.png", series, "validation −ELBO, nats", title)
     return table
@@ -186,8 +168,8 @@ def describe(table: dict[str, Any]) -> str:
         f"{table['data']} ({table['label']} pixels), {table['training_data']} training images, "
         f"d = {table['latent']}, {table['epochs']} epochs, of which the one of least validation "
         f"−ELBO counts, batch {table['batch_size']}, Adam {table['lr']:g}, seeds {seeds} (means), "
-        f"nats per image. NLL: {METRIC[4:]} importance samples, first {table['nll_data']} test "
-        "images; the post gives none."
+        f"nats per image. NLL: {comparison.NLL_SAMPLES} importance samples, first "
+        f"{table['nll_data']} test images; the post gives none."
     )
     header = ["model", "parameters", *COLUMNS.values()]
     ours = [

@@ -24,7 +24,7 @@ app = typer.Typer(
 
 DataRoot = Annotated[
     Path | None,
-    typer.Option(help="Directory that holds a directory of IDX files for each data set."),
+    typer.Option(help="Directory that holds a directory of files for each data set."),
 ]
 FidWeights = Annotated[
     Path | None, typer.Option(help="torch-fidelity's weights of Inception, for the metrics of FID.")
@@ -89,7 +89,7 @@ def demo(
 @app.command()
 def train(
     dataset: Annotated[
-        str, typer.Argument(help="digits, two-moons, mnist, fashion-mnist or kmnist.")
+        str, typer.Argument(help="digits, two-moons, mnist, fashion-mnist, kmnist or cifar-10.")
     ] = "digits",
     recipe: Annotated[str, typer.Option(help="What to train, for example rho-vae.")] = "rho-vae",
     latent: Annotated[
@@ -285,7 +285,8 @@ def bench(
 def reproduce(
     paper: Annotated[str, typer.Argument(help="rho-vae, iaf or dpvae.")],
     dataset: Annotated[
-        str, typer.Option("--data", help="mnist, fashion-mnist, kmnist, digits or two-moons.")
+        str,
+        typer.Option("--data", help="mnist, fashion-mnist, kmnist, cifar-10, digits or two-moons."),
     ] = "mnist",
     form: Annotated[str | None, typer.Option(help="Of rho-vae: plain, beta or cnn.")] = None,
     latent: Annotated[

@@ -1,4 +1,4 @@
-"""Data sets: digits and two moons from scikit-learn, the MNIST family from IDX files."""
+"""Data sets: digits and two moons of scikit-learn; the MNIST family and CIFAR-10 from files."""
 
 import zlib
 from collections.abc import Iterator
@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from rhovae_kernels.vae import idx
-from rhovae_kernels.vae.download import SOURCES, cache_directory, fetch
+from rhovae_kernels.vae import cifar, idx
+from rhovae_kernels.vae.download import SOURCES, cache_directory, fetch, unpack
 
 BINARIZATIONS = {"none": "grey", "round": "rounded", "static": "static", "dynamic": "dynamic"}
 """The ways to make pixels binary, and the label that results carry: four different data sets."""
@@ -32,7 +32,8 @@ class Dataset:
 
     Attributes:
         name, split: which data.
-        values: data as they came, float32 (N, *input_shape): grey values in [0, 1], or points.
+        values: data as they came, float32 (N, *input_shape): grey values, or those of red, green
+            and blue, in [0, 1]; or points.
         labels: classes, int64 (N,).
         binarize: how pixels are made binary.
         seed: seeds the draws of dynamic binarization, with the epoch.
@@ -109,16 +110,18 @@ def load(
     `digits`: 1,797 images of 8×8, in scikit-learn; a fixed permutation holds out 180 for
     validation and 360 for test. `two-moons`: points (2,), drawn by scikit-learn. `mnist`,
     `fashion-mnist`, `kmnist`: IDX files, as they are or compressed, in the directory root/name;
-    where there are none they are downloaded into it. Their validation split is the last tenth of
-    the training images. "train+valid" is all of them, for comparisons with sources that hold out
-    none.
+    where there are none they are downloaded into it. `cifar-10`: the files of its binary version,
+    in root/cifar-10 or in root/cifar-10/cifar-10-batches-bin, or unpacked there from the published
+    archive, which is downloaded where it is not there either. The validation split of all that come
+    from files is the last tenth of the training images. "train+valid" is all of them, for
+    comparisons with sources that hold out none.
 
     Args:
         name: the data set.
         root: directory that holds a directory for each data set; a cache of the user's where left
             out.
-        binarize: "none", grey values in [0, 1]; "round", at 0.5; "static", one draw, the same
-            always; "dynamic", a fresh draw each epoch.
+        binarize: "none", grey values in [0, 1] (labelled so in colours too); "round", at 0.5;
+            "static", one draw, the same always; "dynamic", a fresh draw each epoch.
         split: "train", "valid", "test" or "train+valid".
         seed: of the points of two-moons, and of the draws of dynamic binarization.
         mirror: address to download from, in place of the environment variable
@@ -153,7 +156,13 @@ def load(
         values, labels = _digits(split)
     else:
         directory = (Path(root) if root is not None else cache_directory()) / name
-        values, labels = _idx(name, directory, split, mirror)
+        if name == "cifar-10":
+            pixels, classes = _cifar(directory, split, mirror)
+        else:
+            pixels, classes = _idx(name, directory, split, mirror)
+        rows = _rows(split, len(pixels))
+        values = torch.from_numpy(pixels[rows].astype(np.float32)).div_(255)
+        labels = torch.from_numpy(classes[rows].astype(np.int64))
     return Dataset(name, split, values, labels, binarize, seed)
 
 
@@ -186,7 +195,20 @@ def _two_moons(split: str, seed: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(points).float(), torch.from_numpy(labels).long()
 
 
-def _idx(name: str, directory: Path, split: str, mirror: str | None) -> tuple[Tensor, Tensor]:
+def _rows(split: str, count: int) -> slice:
+    """Which of so many images of a file are of a split: the last tenth of the training validates.
+
+    Training images and test images have files of their own.
+    """
+    training = count - count // 10
+    rows = {"train": slice(0, training), "valid": slice(training, count), "test": slice(None)}
+    return rows[split]
+
+
+def _idx(
+    name: str, directory: Path, split: str, mirror: str | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """All images (N, 1, height, width) and labels of the files that hold a split."""
     prefix = "t10k" if split == "test" else "train"
     paths = []
     for kind in ("images-idx3", "labels-idx1"):
@@ -200,8 +222,22 @@ def _idx(name: str, directory: Path, split: str, mirror: str | None) -> tuple[Te
             f"{paths[0]} holds {len(pixels)} images, {paths[1]} {len(labels)} labels: "
             "they must agree"
         )
-    count = len(pixels)
-    training = count - count // 10
-    rows = {"train": slice(0, training), "valid": slice(training, count), "test": slice(None)}
-    chosen = torch.from_numpy(pixels[rows[split]].copy())[:, None].float() / 255
-    return chosen, torch.from_numpy(labels[rows[split]].copy()).long()
+    return pixels[:, None], labels
+
+
+def _cifar(directory: Path, split: str, mirror: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """All images (N, 3, 32, 32) and labels of the files that hold a split."""
+    unpacked = directory / cifar.FOLDER
+
+    def place(name: str) -> Path:
+        return directory / name if (directory / name).exists() else unpacked / name
+
+    names = cifar.FILES["test" if split == "test" else "train"]
+    if not all(place(name).exists() for name in names):
+        archive = directory / cifar.ARCHIVE
+        if not archive.exists():
+            fetch("cifar-10", archive, mirror)
+        every = [name for names in cifar.FILES.values() for name in names]
+        unpack("cifar-10", archive, unpacked, [name for name in every if not place(name).exists()])
+    images, labels = zip(*(cifar.read(place(name)) for name in names), strict=True)
+    return np.concatenate(images), np.concatenate(labels)

@@ -2,11 +2,16 @@
 
 import hashlib
 import os
+import shutil
+import tarfile
 import urllib.request
+from collections.abc import Collection
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import HTTPError
+
+from rhovae_kernels.vae.files import written_atomically
 
 MIRROR_VARIABLE = "RHOVAE_DATA_MIRROR"
 
@@ -48,6 +53,10 @@ SOURCES = {
             "t10k-images-idx3-ubyte.gz": "5c965bf0a639b31b8f53240b1b52f4d7",
             "t10k-labels-idx1-ubyte.gz": "7320c461ea6c1c855c0b718fb2a4b134",
         },
+    ),
+    "cifar-10": Source(
+        "https://www.cs.toronto.edu/~kriz",
+        {"cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530"},
     ),
 }
 """The data sets that can be downloaded."""
@@ -100,18 +109,44 @@ def download(url: str, path: Path, md5: str) -> None:
             f"{path}: not there, and its download from {url} failed: {error}. Run the same again "
             "to go on with it, or put the file there"
         ) from error
-    digest = hashlib.md5(usedforsecurity=False)
     with part.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
         os.fsync(file.fileno())
-    if digest.hexdigest() != md5:
+    if (found := _md5(part)) != md5:
         part.unlink()
         raise ValueError(
-            f"{path}: not there, and what {url} sent was thrown away: its MD5 is "
-            f"{digest.hexdigest()}, not {md5}"
+            f"{path}: not there, and what {url} sent was thrown away: its MD5 is {found}, not {md5}"
         )
     os.replace(part, path)
+
+
+def unpack(name: str, archive: Path, directory: Path, wanted: Collection[str]) -> None:
+    """Write files out of a data set's tar archive, each whole or not at all.
+
+    Args:
+        name: the data set, one of `SOURCES`.
+        archive: the archive, whose file name says which.
+        directory: where to; made if it is not there. No path in the archive is followed.
+        wanted: names of the files, without the directories that hold them in the archive.
+
+    Raises:
+        ValueError: the archive has another checksum; nothing is written.
+    """
+    if (found := _md5(archive)) != (md5 := SOURCES[name].md5[archive.name]):
+        raise ValueError(f"{archive}: truncated or corrupted: its MD5 is {found}, not {md5}")
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            last = Path(member.name).name
+            if last in wanted and (source := tar.extractfile(member)) is not None:
+                with written_atomically(directory / last) as temporary, temporary.open("wb") as to:
+                    shutil.copyfileobj(source, to)
+
+
+def _md5(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _fetch_rest(url: str, part: Path) -> None:

@@ -1,0 +1,68 @@
+"""The binary version of CIFAR-10: files of records, each a label and an image."""
+
+from pathlib import Path
+
+import numpy as np
+
+IMAGE = (3, 32, 32)
+CLASSES = 10
+RECORD = 1 + 3 * 32 * 32
+"""Bytes of a record."""
+
+ARCHIVE, FOLDER = "cifar-10-binary.tar.gz", "cifar-10-batches-bin"
+"""What is published, and the directory in it that holds the files."""
+
+FILES = {
+    "train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+    "test": ("test_batch.bin",),
+}
+
+
+def read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """The images and the labels of one file.
+
+    A record is 3073 bytes: the label, then the planes of red, green and blue, each of 32 rows. No
+    header counts them: a file is whole if its size is a multiple of that, and holds labels where
+    labels belong.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Images (N, 3, 32, 32) and labels (N,), uint8.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is empty, truncated or corrupted.
+
+    Source:
+        The data set's page, "binary version".
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "test_batch.bin"
+        >>> _ = path.write_bytes(bytes([7]) + bytes(3072) + bytes([2]) + bytes(3072))
+        >>> images, labels = read(path)
+        >>> images.shape, labels
+        ((2, 3, 32, 32), array([7, 2], dtype=uint8))
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    content = np.fromfile(path, np.uint8)
+    if not len(content):
+        raise ValueError(f"{path}: empty; it must hold records of {RECORD} bytes")
+    if rest := len(content) % RECORD:
+        raise ValueError(
+            f"{path}: truncated or corrupted: its {len(content)} bytes are "
+            f"{len(content) // RECORD} records of {RECORD} and {rest} bytes more"
+        )
+    records = content.reshape(-1, RECORD)
+    labels = records[:, 0]
+    wrong = np.flatnonzero(labels >= CLASSES)
+    if len(wrong):
+        raise ValueError(
+            f"{path}: corrupted: record {wrong[0] + 1} has label {labels[wrong[0]]}; labels are 0 "
+            f"to {CLASSES - 1}"
+        )
+    return records[:, 1:].reshape(-1, *IMAGE), labels

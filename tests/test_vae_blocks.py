@@ -28,7 +28,11 @@ FLOWS = [
 ]
 # Posteriors that have no KL divergence, no entropy and no mean in closed form.
 SAMPLED = [lambda latent: posteriors.IAF(latent, steps=2, hidden=(8, 8), context=4)]
-DECODERS = [decoders.Bernoulli, decoders.Gaussian]
+DECODERS = [
+    decoders.Bernoulli,
+    decoders.Gaussian,
+    lambda: decoders.DiscretizedLogistic(levels=16),
+]
 NETS = {
     "MLP": lambda: nets.MLP((1, 8, 8), hidden=(16, 12)),
     "Conv": lambda: nets.Conv((1, 8, 8), channels=(4, 6), hidden=(12, 10)),
@@ -368,6 +372,95 @@ class TestDecoders:
     def test_a_variance_that_is_none_is_refused(self, variance):
         with pytest.raises(ValueError, match=f"variance is {variance}; it must be positive and"):
             decoders.Gaussian(variance=variance)
+
+
+class TestDiscretizedLogistic:
+    GRID = torch.arange(256, dtype=torch.float64)[:, None] / 255
+
+    @pytest.mark.parametrize("log_scale", [-20.0, -7.0, -3.0, 0.0, 3.0, 20.0])
+    @pytest.mark.parametrize("loc", [-1e3, -0.1, 0.0, 0.3, 0.5 / 255, 1.0, 1.7, 1e3])
+    def test_the_probabilities_of_the_256_values_sum_to_one(self, loc, log_scale):
+        p = decoders.Discretized(
+            torch.tensor([loc]).double(), torch.tensor(log_scale).double(), 256
+        )
+        log_prob = p.log_prob(self.GRID)
+        assert log_prob.isfinite().all() and (log_prob <= 0).all()
+        # Each term carries the rounding of its argument, (x − μ)/s, of size |μ|/s relative to 1.
+        error = 1e-13 * max(1.0, abs(loc) * math.exp(-log_scale))
+        assert abs(float(log_prob.exp().sum()) - 1) < error
+
+    def test_a_value_has_the_mass_of_the_logistic_around_it_and_the_outermost_the_rest(self):
+        loc, scale = torch.tensor(0.3).double(), torch.tensor(0.05).double()
+        edges = (torch.arange(1, 256, dtype=torch.float64) - 0.5) / 255
+        below = torch.sigmoid((edges - loc) / scale)
+        ends = torch.tensor([0.0, 1.0]).double()
+        expected = torch.diff(torch.cat([ends[:1], below, ends[1:]]))
+        found = decoders.Discretized(loc, scale.log(), 256).log_prob(self.GRID[:, 0]).exp()
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-15)
+
+    def test_mean_and_variance_are_those_of_the_256_probabilities(self):
+        torch.manual_seed(0)
+        p = decoders.Discretized(
+            torch.randn(4).double(), torch.linspace(-6, 1, 4, dtype=torch.float64), 256
+        )
+        weights = p.log_prob(self.GRID).exp()
+        mean = (weights * self.GRID).sum(0)
+        torch.testing.assert_close(p.mean, mean)
+        torch.testing.assert_close(p.variance, (weights * (self.GRID - mean) ** 2).sum(0))
+
+    def test_a_uniform_number_stands_for_the_value_whose_cumulative_mass_it_falls_into(self):
+        p = decoders.Discretized(torch.tensor(0.4).double(), torch.tensor(-2.0).double(), 16)
+        grid = torch.arange(16, dtype=torch.float64) / 15
+        cumulative = p.log_prob(grid).exp().cumsum(0)
+        uniform = torch.linspace(0, 1, 1000, dtype=torch.float64)
+        expected = grid[torch.searchsorted(cumulative, uniform).clamp(max=15)]
+        assert torch.equal(p.icdf(uniform), expected)
+        torch.manual_seed(0)
+        assert set(p.sample((10_000,)).tolist()) <= set(grid.tolist())
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    @pytest.mark.parametrize("loc", [-1e6, -1.0, 0.5, 2.0, 1e6])
+    @pytest.mark.parametrize("log_scale", [-20.0, 0.0, 20.0])
+    def test_gradients_are_finite_however_far_the_mean_or_the_scale_went(
+        self, dtype, loc, log_scale
+    ):
+        parameters = [torch.tensor(v, dtype=dtype, requires_grad=True) for v in (loc, log_scale)]
+        log_prob = decoders.Discretized(*parameters, 256).log_prob(self.GRID.to(dtype))
+        assert log_prob.isfinite().all()
+        for gradient in torch.autograd.grad(log_prob.sum(), parameters):
+            assert gradient.isfinite()
+        # A mean that is far away is still drawn back.
+        if abs(loc) == 1e6 and log_scale == 0:
+            (towards,) = torch.autograd.grad(
+                decoders.Discretized(*parameters, 256).log_prob(self.GRID[100:101].to(dtype)).sum(),
+                parameters[:1],
+            )
+            assert torch.sign(towards) == -math.copysign(1, loc)
+
+    def test_gradcheck(self):
+        torch.manual_seed(0)
+        loc = (0.5 + torch.randn(7)).double().requires_grad_()
+        log_scale = torch.linspace(-3, 0, 7).double().requires_grad_()
+        value = torch.tensor([0, 1, 7, 100, 128, 254, 255]).double() / 255
+
+        def log_prob(*parameters: Tensor) -> Tensor:
+            return decoders.Discretized(*parameters, 256).log_prob(value)
+
+        assert torch.autograd.gradcheck(log_prob, (loc, log_scale))
+        assert torch.autograd.gradgradcheck(log_prob, (loc, log_scale))
+
+    def test_two_levels_are_a_bernoulli(self):
+        loc, log_scale = torch.randn(5), torch.tensor(0.7)
+        x = torch.tensor([0.0, 1.0])[:, None]
+        bernoulli = torch.distributions.Bernoulli(logits=(loc - 0.5) / log_scale.exp())
+        torch.testing.assert_close(
+            decoders.Discretized(loc, log_scale, 2).log_prob(x), bernoulli.log_prob(x)
+        )
+
+    def test_levels_are_kept_and_fewer_than_two_refused(self):
+        assert parts.build(parts.describe(decoders.DiscretizedLogistic(levels=16))).levels == 16
+        with pytest.raises(ValueError, match="levels is 1; it must be at least 2"):
+            decoders.DiscretizedLogistic(levels=1)
 
 
 class TestObjectives:

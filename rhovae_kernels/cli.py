@@ -290,10 +290,16 @@ def reproduce(
     ] = "mnist",
     form: Annotated[str | None, typer.Option(help="Of rho-vae: plain, beta or cnn.")] = None,
     latent: Annotated[
-        int | None, typer.Option(help="Dimensions of the code: 10 for rho-vae, 32 for iaf.")
+        int | None,
+        typer.Option(help="Dimensions of the code: 10 for rho-vae, 32 for iaf, 128 on cifar-10."),
     ] = None,
     binarize: Annotated[
-        str | None, typer.Option(help="Of iaf: round, none (grey), static or dynamic.")
+        str | None,
+        typer.Option(help="Of iaf: round, none (grey; of cifar-10 if not given), static, dynamic."),
+    ] = None,
+    likelihood: Annotated[
+        str | None,
+        typer.Option(help="Of iaf: bernoulli, or logistic, of 256 values, in bits/dim too."),
     ] = None,
     objectives: Annotated[
         str | None, typer.Option(help="Of dpvae: recipes, with commas between; all six else.")
@@ -316,7 +322,7 @@ def reproduce(
     """Train a paper's comparison: what its sources report beside what is true."""
     from rhovae_kernels.vae import reproduction, reproduction_dpvae, reproduction_iaf
 
-    own = {"rho-vae": ("form", "latent"), "iaf": ("latent", "binarize")}
+    own = {"rho-vae": ("form", "latent"), "iaf": ("latent", "binarize", "likelihood")}
     own["dpvae"] = ("objectives", "fid_weights")
     if paper not in own:
         raise ValueError(f"there is no reproduction of {paper!r}; there are {', '.join(own)}")
@@ -324,6 +330,7 @@ def reproduce(
         "form": form,
         "latent": latent,
         "binarize": binarize,
+        "likelihood": likelihood,
         "objectives": objectives,
         "fid_weights": fid_weights,
     }
@@ -349,14 +356,17 @@ def reproduce(
             **common,
         )
     elif paper == "iaf":
-        binarize = binarize or "round"
+        likelihood = likelihood or "bernoulli"
+        pixels = binarize or reproduction_iaf.default_binarize(dataset, likelihood)
+        named = f"{pixels}-logistic" if likelihood == "logistic" else pixels
         describe = reproduction_iaf.describe
         table = reproduction_iaf.reproduce(
             dataset,
-            binarize=binarize,
+            binarize=pixels,
+            likelihood=likelihood,
             latent=latent,
             epochs=epochs,
-            out=out or runs / f"iaf-{dataset}-{binarize}",
+            out=out or runs / f"iaf-{dataset}-{named}",
             **common,
         )
     else:

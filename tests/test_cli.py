@@ -1,17 +1,29 @@
 """The command `rhovae`, as a user runs it."""
 
+import dataclasses
+import functools
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
 import rhovae_kernels as rk
-from rhovae_kernels import backends, cli
-from rhovae_kernels.vae import demo, pictures, published, reproduction_dpvae, reproduction_iaf
+from rhovae_kernels import backends, cli, nets
+from rhovae_kernels.vae import (
+    cifar,
+    demo,
+    pictures,
+    published,
+    reproduction_dpvae,
+    reproduction_iaf,
+)
+from rhovae_kernels.vae.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
 
@@ -139,6 +151,18 @@ ERRORS = {
     "limit of rho-vae": ("reproduce rho-vae --data digits --limit 1", "limit is 1; a standard"),
     "limit of dpvae": ("reproduce dpvae --data two-moons --limit 1", "limit is 1; a standard"),
     "weights": ("reproduce dpvae --data digits --fid-weights nowhere", "nowhere: no such file"),
+    "likelihood": (
+        "reproduce iaf --likelihood normal",
+        "likelihood is 'normal'; it must be one of",
+    ),
+    "likelihood of binary pixels": (
+        "reproduce iaf --likelihood logistic --binarize round",
+        "binarize is 'round'; the logistic likelihood is of 256 values",
+    ),
+    "likelihood of rho-vae": (
+        "reproduce rho-vae --likelihood logistic",
+        "likelihood is 'logistic'; a reproduction of rho-vae takes none",
+    ),
 }
 
 
@@ -249,15 +273,75 @@ def test_reproduce_iaf_names_the_data_keeps_the_posts_apart_and_resumes(
     assert {path: path.stat().st_mtime_ns for path in runs} == runs
 
 
+@pytest.fixture
+def colours(tmp_path) -> Path:
+    """The directory of a CIFAR-10 of a few records."""
+    directory = tmp_path / "data" / "cifar-10"
+    directory.mkdir(parents=True)
+    state = np.random.RandomState(0)
+    for name in (name for names in cifar.FILES.values() for name in names):
+        records = state.randint(0, 256, (4, cifar.RECORD)).astype(np.uint8)
+        records[:, 0] %= 10
+        (directory / name).write_bytes(records.tobytes())
+    return directory.parent
+
+
+@pytest.fixture
+def narrow_cifar_networks(monkeypatch):
+    """The recipes of CIFAR-10 as they are, but for the widths of their convolutions."""
+    narrow = functools.partial(nets.Conv, channels=(4, 4, 4), hidden=(8, 8), activation="elu")
+    for name in [name for name in RECIPES if name.startswith("iaf-vae-cifar")]:
+        monkeypatch.setitem(RECIPES, name, dataclasses.replace(RECIPES[name], encoder=narrow))
+
+
+@pytest.mark.parametrize("likelihood", ["bernoulli", "logistic"])
+@pytest.mark.usefixtures("narrow_cifar_networks")
+def test_reproduce_iaf_trains_on_cifar_10_and_prints_the_posts_rows_of_it(
+    capsys, monkeypatch, tmp_path, colours, likelihood
+):
+    command = "reproduce iaf --data cifar-10 --latent 4 --epochs 1 --seeds 0 --limit 2 --quiet"
+    arguments = [command, "--likelihood", likelihood, "--data-root", colours]
+    status, shown, _ = rhovae(capsys, monkeypatch, *arguments, "--out", tmp_path / "out")
+    assert status == 0
+    assert "cifar-10 (grey pixels)" in shown and "CIFAR-10 was not given" not in shown
+    assert "does not say its likelihood" in shown and "70.92" not in shown
+    for figure in ("1815.29", "1820.17", "1781.58", "1815.07", "1823.05", "1786.24"):
+        assert shown.count(figure) == 1
+    # Of the post's likelihood, as far as it can be known, the rows are in one table.
+    assert ("The post, on CIFAR-10, but of another" in shown) == (likelihood == "logistic")
+    assert ("bits/dim" in shown) == (likelihood == "logistic")
+    table = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert table["training_data"] == 18 and len(table["rows"]) == 3
+    kind = {"bernoulli": "decoders.Bernoulli", "logistic": "decoders.DiscretizedLogistic"}
+    for path in (tmp_path / "out").glob("*/config.json"):
+        assert json.loads(path.read_text())["decoder"]["part"] == kind[likelihood]
+    for row in table["rows"]:
+        assert f"{row['test_distortion']:.2f}" in shown
+        if likelihood == "logistic":
+            assert row["nll_bits"] == pytest.approx(row["nll"] / (3 * 32 * 32) / math.log(2))
+            line = next(line for line in shown.splitlines() if line.startswith(f"| {row['model']}"))
+            cells = [cell.strip() for cell in line.split("|")]
+            assert cells[-3:-1] == [f"{row['elbo_bits']:.2f}", f"{row['nll_bits']:.2f}"]
+
+
 @pytest.mark.parametrize(
-    ("data", "label", "together"),
-    [("mnist", "rounded", True), ("mnist", "dynamic", False), ("digits", "rounded", False)],
+    ("data", "label", "likelihood", "together"),
+    [
+        ("mnist", "rounded", "bernoulli", True),
+        ("mnist", "dynamic", "bernoulli", False),
+        ("mnist", "grey", "logistic", False),
+        ("digits", "rounded", "bernoulli", False),
+    ],
 )
-def test_the_posts_figures_share_a_table_with_rounded_mnist_alone(data, label, together):
-    row = {"model": "VAE", "parameters": 1, **dict.fromkeys(reproduction_iaf.COLUMNS, 1.0)}
+def test_the_posts_figures_share_a_table_with_rounded_mnist_alone(
+    data, label, likelihood, together
+):
+    columns = {**reproduction_iaf.COLUMNS, **reproduction_iaf.BITS}
+    row = {"model": "VAE", "parameters": 1, **dict.fromkeys(columns, 1.0)}
     table = {
         "data": data,
         "label": label,
+        "likelihood": likelihood,
         "training_data": 54000,
         "nll_data": 10,
         "latent": 32,

@@ -1,5 +1,6 @@
 """The reproduction of the IAF post's Table 1: a convolutional VAE with and without the flow."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,14 @@ from rhovae_kernels.vae.tables import markdown
 from rhovae_kernels.vae.training import RUN, History
 
 MODELS = {
-    "iaf-vae-plain": "VAE",
-    "iaf-vae-separate": "VAE+IAF, m and s a MADE each",
-    "iaf-vae": "VAE+IAF, one MADE of two heads",
+    "-plain": "VAE",
+    "-separate": "VAE+IAF, m and s a MADE each",
+    "": "VAE+IAF, one MADE of two heads",
 }
-"""The rows of the table, by their recipes."""
+"""The rows of the table, by what their recipes' names end in."""
+
+LIKELIHOODS = {"bernoulli": "", "logistic": "-logistic"}
+"""What p(x|z) may be, by what the recipes have in their names for it."""
 
 COLUMNS = {
     "training_loss": "training −ELBO",
@@ -31,13 +35,29 @@ COLUMNS = {
 }
 """The measured quantities; the first three are those of the post."""
 
+BITS = {"elbo_bits": "−ELBO, test, bits/dim", "nll_bits": "NLL, test, bits/dim"}
+"""What is added to them where p(x|z) is a probability of the 256 values of a pixel."""
+
 NOT_REPORTED = "–"
+
+_LIKELIHOOD_SAYS = {
+    "bernoulli": "Bernoulli likelihood",
+    "logistic": "discretized logistic likelihood of 256 values",
+}
+COMPARABLE = {("mnist", "rounded", "bernoulli"), ("cifar-10", "grey", "bernoulli")}
+"""The data, their label and the likelihood whose results stand in one table with the post's."""
+
+
+def default_binarize(data: str, likelihood: str) -> str:
+    """The post's: MNIST, and what stands in its place, rounded; colours as they are."""
+    return "round" if data != "cifar-10" and likelihood == "bernoulli" else "none"
 
 
 def reproduce(
     data: str = "mnist",
     *,
-    binarize: str = "round",
+    binarize: str | None = None,
+    likelihood: str = "bernoulli",
     latent: int | None = None,
     epochs: int | None = None,
     seeds: Sequence[int] = (0, 1),
@@ -50,6 +70,7 @@ def reproduce(
 
     Three models of the same convolutional networks, batch 100, Adam 1e-3: a diagonal posterior, the
     IAF with a MADE each for m and s, as the post has it, and the IAF with one MADE of two heads.
+    CIFAR-10 has networks and a latent code of its own, four times as wide.
     Measured with the weights of the epoch of least validation −ELBO: training and validation −ELBO
     and the test −log p(x|z), which are the post's, the test −ELBO, and the NLL by 256 importance
     samples. Writes table.json, table.md, the validation curves (validation_loss.png), samples of
@@ -58,8 +79,12 @@ def reproduce(
 
     Args:
         data: name of the data set, see `data.load`.
-        binarize: "round", as the post's, or another of `data.load`.
-        latent: dimensions of the code; the post's 32 where left out.
+        binarize: see `data.load`; where left out, "round", as the post's, and "none" for CIFAR-10
+            and for the logistic likelihood.
+        likelihood: "bernoulli", or "logistic": a probability of 256 values
+            (`decoders.DiscretizedLogistic`), with which results are given in bits per dimension
+            too.
+        latent: dimensions of the code; where left out the post's, 32, and 128 for CIFAR-10.
         epochs: passes over the training data, of which the last tenth validates; the recipe's where
             left out, as the post does not give its own.
         seeds: one training of each model per seed; the table holds their means.
@@ -72,14 +97,24 @@ def reproduce(
         What table.json holds.
 
     Raises:
-        ValueError: no seed, a limit below 2, or an argument that `fit` refuses.
+        ValueError: an unknown likelihood, or one that does not fit the pixels; no seed, a limit
+            below 2, or an argument that `fit` refuses.
 
     Source:
         IAF post, Table 1 (`published.IAF_TABLE_1`).
     """
     comparison.check(seeds, limit)
+    if likelihood not in LIKELIHOODS:
+        known = ", ".join(LIKELIHOODS)
+        raise ValueError(f"likelihood is {likelihood!r}; it must be one of {known}")
+    binarize = default_binarize(data, likelihood) if binarize is None else binarize
+    if likelihood == "logistic" and binarize != "none":
+        raise ValueError(
+            f"binarize is {binarize!r}; the logistic likelihood is of 256 values: it takes 'none'"
+        )
     out = Path(out)
-    plain = recipe("iaf-vae-plain")
+    family = ("iaf-vae-cifar" if data == "cifar-10" else "iaf-vae") + LIKELIHOODS[likelihood]
+    plain = recipe(f"{family}-plain")
     latent = plain.latent if latent is None else latent
     epochs = plain.epochs if epochs is None else epochs
     input_shape = load(data, data_root, binarize, split="test").input_shape
@@ -92,7 +127,8 @@ def reproduce(
     }
     rows: list[dict[str, Any]] = []
     curves: dict[str, list[History]] = {}
-    for name, label in MODELS.items():
+    for suffix, label in MODELS.items():
+        name = family + suffix
         entries = []
         curves[label] = []
         for found in comparison.trained(
@@ -129,6 +165,10 @@ def reproduce(
             if found.seed == seeds[0]:
                 comparison.picture_samples(out / f"samples-{name}.png", found, label)
         means = {column: mean(entry[column] for entry in entries) for column in COLUMNS}
+        if likelihood == "logistic":
+            nats_to_bits = 1 / (math.log(2) * math.prod(input_shape))
+            means["elbo_bits"] = means["test_negative_elbo"] * nats_to_bits
+            means["nll_bits"] = means["nll"] * nats_to_bits
         parameters = sum(parameter.numel() for parameter in found.vae.parameters())
         rows.append({"model": label, "parameters": parameters, **means, "seeds": entries})
 
@@ -136,6 +176,7 @@ def reproduce(
     table = {
         "data": data,
         "label": settings["label"],
+        "likelihood": likelihood,
         "training_data": settings["training_data"],
         "nll_data": nll["count"],
         "latent": latent,
@@ -160,41 +201,57 @@ def reproduce(
 def describe(table: dict[str, Any]) -> str:
     """The result of `reproduce` as a page: what was measured, the table, and the post's own rows.
 
-    The post's rows of rounded MNIST stand in the same table as ours of rounded MNIST, and of
-    nothing else: other data, and other binarizations, are not comparable.
+    The post's rows stand in the same table as ours of the same data, binarized alike, and of
+    nothing else: other data, other binarizations and other likelihoods are not comparable.
     """
     seeds = ", ".join(map(str, table["seeds"]))
     setup = (
-        f"{table['data']} ({table['label']} pixels), {table['training_data']} training images, "
+        f"{table['data']} ({table['label']} pixels), {_LIKELIHOOD_SAYS[table['likelihood']]}, "
+        f"{table['training_data']} training images, "
         f"d = {table['latent']}, {table['epochs']} epochs, of which the one of least validation "
         f"−ELBO counts, batch {table['batch_size']}, Adam {table['lr']:g}, seeds {seeds} (means), "
         f"nats per image. NLL: {comparison.NLL_SAMPLES} importance samples, first "
         f"{table['nll_data']} test images; the post gives none."
     )
-    header = ["model", "parameters", *COLUMNS.values()]
+    columns = {**COLUMNS, **(BITS if table["likelihood"] == "logistic" else {})}
+    header = ["model", "parameters", *columns.values()]
     ours = [
-        [row["model"], f"{row['parameters']}", *(f"{row[column]:.2f}" for column in COLUMNS)]
+        [row["model"], f"{row['parameters']}", *(f"{row[column]:.2f}" for column in columns)]
         for row in table["rows"]
     ]
     of_post = table["published"]
-    if (table["data"], table["label"]) == ("mnist", "rounded"):
-        shown = markdown(
-            header, [*(_published(row, len(header)) for row in of_post["mnist"]), *ours]
+    on_cifar = table["data"] == "cifar-10"
+    theirs = of_post["cifar-10" if on_cifar else "mnist"]
+    if (table["data"], table["label"], table["likelihood"]) in COMPARABLE:
+        shown = markdown(header, [*(_published(row, len(header)) for row in theirs), *ours])
+    else:
+        why = (
+            "on CIFAR-10, but of another likelihood or other pixels"
+            if on_cifar
+            else "on other data (MNIST rounded at 0.5)"
+        )
+        apart = markdown(
+            [header[0], *header[2:5]], [[_label(row), *_figures(row)] for row in theirs]
+        )
+        shown = (
+            f"{markdown(header, ours)}\n\nThe post, {why}, not to be compared with these:\n\n"
+            f"{apart}"
+        )
+    if on_cifar:
+        note = (
+            "The post does not say its likelihood of CIFAR-10: that it is a Bernoulli's "
+            "cross-entropy on values in [0, 1], which is no density, is inferred from the size of "
+            "its figures. Nor does it say the sizes of its networks: ours are our own."
         )
     else:
-        theirs = [[_label(row), *_figures(row)] for row in of_post["mnist"]]
-        shown = (
-            f"{markdown(header, ours)}\n\nThe post, on other data (MNIST rounded at 0.5), not to "
-            f"be compared with these:\n\n{markdown([header[0], *header[2:5]], theirs)}"
+        of_cifar = "; ".join(
+            f"{_label(row)} {' / '.join(_figures(row))}" for row in of_post["cifar-10"]
         )
-    of_cifar = "; ".join(
-        f"{_label(row)} {' / '.join(_figures(row))}" for row in of_post["cifar-10"]
-    )
-    absent = (
-        "CIFAR-10 was not given, so nothing of ours stands beside the post's rows of it: "
-        f"{of_cifar}."
-    )
-    return f"{setup}\n\n{shown}\n\n{absent}"
+        note = (
+            "CIFAR-10 was not given, so nothing of ours stands beside the post's rows of it: "
+            f"{of_cifar}."
+        )
+    return f"{setup}\n\n{shown}\n\n{note}"
 
 
 def _label(row: dict[str, Any]) -> str:

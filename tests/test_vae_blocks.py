@@ -459,6 +459,17 @@ class TestDiscretizedLogistic:
             decoders.Discretized(loc, log_scale, 2).log_prob(x), bernoulli.log_prob(x)
         )
 
+    def test_a_network_that_overshoots_costs_no_more_than_the_ends_of_the_range_do(self):
+        decoder = decoders.DiscretizedLogistic(nn.Identity())
+        z = torch.tensor([[-1e6], [-30.0], [30.0], [1e6]], requires_grad=True)
+        x = torch.tensor([[0.0], [100 / 255], [1.0]])[:, None]
+        log_prob = decoder.log_prob(x, z)
+        ends = decoders.Discretized(torch.tensor([0.0, 1.0]), decoder.log_scale.detach(), 256)
+        expected = ends.log_prob(x[..., 0]).repeat_interleave(2, dim=1)
+        torch.testing.assert_close(log_prob.detach(), expected)
+        log_prob.sum().backward()
+        assert z.grad.isfinite().all() and decoder.log_scale.grad.isfinite()
+
     def test_levels_are_kept_and_fewer_than_two_refused(self):
         assert parts.build(parts.describe(decoders.DiscretizedLogistic(levels=16))).levels == 16
         with pytest.raises(ValueError, match="levels is 1; it must be at least 2"):

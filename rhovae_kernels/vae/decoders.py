@@ -212,14 +212,16 @@ class Discretized(D.Distribution):
 
 
 class DiscretizedLogistic(Decoder):
-    """p(x|z) = Π P(x_i; net(z)_i, s), each a logistic variable rounded to one of `levels` values.
+    """p(x|z) = Π P(x_i; σ(net(z)_i), s), each a logistic variable rounded to `levels` values.
 
     A probability of the values that pixels have, where a Bernoulli's cross-entropy on them is none:
     its −log p(x|z), in nats, over (number of dimensions · log 2) is in bits per dimension. One s
-    for all data and dimensions, learned, ¼ at first. See `Discretized` for P.
+    for all data and dimensions, learned, ¼ at first. The mean before rounding is held between the
+    values that there are: one that is free outruns them in the first steps of a wide network. See
+    `Discretized` for P.
 
     Args:
-        net: μ of x given z; None for the encoder's mirror image.
+        net: logit of μ given z; None for the encoder's mirror image.
         levels: how many values from 0 to 1 a dimension can have: 256 for pixels of a byte.
 
     Raises:
@@ -228,13 +230,13 @@ class DiscretizedLogistic(Decoder):
     Source:
         Kingma et al., "Improved variational inference with inverse autoregressive flow" (2016),
         the paper behind the IAF post, for its CIFAR-10. That the outermost values take what lies
-        beyond them, and the first s, are ours.
+        beyond them, the logit of μ and the first s are ours.
 
     Example:
         >>> import torch
         >>> decoder = DiscretizedLogistic(torch.nn.Identity(), levels=3)
         >>> x = torch.tensor([[0.0], [0.5], [1.0]])
-        >>> decoder.log_prob(x, torch.tensor([[0.5]])).detach().exp()
+        >>> decoder.log_prob(x, torch.tensor([[0.0]])).detach().exp()
         tensor([0.2689, 0.4621, 0.2689])
     """
 
@@ -249,7 +251,9 @@ class DiscretizedLogistic(Decoder):
         return {**super().arguments(), "levels": self.levels}
 
     def per_dimension(self, out: Tensor) -> Discretized:
-        return Discretized(out, self.log_scale.to(out.dtype), self.levels, validate_args=False)
+        return Discretized(
+            torch.sigmoid(out), self.log_scale.to(out.dtype), self.levels, validate_args=False
+        )
 
     @torch.no_grad()
     def draw(self, z: Tensor, generator: Generator | None = None) -> Tensor:

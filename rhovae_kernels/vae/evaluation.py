@@ -32,8 +32,9 @@ CHUNK_NUMBERS = 2**23
 class Result(dict[str, Any]):
     """What `evaluate` measured: a dictionary with one entry per metric, ready for JSON.
 
-    `data`, `split`, `count` and `label` say on what; label "grey" marks a cross-entropy on grey
-    values, comparable among models trained alike and no density.
+    `data`, `split`, `count` and `label` say on what; label "grey" marks values in [0, 1] as they
+    are, on which a Bernoulli decoder gives a cross-entropy, comparable among models trained alike
+    and no density.
     """
 
     def json(self) -> str:

@@ -96,6 +96,33 @@ def test_the_inverse_undoes_the_layer_and_its_log_det(backend, d, bound):
         assert torch.equal(undone, -log_det), name
 
 
+@pytest.mark.parametrize("bound", BOUNDS)
+@pytest.mark.parametrize("inverse", DIRECTIONS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_many_rows_of_few_columns_are_right_in_any_layout(backend, dtype, inverse, bound):
+    # 37 rows: whole vectors of every type, and a rest.
+    rows = 37
+    for d in range(1, 6):
+        side_by_side = normal((rows,), 3 * d, dtype, "cpu", d).chunk(3, -1)
+        up = (
+            normal((rows,), d, dtype, "cpu", 10 + d),
+            normal((), rows, torch.promote_types(dtype, torch.float32), "cpu", 20 + d),
+        )
+        mask = mask_of(d, seed=d)
+        exact = [v.double().requires_grad_() for v in side_by_side]
+        expected = python_ref.affine_coupling(*exact, mask, inverse, bound)
+        expected = (*expected, *torch.autograd.grad(expected, exact, [u.double() for u in up]))
+        for layout in (side_by_side, [v.contiguous() for v in side_by_side]):
+            inputs = [v.detach().to(backend.device).requires_grad_() for v in layout]
+            outputs = OPS.affine_coupling(*inputs, mask.to(backend.device), inverse, bound)
+            there = [u.to(backend.device) for u in up]
+            actual = (*outputs, *torch.autograd.grad(outputs, inputs, there))
+            for name, a, e in zip(
+                ("y", "log_det", "d_x", "d_log_scale", "d_shift"), actual, expected, strict=True
+            ):
+                assert_matches(a.detach().cpu(), e.detach(), dtype, f"{name}, d = {d}")
+
+
 # The mask.
 
 
@@ -103,7 +130,7 @@ def test_the_inverse_undoes_the_layer_and_its_log_det(backend, d, bound):
 @pytest.mark.parametrize("inverse", DIRECTIONS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_what_the_mask_hides_has_no_effect_and_no_gradient(backend, dtype, inverse, bound):
-    for d in (1, 5, 16, 45):
+    for d in (1, 3, 5, 16, 45):
         for name, mask in masks(d):
             x, log_scale, shift, *_ = TestAffineCoupling().inputs("forward", (3,), d, dtype)
             results = []

@@ -142,6 +142,18 @@ RHOVAE_INLINE V<T> exp_of_scale(V<T> s) {
   else return exponential(s).exp;
 }
 
+// s and ds/dlog_scale.
+template <bool bounded, typename T>
+RHOVAE_INLINE Tanh<V<T>> scale_of(V<T> log_scale) {
+  if constexpr (bounded) return hyperbolic_tangent<T>(log_scale);
+  else return {log_scale, broadcast(T(1))};
+}
+
+template <typename T>
+RHOVAE_INLINE bool passes(const Coupling& p, int64_t j) {
+  return static_cast<const Flag<T>*>(p.mask)[j] != 0;
+}
+
 // What one row reads, copied out of the arguments: a store to memory of unknown type would make the
 // compiler read those again.
 template <typename S>
@@ -171,22 +183,73 @@ struct Operands {
   // s and ds/dlog_scale; s is 0 where the mask is true, and past the end of the row.
   template <bool bounded>
   RHOVAE_INLINE Tanh<V<T>> scale_at(int64_t j, int n, Flags masked) const {
-    const V<T> u = load(log_scale + j, n), s = masked ? V<T>{} : u;
-    if constexpr (bounded) return hyperbolic_tangent<T>(s);
-    else return {s, broadcast(T(1))};
+    const V<T> u = load(log_scale + j, n);
+    return scale_of<bounded, T>(masked ? V<T>{} : u);
   }
 };
+
+// Of so few columns a row does not fill a vector: many rows do, a column at a time.
+constexpr int64_t kNarrow = 4;
+
+// Calls f(inverse, bounded), both constants of the compiler.
+template <typename F>
+RHOVAE_INLINE auto with_direction(const Coupling& p, const F& f) {
+  constexpr std::true_type yes{};
+  constexpr std::false_type no{};
+  if (p.inverse) return p.bounded ? f(yes, yes) : f(yes, no);
+  return p.bounded ? f(no, yes) : f(no, no);
+}
+
+// y of what is transformed.
+template <bool inverse, bool bounded, typename T>
+RHOVAE_INLINE V<T> transformed(V<T> x, V<T> s, V<T> t) {
+  if constexpr (inverse) return (x - t) * exp_of_scale<bounded, T>(-s);
+  else return x * exp_of_scale<bounded, T>(s) + t;
+}
+
+// Forward: ∂x = g e^s; ∂t = g; ∂s = g x e^s + k
+// Inverse: ∂x = g e^−s; ∂t = −∂x; ∂s = −∂x (x − t) − k
+template <bool inverse, bool bounded, typename T>
+RHOVAE_INLINE V<T> gradient_of_x(V<T> g, V<T> s) {
+  return g * exp_of_scale<bounded, T>(inverse ? -s : s);
+}
+template <bool inverse, typename T>
+RHOVAE_INLINE V<T> gradient_of_shift(V<T> g, V<T> d_x) {
+  return inverse ? -d_x : g;
+}
+template <bool inverse, typename T>
+RHOVAE_INLINE V<T> gradient_of_s(V<T> d_x, V<T> x, V<T> t, V<T> k) {
+  if constexpr (inverse) return -d_x * (x - t) - k;
+  else return d_x * x + k;
+}
+
+// A column of some rows, one a lane.
+template <typename S>
+RHOVAE_INLINE V<Compute<S>> load_column(const Rows& rows, int64_t first, int count, int64_t j) {
+  const S* const p = rows.row<S>(first) + j;
+  if (rows.stride == 1) return load(p, count);
+  S buffer[kLanes<Compute<S>>] = {};
+  for (int r = 0; r < count; ++r) buffer[r] = p[r * rows.stride];
+  return load(static_cast<const S*>(buffer));
+}
+template <typename S>
+RHOVAE_INLINE void store_column(S* rows, int64_t d, int count, int64_t j, V<Compute<S>> v) {
+  if (d == 1) return store(rows, v, count);
+  S buffer[kLanes<Compute<S>>];
+  store(static_cast<S*>(buffer), v);
+  for (int r = 0; r < count; ++r) rows[r * d + j] = buffer[r];
+}
 
 template <typename S>
 struct CouplingPass : Elementwise {
   using T = Compute<S>;
+  static constexpr int64_t kTogether = kNarrow;
 
   // y; sums s.
   static Sums tile(const Coupling& p, const Row& row, int64_t tile, Carry) {
-    if (p.inverse) {
-      return p.bounded ? tile_of<true, true>(p, row, tile) : tile_of<true, false>(p, row, tile);
-    }
-    return p.bounded ? tile_of<false, true>(p, row, tile) : tile_of<false, false>(p, row, tile);
+    return with_direction(p, [&](auto inverse, auto bounded) {
+      return tile_of<inverse(), bounded()>(p, row, tile);
+    });
   }
 
   template <bool inverse, bool bounded>
@@ -199,10 +262,7 @@ struct CouplingPass : Elementwise {
       if (in.pass(j, n)) return store(out + j, x, n);
       const auto masked = in.mask_at(j);
       const V<T> s = in.template scale_at<bounded>(j, n, masked).tanh, t = load(in.shift + j, n);
-      V<T> y;
-      if constexpr (inverse) y = (x - t) * exp_of_scale<bounded, T>(-s);
-      else y = x * exp_of_scale<bounded, T>(s) + t;
-      store(out + j, masked ? x : y, n);
+      store(out + j, masked ? x : transformed<inverse, bounded, T>(x, s, t), n);
       log_det += s;
     });
     const T total = sum<T>(log_det);
@@ -212,21 +272,42 @@ struct CouplingPass : Elementwise {
   static void finish(const Coupling& p, const Row& row, Sums sums) {
     put<T>(p.log_det, row.index, sums.a);
   }
+
+  static void together(const Coupling& p, int64_t first, int count) {
+    with_direction(p, [&](auto inverse, auto bounded) {
+      together_of<inverse(), bounded()>(p, first, count);
+    });
+  }
+
+  template <bool inverse, bool bounded>
+  static void together_of(const Coupling& p, int64_t first, int count) {
+    const int64_t d = p.tiles.length;
+    S* const out = row_of<S>(p.out, first, d);
+    V<T> log_det = {};
+    for (int64_t j = 0; j < d; ++j) {
+      V<T> y = load_column<S>(p.x, first, count, j);
+      if (!passes<T>(p, j)) {
+        const V<T> s = scale_of<bounded, T>(load_column<S>(p.log_scale, first, count, j)).tanh;
+        y = transformed<inverse, bounded, T>(y, s, load_column<S>(p.shift, first, count, j));
+        log_det += s;
+      }
+      store_column(out, d, count, j, y);
+    }
+    store(static_cast<T*>(p.log_det) + first, inverse ? -log_det : log_det, count);
+  }
 };
 
 template <typename S>
 struct CouplingBackward : Elementwise {
   using T = Compute<S>;
+  static constexpr int64_t kTogether = kNarrow;
 
   static Sums tile(const Coupling& p, const Row& row, int64_t tile, Carry) {
-    if (p.inverse) {
-      return p.bounded ? tile_of<true, true>(p, row, tile) : tile_of<true, false>(p, row, tile);
-    }
-    return p.bounded ? tile_of<false, true>(p, row, tile) : tile_of<false, false>(p, row, tile);
+    return with_direction(p, [&](auto inverse, auto bounded) {
+      return tile_of<inverse(), bounded()>(p, row, tile);
+    });
   }
 
-  // Forward: ∂x = g e^s; ∂t = g; ∂s = g x e^s + k
-  // Inverse: ∂x = g e^−s; ∂t = −∂x; ∂s = −∂x (x − t) − k
   template <bool inverse, bool bounded>
   static Sums tile_of(const Coupling& p, const Row& row, int64_t tile) {
     const int64_t d = p.tiles.length;
@@ -247,14 +328,14 @@ struct CouplingBackward : Elementwise {
       }
       const auto masked = in.mask_at(j);
       const Tanh<V<T>> s = in.template scale_at<bounded>(j, n, masked);
-      const V<T> through = g * exp_of_scale<bounded, T>(inverse ? -s.tanh : s.tanh);
+      const V<T> through = gradient_of_x<inverse, bounded, T>(g, s.tanh);
       if (d_x) store(d_x + j, masked ? g : through, n);
-      if (d_shift) store(d_shift + j, masked ? zero : inverse ? -through : g, n);
+      if (d_shift) {
+        store(d_shift + j, masked ? zero : gradient_of_shift<inverse, T>(g, through), n);
+      }
       if (d_log_scale) {
-        const V<T> x = load(in.x + j, n);
-        V<T> d_s;
-        if constexpr (inverse) d_s = -through * (x - load(in.shift + j, n)) - k;
-        else d_s = through * x + k;
+        const V<T> x = load(in.x + j, n), t = inverse ? load(in.shift + j, n) : zero;
+        const V<T> d_s = gradient_of_s<inverse, T>(through, x, t, k);
         store(d_log_scale + j, masked ? zero : d_s * s.sech2, n);
       }
     });
@@ -262,6 +343,43 @@ struct CouplingBackward : Elementwise {
   }
 
   static void finish(const Coupling&, const Row&, Sums) {}
+
+  static void together(const Coupling& p, int64_t first, int count) {
+    with_direction(p, [&](auto inverse, auto bounded) {
+      together_of<inverse(), bounded()>(p, first, count);
+    });
+  }
+
+  template <bool inverse, bool bounded>
+  static void together_of(const Coupling& p, int64_t first, int count) {
+    const int64_t d = p.tiles.length;
+    S* const d_x = row_of<S>(p.d_x, first, d);
+    S* const d_log_scale = row_of<S>(p.d_log_scale, first, d);
+    S* const d_shift = row_of<S>(p.d_shift, first, d);
+    const V<T> zero = {};
+    const V<T> k = p.grad_log_det.data ? load_column<T>(p.grad_log_det, first, count, 0) : zero;
+    for (int64_t j = 0; j < d; ++j) {
+      const V<T> g = p.grad_out.data ? load_column<S>(p.grad_out, first, count, j) : zero;
+      if (passes<T>(p, j)) {
+        if (d_x) store_column(d_x, d, count, j, g);
+        if (d_log_scale) store_column(d_log_scale, d, count, j, zero);
+        if (d_shift) store_column(d_shift, d, count, j, zero);
+        continue;
+      }
+      const Tanh<V<T>> s = scale_of<bounded, T>(load_column<S>(p.log_scale, first, count, j));
+      const V<T> through = gradient_of_x<inverse, bounded, T>(g, s.tanh);
+      if (d_x) store_column(d_x, d, count, j, through);
+      if (d_shift) {
+        store_column(d_shift, d, count, j, gradient_of_shift<inverse, T>(g, through));
+      }
+      if (d_log_scale) {
+        const V<T> x = load_column<S>(p.x, first, count, j);
+        const V<T> t = inverse ? load_column<S>(p.shift, first, count, j) : zero;
+        store_column(d_log_scale, d, count, j,
+                     gradient_of_s<inverse, T>(through, x, t, k) * s.sech2);
+      }
+    }
+  }
 };
 
 }  // namespace

@@ -246,7 +246,7 @@ def test_a_flow_that_cannot_be_is_refused():
 
 def test_arguments_of_other_widths_are_named():
     flow = RealNVP(3, context=2)
-    with pytest.raises(ValueError, match=r"x is of shape \(5, 4\); this layer wants \(…,3\)"):
+    with pytest.raises(ValueError, match=r"x is of shape \(5, 4\); this flow wants \(…,3\)"):
         flow.call_and_log_det(normal(5, 4), normal(5, 2))
     with pytest.raises(ValueError, match="context holds 0 numbers; this layer wants 2"):
         flow.inverse(normal(5, 3))

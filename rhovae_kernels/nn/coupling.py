@@ -42,6 +42,7 @@ class AffineCoupling(nn.Module):
     mask: Tensor
     passing: Tensor
     moved: Tensor
+    none: Tensor
 
     def __init__(
         self,
@@ -72,13 +73,15 @@ class AffineCoupling(nn.Module):
         self.register_buffer("mask", mask, persistent=False)
         self.register_buffer("passing", mask.nonzero()[:, 0], persistent=False)
         self.register_buffer("moved", (~mask).nonzero()[:, 0], persistent=False)
+        self.register_buffer("none", mask[~mask], persistent=False)
         self.context = context
         self.bound = bound
         # Where one column is all there is, the network sees a zero in its place.
         widths = (max(1, len(self.passing)) + context, *hidden, 2 * len(self.moved))
         layers: list[nn.Module] = []
         for pair in pairwise(widths):
-            layers += [nn.Linear(*pair), nn.ReLU()]
+            # In place: what a layer gives is not asked for again, and of many rows is large.
+            layers += [nn.Linear(*pair), nn.ReLU(inplace=True)]
         last = layers[-2]
         nn.init.zeros_(last.weight)  # type: ignore[arg-type]
         nn.init.zeros_(last.bias)  # type: ignore[arg-type]
@@ -108,21 +111,37 @@ class AffineCoupling(nn.Module):
         passing = int(self.mask.sum())
         return f"{len(self.mask)} columns, {passing} pass, bound={self.bound!r}"
 
-    def _run(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+    def move(
+        self, moved: Tensor, passing: Tensor, context: Tensor | None, inverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        """What the layer does, for columns that were told apart already.
+
+        Args:
+            moved: the columns of x, or of y for the inverse, where the mask is false, in order.
+            passing: those where it is true; there may be none.
+            context: shape (…,context), or None where that is 0.
+            inverse: whether y is given.
+
+        Returns:
+            What takes the place of `moved`, and the log_det of the direction taken, (…).
+        """
         given = 0 if context is None else context.shape[-1]
         if given != self.context:
             raise ValueError(f"context holds {given} numbers; this layer wants {self.context}")
+        seen = passing if passing.shape[-1] else torch.zeros_like(moved)
+        if context is not None:
+            rows = torch.broadcast_shapes(moved.shape[:-1], context.shape[:-1])
+            moved = moved.expand(*rows, -1)
+            seen = torch.cat([seen.expand(*rows, -1), context.expand(*rows, -1)], -1)
+        log_scale, shift = self.net(seen).to(moved.dtype).chunk(2, -1)
+        # Only what changes goes through the op: no column is computed to be masked.
+        return affine_coupling(moved, log_scale, shift, self.none, inverse, self.bound)
+
+    def _run(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         if x.shape[-1:] != self.mask.shape:
             raise ValueError(
                 f"x is of shape {tuple(x.shape)}; this layer wants (…,{len(self.mask)})"
             )
-        seen = x.index_select(-1, self.passing) if len(self.passing) else torch.zeros_like(x)
-        if context is not None:
-            rows = torch.broadcast_shapes(x.shape[:-1], context.shape[:-1])
-            x = x.expand(*rows, -1)
-            seen = torch.cat([seen.expand(*rows, -1), context.expand(*rows, -1)], -1)
-        log_scale, shift = self.net(seen).to(x.dtype).chunk(2, -1)
-        # Only what changes goes through the op: no column is computed to be masked.
-        before, none = x.index_select(-1, self.moved), self.mask[self.moved]
-        after, log_det = affine_coupling(before, log_scale, shift, none, inverse, self.bound)
-        return x.index_copy(-1, self.moved, after), log_det
+        moved, passing = x.index_select(-1, self.moved), x.index_select(-1, self.passing)
+        after, log_det = self.move(moved, passing, context, inverse)
+        return x.expand(*log_det.shape, -1).index_copy(-1, self.moved, after), log_det

@@ -37,6 +37,8 @@ class RealNVP(nn.Module):
         (True, torch.Size([2]))
     """
 
+    order: Tensor
+
     def __init__(
         self,
         features: int,
@@ -54,22 +56,33 @@ class RealNVP(nn.Module):
         )
         self.couplings: Any = nn.ModuleList(AffineCoupling(m, hidden, context) for m in masks)
         self.features, self.context = features, context
+        # Where each column is once those of even number come first.
+        order = parity.argsort(stable=True).argsort()
+        self.register_buffer("order", order, persistent=False)
 
     def call_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """g(x), (…,d), and log|det ∂g/∂x|, (…), in nats."""
-        log_dets = []
-        for coupling in self.couplings:
-            x, log_det = coupling.call_and_log_det(x, context)
-            log_dets.append(log_det)
-        return x, torch.stack(log_dets).sum(0)
+        return self._run(x, context, inverse=False)
 
     def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """g⁻¹(y), (…,d), and log|det ∂g⁻¹/∂y|, (…), in nats."""
+        return self._run(y, context, inverse=True)
+
+    def _run(self, x: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
+        if x.shape[-1:] != (self.features,):
+            raise ValueError(f"x is of shape {tuple(x.shape)}; this flow wants (…,{self.features})")
+        # Every other column, once for all layers: none of them selects columns and puts them back.
+        halves = [x[..., 0::2].contiguous(), x[..., 1::2].contiguous()]
         log_dets = []
-        for coupling in reversed(self.couplings):
-            y, log_det = coupling.inverse(y, context)
+        for k in reversed(range(len(self.couplings))) if inverse else range(len(self.couplings)):
+            moved = (k + 1) % 2 if self.features > 1 else 0
+            halves[moved], log_det = self.couplings[k].move(
+                halves[moved], halves[1 - moved], context, inverse
+            )
             log_dets.append(log_det)
-        return y, torch.stack(log_dets).sum(0)
+        total = torch.stack(log_dets).sum(0)
+        columns = torch.cat([half.expand(*total.shape, -1) for half in halves], -1)
+        return columns.index_select(-1, self.order), total
 
     def forward(self, context: Tensor | None = None) -> NormalizingFlow:
         """The distribution of g⁻¹(z0), z0 ~ N(0, I), one for each row of context (…,c)."""

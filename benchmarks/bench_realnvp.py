@@ -1,10 +1,9 @@
 """A RealNVP of the dpVAE paper's size on the CPU, against zuko's and nflows' of the same function.
 
-Both libraries bound the scale otherwise. They are given tanh here, and our weights, so that all
-compute the same map: what differs is how a coupling and its log-determinant are carried out.
+Both libraries bound the scale otherwise. They are given tanh here, and our weights in networks of
+their own, so that all compute the same map: what differs is how it is carried out.
 """
 
-import copy
 import importlib.util
 
 import pytest
@@ -65,6 +64,7 @@ def in_zuko(flow, d):
 
 @torch.no_grad()
 def in_nflows(flow):
+    from nflows.nn.nets import MLP
     from nflows.transforms import AffineCouplingTransform, CompositeTransform
 
     class TanhCoupling(AffineCouplingTransform):
@@ -72,7 +72,7 @@ def in_nflows(flow):
             scale, shift = params.chunk(2, 1)
             return torch.exp(torch.tanh(scale)), shift
 
-    class Network(nn.Sequential):
+    class Network(MLP):
         def forward(self, inputs, context=None):
             return super().forward(inputs)
 
@@ -80,7 +80,12 @@ def in_nflows(flow):
     for coupling in flow.couplings:
 
         def net(inputs, outputs, coupling=coupling):
-            return Network(*copy.deepcopy(coupling.net))
+            network = Network([inputs], [outputs], HIDDEN)
+            mine = [m for m in coupling.net if isinstance(m, nn.Linear)]
+            theirs = [m for m in network.modules() if isinstance(m, nn.Linear)]
+            for own, linear in zip(mine, theirs, strict=True):
+                linear.load_state_dict(own.state_dict())
+            return network
 
         # Its mask is positive where a column is transformed.
         layers.append(TanhCoupling((~coupling.mask).int(), net))

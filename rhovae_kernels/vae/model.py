@@ -45,7 +45,8 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         objective: what `forward` gives as the loss (`objectives`); the ELBO where left out.
 
     Raises:
-        ValueError: posterior and prior differ in their latent dimensions.
+        ValueError: posterior and prior differ in their latent dimensions; the objective refuses
+            the posterior.
 
     Example:
         >>> import torch, rhovae_kernels as rk
@@ -69,9 +70,10 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
                 f"posterior has latent={posterior.latent}, prior has latent={prior.latent}: "
                 "they must agree"
             )
+        objective = objective if objective is not None else ELBO()
+        objective.check(posterior)
         posterior.build(encoder.out_features)
         decoder.build(encoder, posterior.latent)
-        objective = objective if objective is not None else ELBO()
         objective.build(posterior.latent)
         self.encoder = encoder
         self.posterior = posterior

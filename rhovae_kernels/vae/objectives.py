@@ -59,6 +59,13 @@ class Objective(Part):
     def build(self, latent: int) -> None:
         """Make what depends on the number of latent dimensions; a VAE calls it."""
 
+    def check(self, posterior: Posterior) -> None:
+        """Refuse a posterior that lacks what the objective asks of it; a VAE calls it.
+
+        Raises:
+            ValueError: it lacks something.
+        """
+
     def adversary_optimizer(self) -> Optimizer | None:
         """The optimizer of those of its parameters that play against the VAE, where it has any."""
         return None
@@ -147,11 +154,14 @@ class BetaTC(Objective):
     three add up to KL, the loss is KL + (β−1) TC − log p(x|z): KL as everywhere, under any prior
     with its Jacobian, and TC by minibatch stratified sampling.
 
+    q(z_k) is estimated as a mixture of the q(z_k|x). A posterior that is a flow (`IAF`) knows its
+    density in all dimensions together but in none by itself, and is refused.
+
     Args:
         beta: weight of the total correlation, not negative; at 1 this is `ELBO`.
 
     Raises:
-        ValueError: beta is negative; on use, the posterior's marginals are not known.
+        ValueError: beta is negative; in a VAE, the posterior has no marginals in closed form.
 
     Source:
         dpVAE paper, §4.3 and appendix B; its β is lost in our copy.
@@ -164,6 +174,14 @@ class BetaTC(Objective):
     def __init__(self, beta: float) -> None:
         super().__init__()
         self.beta = not_negative("beta", beta)
+
+    def check(self, posterior: Posterior) -> None:
+        if not posterior.has_marginals:
+            name = type(posterior).__name__
+            raise ValueError(
+                f"BetaTC takes the density of each dimension of q(z|x) by itself, and {name} has "
+                "no marginals in closed form; Factor weighs the same total correlation without"
+            )
 
     def forward(self, terms: Terms) -> Tensor:
         z = terms.z
@@ -304,6 +322,9 @@ class OnKL(Objective):
 
     def build(self, latent: int) -> None:
         self.objective.build(latent)
+
+    def check(self, posterior: Posterior) -> None:
+        self.objective.check(posterior)
 
     def adversary_optimizer(self) -> Optimizer | None:
         return self.objective.adversary_optimizer()

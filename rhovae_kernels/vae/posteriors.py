@@ -46,6 +46,11 @@ class Posterior(Part):
         """q(z|h), of batch shape (B,) and event shape (latent,)."""
         raise NotImplementedError
 
+    @property
+    def has_marginals(self) -> bool:
+        """Whether `marginals` are known in closed form."""
+        return type(self).marginals is not Posterior.marginals
+
     def marginals(self, h: Tensor) -> Normal:
         """q(z_k|h) of each dimension by itself, of batch shape (B, latent).
 

@@ -291,6 +291,54 @@ def test_an_out_that_is_a_file_is_refused(tmp_path):
     assert path.read_text() == "mine"
 
 
+def dcgan_vae() -> rk.VAE:
+    torch.manual_seed(0)
+    return rk.VAE(
+        rk.nets.DCGAN((1, 8, 8), channels=(2, 4), hidden=(8,)),
+        rk.posteriors.Diagonal(2),
+        rk.priors.StandardNormal(2),
+        rk.decoders.Bernoulli(),
+    )
+
+
+def watched(vae: rk.VAE) -> list[torch.Tensor]:
+    """The batches that the model will be trained on, as they come."""
+    seen: list[torch.Tensor] = []
+
+    def note(module: torch.nn.Module, inputs: tuple) -> None:
+        if module.training:
+            seen.append(inputs[0].clone())
+
+    vae.register_forward_pre_hook(note)
+    return seen
+
+
+def test_a_last_batch_of_one_is_left_out_where_there_is_batch_normalization(tmp_path):
+    """1257 images in batches of 157: eight, and a last one of one image."""
+    vae = dcgan_vae()
+    seen = watched(vae)
+    history = train(tmp_path / "run", vae, batch_size=157, binarize="none")
+    assert [len(x) for x in seen] == [157] * 16
+    first, second = (torch.cat(half).flatten(1) for half in (seen[:8], seen[8:]))
+    sums = [epoch.double().sum(0) for epoch in (first, second)]
+    assert not torch.allclose(*sums), "both epochs left out the same image"
+    saved = Checkpoint.load(tmp_path / "run" / "last.safetensors")
+    assert saved.step == 16 and saved.history == history.epochs
+
+
+def test_without_batch_normalization_every_image_is_trained_on(tmp_path):
+    vae = small_vae()
+    seen = watched(vae)
+    train(tmp_path / "run", vae, epochs=1, batch_size=157)
+    assert [len(x) for x in seen] == [157] * 8 + [1]
+
+
+def test_batches_of_one_are_refused_where_there_is_batch_normalization(tmp_path):
+    with pytest.raises(ValueError, match=r"batch_size is 1, of 1257 data; .*batches of at least 2"):
+        train(tmp_path / "run", dcgan_vae(), batch_size=1)
+    assert not (tmp_path / "run").exists()
+
+
 TWO_PROCESSES = """
 import sys
 import torch

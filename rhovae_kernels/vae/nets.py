@@ -148,7 +148,8 @@ class DCGAN(Encoder):
 
     Convolutions of 4×4 that each halve the image, then fully connected layers; leaky ReLUs of slope
     0.2 and, behind every layer but the first, batch normalization. The mirror has ReLUs, and batch
-    normalization behind every layer but the last.
+    normalization behind every layer but the last. In training a batch holds two data at
+    least: `fit` leaves out a last one of fewer.
 
     Args:
         input_shape: (channels, height, width); height and width divide by 2 to the number of

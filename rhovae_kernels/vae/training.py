@@ -5,6 +5,7 @@ epoch ends as one that was never interrupted, bit for bit, and no generator's st
 """
 
 import contextlib
+import itertools
 import json
 import math
 import platform
@@ -20,6 +21,7 @@ from accelerate import Accelerator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Adam, Optimizer
 
 import rhovae_kernels
@@ -176,6 +178,9 @@ def fit(
     best model, with which `vae` leaves this call too. Each file is replaced at once: whoever stops
     the run at any moment finds them whole.
 
+    Where the model has batch normalization, whose statistics one datum has not, a last batch that
+    leaves a process fewer than two data is left out: of the shuffled data, other ones each epoch.
+
     Device, mixed precision and number of processes are those that `accelerate launch`, or its
     environment variables, set; each process takes its share of every batch.
 
@@ -200,8 +205,8 @@ def fit(
 
     Raises:
         FileExistsError: `out` holds a run and resume is None.
-        ValueError: an argument does not fit; the run in `out` was made with other settings; its
-            checkpoint is truncated or corrupted.
+        ValueError: an argument does not fit; a batch is too small for batch normalization; the run
+            in `out` was made with other settings; its checkpoint is truncated or corrupted.
         FloatingPointError: a loss is not finite. The files are those of the last good epoch.
 
     Example:
@@ -241,8 +246,10 @@ def fit(
         "seed": seed,
         "model": {name: parts.describe(part) for name, part in vae.named_children()},
     }
-    checkpoint = _open_run(out, settings, resume)
     accelerator = Accelerator()
+    processes = accelerator.num_processes
+    used = _data_in_steps(vae, len(train), batch_size, processes)
+    checkpoint = _open_run(out, settings, resume)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         versions = {
@@ -272,9 +279,9 @@ def fit(
         if accelerator.scaler is not None:
             accelerator.scaler.load_state_dict(checkpoint.scaler)
 
-    rank, processes = accelerator.process_index, accelerator.num_processes
+    rank = accelerator.process_index
     best = min(history.column("valid_negative_elbo"), default=math.inf)
-    steps = math.ceil(len(train) / batch_size)
+    steps = math.ceil(used / batch_size)
     idle = len(history.epochs) == epochs
     with _progress(quiet or idle or not accelerator.is_main_process) as progress:
         bar = progress.add_task("", total=epochs * steps, completed=step, loss="", test="")
@@ -284,7 +291,8 @@ def fit(
             total, started = 0.0, time.perf_counter()
             model.train()
             with seeded(accelerator.device, seed, epoch, rank):
-                for i, x in enumerate(train.batches(batch_size, epoch, seed)):
+                batches = train.batches(batch_size, epoch, seed)
+                for i, x in enumerate(itertools.islice(batches, steps)):
                     # Processes average their gradients: this weight makes it the batch's mean.
                     # One that a small last batch leaves without a share takes part with weight 0.
                     weight = len(x[rank::processes]) * processes / len(x)
@@ -299,11 +307,11 @@ def fit(
                     if len(losses) == STEPS_BETWEEN_LOOKS or i + 1 == steps:
                         total += _sum_of_finite(accelerator, losses, epoch, i + 1 - len(losses))
                         losses.clear()
-                        done = min((i + 1) * batch_size, len(train))
+                        done = min((i + 1) * batch_size, used)
                         progress.update(bar, completed=step, loss=f"loss {total / done:.2f}")
             history.seconds.append(time.perf_counter() - started)
 
-            row: dict[str, float] = {"epoch": epoch + 1, "train_loss": total / len(train)}
+            row: dict[str, float] = {"epoch": epoch + 1, "train_loss": total / used}
             for dataset in (valid, test):
                 scores = score(vae, dataset, batch_size, seed, step)
                 row |= {f"{dataset.split}_{name}": value for name, value in scores.items()}
@@ -371,6 +379,24 @@ def _open_run(out: Path, settings: dict[str, Any], resume: str | None) -> Checkp
             "it is; it can still be evaluated, and another out starts a new one"
         )
     return None
+
+
+def _data_in_steps(vae: VAE, data: int, batch_size: int, processes: int) -> int:
+    """How many data an epoch's steps take: all, but for a last batch too small to normalize by.
+
+    Raises:
+        ValueError: no batch is large enough.
+    """
+    if not any(isinstance(module, _BatchNorm) for module in vae.modules()):
+        return data
+    least = 2 * processes
+    if min(batch_size, data) < least:
+        raise ValueError(
+            f"batch_size is {batch_size}, of {data} data; a model with batch normalization wants "
+            f"batches of at least {least}, two data for each process"
+        )
+    last = data % batch_size
+    return data - last if last < least else data
 
 
 def _sum_of_finite(accelerator: Accelerator, losses: list[Tensor], epoch: int, first: int) -> float:

@@ -238,7 +238,7 @@ class Factor(Objective):
         self.discriminator = nn.Sequential(*layers, nn.Linear(self.hidden[-1], 1))
 
     def adversary_optimizer(self) -> Optimizer:
-        return Adam(self.discriminator.parameters(), lr=self.lr, betas=(0.5, 0.9))
+        return Adam(self.discriminator.parameters(), lr=self.lr, betas=(0.5, 0.9), fused=True)
 
     def forward(self, terms: Terms) -> Tensor:
         constant = {name: p.detach() for name, p in self.discriminator.named_parameters()}

@@ -264,7 +264,8 @@ def fit(
         {id(p) for group in adversary.param_groups for p in group["params"]} if adversary else ()
     )
     own = [
-        Adam([p for p in vae.parameters() if id(p) not in theirs], lr=lr),
+        # Fused: one pass over each parameter and its moments in place of eight.
+        Adam([p for p in vae.parameters() if id(p) not in theirs], lr=lr, fused=True),
         *([adversary] if adversary else []),
     ]
     model, *optimizers = accelerator.prepare(vae, *own)

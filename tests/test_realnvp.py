@@ -79,6 +79,25 @@ def test_the_inverse_undoes_the_map_and_its_log_det(name, context):
     torch.testing.assert_close(log_det_back, -log_det, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("d", [1, 2, 5, 6])
+@pytest.mark.parametrize("context", [0, 3])
+def test_the_flow_is_its_couplings_one_after_another(d, context):
+    flow = stirred(RealNVP(d, 3, (8,), context)).double()
+    x = normal(7, d, dtype=torch.float64)
+    # Four contexts for each row of x.
+    h = normal(4, 7, context, seed=2, dtype=torch.float64) if context else None
+    for run, couplings in (
+        ("call_and_log_det", list(flow.couplings)),
+        ("inverse", list(reversed(flow.couplings))),
+    ):
+        y, total = x, torch.zeros((), dtype=torch.float64)
+        for coupling in couplings:
+            y, log_det = getattr(coupling, run)(y, h)
+            total = total + log_det
+        actual = getattr(flow, run)(x, h)
+        torch.testing.assert_close(actual, (y, total), rtol=1e-12, atol=1e-12)
+
+
 def test_twelve_layers_of_128_columns_invert_in_float32():
     torch.manual_seed(0)
     flow = RealNVP(128, 12)

@@ -7,20 +7,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from python_ref.precision import compute_dtype
 from rhovae_kernels.triton.ar1 import expm1
 from rhovae_kernels.triton.runtime import (
     COMPILED_COLUMNS,
     LOOPED,
     Configuration,
-    add_chunks,
-    as_rows,
     configuration,
-    contiguous_like,
-    launch,
-    no_gradients,
-    row_sums,
-    tiling,
+    transform,
+    transform_backward,
 )
 from rhovae_kernels.triton.tile import own_rows, row_sum, store, upcast, zero_per_row
 
@@ -140,21 +134,13 @@ def affine_coupling(
     bound: str = "none",
 ) -> tuple[Tensor, Tensor]:
     """See `rhovae_kernels.ops.affine_coupling`."""
-    out, sum_type = contiguous_like(x), compute_dtype(x.dtype)
-    if not x.numel():
-        return out, torch.zeros(x.shape[:-1], dtype=sum_type, device=x.device)
-    rows, columns = x.numel() // x.shape[-1], x.shape[-1]
-    t = tiling(rows, columns)
-    operands = tuple(as_rows(v, rows) for v in (x, log_scale, shift))
-    log_det = row_sums(x, x.shape[:-1], sum_type, t)
-    launch(
-        _coupling, t, operands[0],
-        *operands, mask.contiguous().view(torch.uint8), out, log_det,
-        *(stride for v in operands for stride in v.stride()),
-        rows, columns, t.chunks, t.chunk_columns,
-        INVERSE=inverse, BOUNDED=bound == "tanh",
-    )  # fmt: skip
-    return out, add_chunks(log_det, sum_type, t)
+    return transform(
+        _coupling,
+        (x, log_scale, shift),
+        mask.contiguous().view(torch.uint8),
+        INVERSE=inverse,
+        BOUNDED=bound == "tanh",
+    )
 
 
 def affine_coupling_backward(
@@ -169,24 +155,16 @@ def affine_coupling_backward(
     needs: Sequence[bool],
 ) -> tuple[Tensor, ...]:
     """Gradients of `affine_coupling` in (x, log_scale, shift)."""
-    if not x.numel():
-        return no_gradients((x, log_scale, shift), needs)
-    rows, columns = x.numel() // x.shape[-1], x.shape[-1]
-    t = tiling(rows, columns)
-    gradients = [contiguous_like(x) if need else None for need in needs]
-    operands = tuple(as_rows(v, rows) for v in (x, log_scale, shift))
-    g = None if grad_out is None else as_rows(grad_out, rows)
-    k = None if grad_log_det is None else grad_log_det.reshape(rows)
-    if any(needs):
-        launch(
-            _coupling_backward, t, operands[0],
-            g, k, *operands, mask.contiguous().view(torch.uint8), *gradients,
-            *(operands[0] if g is None else g).stride(), 0 if k is None else k.stride(0),
-            *(stride for v in operands for stride in v.stride()),
-            rows, columns, t.chunks, t.chunk_columns,
-            INVERSE=inverse, BOUNDED=bound == "tanh",
-        )  # fmt: skip
-    return tuple(x.new_empty(0) if v is None else v for v in gradients)
+    return transform_backward(
+        _coupling_backward,
+        grad_out,
+        grad_log_det,
+        (x, log_scale, shift),
+        needs,
+        mask.contiguous().view(torch.uint8),
+        INVERSE=inverse,
+        BOUNDED=bound == "tanh",
+    )
 
 
 def configurations() -> list[Configuration]:

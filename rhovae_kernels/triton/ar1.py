@@ -32,7 +32,7 @@ from rhovae_kernels.triton.runtime import (
     launch,
     no_gradients,
     row_sums,
-    tiling,
+    tiling_of,
 )
 from rhovae_kernels.triton.tile import last, own_rows, row_sum, store, upcast, zero_per_row
 
@@ -486,10 +486,9 @@ def _forward(mu: Tensor, log_var: Tensor, rho_logit: Tensor, eps, rng_state):
     z, sum_type = contiguous_like(mu), compute_dtype(mu.dtype)
     if not mu.numel():
         return z, torch.zeros(mu.shape[:-1], dtype=sum_type, device=mu.device)
-    rows, columns = mu.numel() // mu.shape[-1], mu.shape[-1]
-    t = tiling(rows, columns)
-    m, lv, a = (as_rows(x, rows) for x in (mu, log_var, rho_logit))
-    e = None if eps is None else as_rows(eps, rows)
+    t = tiling_of(mu)
+    m, lv, a = (as_rows(x, t.rows) for x in (mu, log_var, rho_logit))
+    e = None if eps is None else as_rows(eps, t.rows)
     kl = row_sums(mu, mu.shape[:-1], sum_type, t)
     ends = chunk_ends(m, 1, t)
 
@@ -498,7 +497,6 @@ def _forward(mu: Tensor, log_var: Tensor, rho_logit: Tensor, eps, rng_state):
             _reparam, t, m,
             m, lv, a, e, rng_state, z, kl, ends,
             *m.stride(), *lv.stride(), a.stride(0), *(m if e is None else e).stride(),
-            rows, columns, t.chunks, t.chunk_columns,
             PER_ELEMENT=lv.shape[1] != 1, CARRIED=carried,
         )  # fmt: skip
 
@@ -510,15 +508,14 @@ def _forward(mu: Tensor, log_var: Tensor, rho_logit: Tensor, eps, rng_state):
 
 def _backward(grad_z, grad_kl, mu, log_var, rho_logit, eps, rng_state, needs):
     """`_reparam_backward`, with one of eps and rng_state: ∂mu, ∂log_var, ∂rho_logit."""
-    rows, columns = mu.numel() // mu.shape[-1], mu.shape[-1]
-    t = tiling(rows, columns)
+    t = tiling_of(mu)
     d_mu = contiguous_like(mu) if needs[0] else None
     d_log_var = gradient(log_var, needs[1], t)
     d_rho_logit = gradient(rho_logit, needs[2], t)
-    m, lv, a = (as_rows(x, rows) for x in (mu, log_var, rho_logit))
-    e = None if eps is None else as_rows(eps, rows)
-    g = None if grad_z is None else as_rows(grad_z, rows)
-    k = None if grad_kl is None else grad_kl.reshape(rows)
+    m, lv, a = (as_rows(x, t.rows) for x in (mu, log_var, rho_logit))
+    e = None if eps is None else as_rows(eps, t.rows)
+    g = None if grad_z is None else as_rows(grad_z, t.rows)
+    k = None if grad_kl is None else grad_kl.reshape(t.rows)
     scanned = g is not None and (needs[1] or needs[2])
     ends = chunk_ends(m, 2, t) if scanned else None
 
@@ -528,7 +525,6 @@ def _backward(grad_z, grad_kl, mu, log_var, rho_logit, eps, rng_state, needs):
             g, k, m, lv, a, e, rng_state, d_mu, d_log_var, d_rho_logit, ends,
             *(m if g is None else g).stride(), 0 if k is None else k.stride(0),
             *m.stride(), *lv.stride(), a.stride(0), *(m if e is None else e).stride(),
-            rows, columns, t.chunks, t.chunk_columns,
             PER_ELEMENT=lv.shape[1] != 1, SCAN=scanned, CARRIED=carried,
         )  # fmt: skip
 
@@ -546,9 +542,8 @@ def _backward(grad_z, grad_kl, mu, log_var, rho_logit, eps, rng_state, needs):
 def _d_eps(grad_z: Tensor, log_var: Tensor, rho_logit: Tensor) -> Tensor:
     """`_noise_gradient`."""
     d_eps = contiguous_like(grad_z)
-    rows, columns = grad_z.numel() // grad_z.shape[-1], grad_z.shape[-1]
-    t = tiling(rows, columns)
-    g, lv, a = (as_rows(x, rows) for x in (grad_z, log_var, rho_logit))
+    t = tiling_of(grad_z)
+    g, lv, a = (as_rows(x, t.rows) for x in (grad_z, log_var, rho_logit))
     ends = chunk_ends(g, 1, t)
 
     def run(d_eps, carried):
@@ -556,7 +551,6 @@ def _d_eps(grad_z: Tensor, log_var: Tensor, rho_logit: Tensor) -> Tensor:
             _noise_gradient, t, g,
             g, lv, a, d_eps, ends,
             *g.stride(), *lv.stride(), a.stride(0),
-            rows, columns, t.chunks, t.chunk_columns,
             PER_ELEMENT=lv.shape[1] != 1, CARRIED=carried,
         )  # fmt: skip
 
@@ -622,15 +616,13 @@ def ar1_log_prob(z: Tensor, mu: Tensor, log_var: Tensor, rho_logit: Tensor) -> T
     sum_type = compute_dtype(z.dtype)
     if not z.numel():
         return torch.zeros(z.shape[:-1], dtype=sum_type, device=z.device)
-    rows, columns = z.numel() // z.shape[-1], z.shape[-1]
-    t = tiling(rows, columns)
-    x, m, lv, a = (as_rows(x, rows) for x in (z, mu, log_var, rho_logit))
+    t = tiling_of(z)
+    x, m, lv, a = (as_rows(x, t.rows) for x in (z, mu, log_var, rho_logit))
     log_q = row_sums(z, z.shape[:-1], sum_type, t)
     launch(
         _log_prob, t, x,
         x, m, lv, a, log_q,
         *x.stride(), *m.stride(), *lv.stride(), a.stride(0),
-        rows, columns, t.chunks, t.chunk_columns,
         PER_ELEMENT=lv.shape[1] != 1,
     )  # fmt: skip
     return add_chunks(log_q, sum_type, t)
@@ -648,18 +640,16 @@ def ar1_log_prob_backward(
     inputs = (z, mu, log_var, rho_logit)
     if not z.numel():
         return no_gradients(inputs, needs)
-    rows, columns = z.numel() // z.shape[-1], z.shape[-1]
-    t = tiling(rows, columns)
+    t = tiling_of(z)
     d_z, d_mu = (contiguous_like(z) if need else None for need in needs[:2])
     d_log_var, d_rho_logit = (gradient(x, n, t) for x, n in zip(inputs[2:], needs[2:], strict=True))
-    x, m, lv, a = (as_rows(x, rows) for x in inputs)
-    k = grad.reshape(rows)
+    x, m, lv, a = (as_rows(x, t.rows) for x in inputs)
+    k = grad.reshape(t.rows)
     if any(needs):
         launch(
             _log_prob_backward, t, x,
             k, x, m, lv, a, d_z, d_mu, d_log_var, d_rho_logit,
             k.stride(0), *x.stride(), *m.stride(), *lv.stride(), a.stride(0),
-            rows, columns, t.chunks, t.chunk_columns,
             PER_ELEMENT=lv.shape[1] != 1,
         )  # fmt: skip
     empty = z.new_empty(0)

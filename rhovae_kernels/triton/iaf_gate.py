@@ -2,24 +2,17 @@
 
 from collections.abc import Sequence
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from python_ref.precision import compute_dtype
 from rhovae_kernels.triton.runtime import (
     COMPILED_COLUMNS,
     LOOPED,
     Configuration,
-    add_chunks,
-    as_rows,
     configuration,
-    contiguous_like,
-    launch,
-    no_gradients,
-    row_sums,
-    tiling,
+    transform,
+    transform_backward,
 )
 from rhovae_kernels.triton.tile import own_rows, row_sum, store, upcast, zero_per_row
 
@@ -117,20 +110,7 @@ def _gate_backward(
 
 def iaf_gate(z: Tensor, m: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     """See `rhovae_kernels.ops.iaf_gate`."""
-    out, sum_type = contiguous_like(z), compute_dtype(z.dtype)
-    if not z.numel():
-        return out, torch.zeros(z.shape[:-1], dtype=sum_type, device=z.device)
-    rows, columns = z.numel() // z.shape[-1], z.shape[-1]
-    t = tiling(rows, columns)
-    operands = tuple(as_rows(x, rows) for x in (z, m, s))
-    log_det = row_sums(z, z.shape[:-1], sum_type, t)
-    launch(
-        _gate, t, operands[0],
-        *operands, out, log_det,
-        *(stride for x in operands for stride in x.stride()),
-        rows, columns, t.chunks, t.chunk_columns,
-    )  # fmt: skip
-    return out, add_chunks(log_det, sum_type, t)
+    return transform(_gate, (z, m, s))
 
 
 def iaf_gate_backward(
@@ -142,23 +122,7 @@ def iaf_gate_backward(
     needs: Sequence[bool],
 ) -> tuple[Tensor, ...]:
     """Gradients of `iaf_gate` in (z, m, s)."""
-    if not z.numel():
-        return no_gradients((z, m, s), needs)
-    rows, columns = z.numel() // z.shape[-1], z.shape[-1]
-    t = tiling(rows, columns)
-    gradients = [contiguous_like(z) if need else None for need in needs]
-    operands = tuple(as_rows(x, rows) for x in (z, m, s))
-    g = None if grad_out is None else as_rows(grad_out, rows)
-    k = None if grad_log_det is None else grad_log_det.reshape(rows)
-    if any(needs):
-        launch(
-            _gate_backward, t, operands[0],
-            g, k, *operands, *gradients,
-            *(operands[0] if g is None else g).stride(), 0 if k is None else k.stride(0),
-            *(stride for x in operands for stride in x.stride()),
-            rows, columns, t.chunks, t.chunk_columns,
-        )  # fmt: skip
-    return tuple(z.new_empty(0) if x is None else x for x in gradients)
+    return transform_backward(_gate_backward, grad_out, grad_log_det, (z, m, s), needs)
 
 
 def configurations() -> list[Configuration]:

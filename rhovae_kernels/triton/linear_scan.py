@@ -20,7 +20,7 @@ from rhovae_kernels.triton.runtime import (
     gradient,
     launch,
     no_gradients,
-    tiling,
+    tiling_of,
 )
 from rhovae_kernels.triton.tile import last, own_rows, row_sum, store, upcast, zero_per_row
 
@@ -138,8 +138,7 @@ def _scan(
 
 def _run(gates, tokens, states, out, d_gates, reverse: bool, adjoint: bool) -> None:
     """Launch `_scan` over (rows, columns) operands: once, or twice where a row is in chunks."""
-    rows, columns = tokens.shape
-    t = tiling(rows, columns)
+    t = tiling_of(tokens)
     ends = chunk_ends(tokens, 2, t)
 
     def run(states, out, d_gates, carried):
@@ -147,7 +146,6 @@ def _run(gates, tokens, states, out, d_gates, reverse: bool, adjoint: bool) -> N
             _scan, t, tokens,
             gates, tokens, states, out, d_gates, ends,
             *gates.stride(), *tokens.stride(), *(tokens if states is None else states).stride(),
-            rows, columns, t.chunks, t.chunk_columns,
             REVERSE=reverse, GATE_PER_ROW=gates.shape[1] == 1, ADJOINT=adjoint, CARRIED=carried,
         )  # fmt: skip
 
@@ -171,11 +169,10 @@ def linear_scan_backward(
     """λ_t = g_t + a_{t+1} λ_{t+1}; ∂b = λ; ∂a_t = λ_t x_{t−1} (the other way round if reversed)."""
     if not states.numel():
         return no_gradients((gates, states), needs)
-    rows = states.numel() // states.shape[-1]
-    t = tiling(rows, states.shape[-1])
+    t = tiling_of(states)
     d_gates = gradient(gates, needs[0], t)
     d_tokens = contiguous_like(states) if needs[1] else None
-    a, g, x = (as_rows(x, rows) for x in (gates, grad, states))
+    a, g, x = (as_rows(x, t.rows) for x in (gates, grad, states))
     _run(a, g, x, d_tokens, d_gates, not reverse, True)
     return finished(d_gates, gates, t), states.new_empty(0) if d_tokens is None else d_tokens
 

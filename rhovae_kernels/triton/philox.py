@@ -10,7 +10,7 @@ from rhovae_kernels.triton.runtime import (
     Configuration,
     configuration,
     launch,
-    tiling,
+    tiling_of,
 )
 from rhovae_kernels.triton.tile import own_rows
 
@@ -176,11 +176,7 @@ def philox(rng_state: Tensor, rows: int, columns: int) -> Tensor:
     """See `rhovae_kernels.ops.philox`."""
     words = torch.empty((rows, columns), dtype=torch.int32, device=rng_state.device)
     if words.numel():
-        t = tiling(rows, columns)
-        launch(
-            _philox, t, words,
-            rng_state.contiguous(), words, rows, columns, t.chunks, t.chunk_columns,
-        )  # fmt: skip
+        launch(_philox, tiling_of(words), words, rng_state.contiguous(), words)
     return words
 
 

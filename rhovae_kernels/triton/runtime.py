@@ -35,6 +35,8 @@ class Tiling(NamedTuple):
     A chunk is a power of two of tiles long, the last one excepted.
     """
 
+    rows: int
+    columns: int
     block_rows: int
     block_columns: int
     programs: int
@@ -55,6 +57,8 @@ def tiling(rows: int, columns: int) -> Tiling:
     chunk_tiles = triton.next_power_of_2(triton.cdiv(tiles, chunks))
     chunks = triton.cdiv(tiles, chunk_tiles)
     return Tiling(
+        rows,
+        columns,
         block_rows,
         block_columns,
         programs=triton.cdiv(rows, block_rows) * chunks,
@@ -62,6 +66,11 @@ def tiling(rows: int, columns: int) -> Tiling:
         chunk_columns=chunk_tiles * block_columns,
         looped=tiles > 1,
     )
+
+
+def tiling_of(x: Tensor) -> Tiling:
+    """The choice for the rows of x, which has elements."""
+    return tiling(x.numel() // x.shape[-1], x.shape[-1])
 
 
 def as_rows(x: Tensor, rows: int) -> Tensor:
@@ -161,7 +170,11 @@ def warps_of(kernel: JITFunction, float64: bool) -> int:
 
 
 def launch(kernel: JITFunction, t: Tiling, like: Tensor, *args, **constants) -> None:
-    """Run `kernel` over tiles `t`, on the device of `like` and its current stream."""
+    """Run `kernel` over tiles `t`, on the device of `like` and its current stream.
+
+    After `args` a kernel takes what is common to all: rows, columns, chunks, chunk_columns.
+    """
+    args += (t.rows, t.columns, t.chunks, t.chunk_columns)
     constants |= {
         "LOOPED": t.looped,
         "BLOCK_ROWS": t.block_rows,
@@ -175,6 +188,54 @@ def launch(kernel: JITFunction, t: Tiling, like: Tensor, *args, **constants) -> 
         with torch.cuda.device_of(like):
             warps = warps_of(kernel, like.dtype == torch.float64)
             kernel[(t.programs,)](*args, num_warps=warps, **constants)
+
+
+def transform(
+    kernel: JITFunction, operands: Sequence[Tensor], *extra: Tensor, **constants
+) -> tuple[Tensor, Tensor]:
+    """An elementwise transform of the first of `operands`, and its log-det, a sum over each row.
+
+    `kernel` takes the operands, `extra`, room for the two results and the operands' strides.
+    """
+    x = operands[0]
+    out, sum_type = contiguous_like(x), compute_dtype(x.dtype)
+    if not x.numel():
+        return out, torch.zeros(x.shape[:-1], dtype=sum_type, device=x.device)
+    t = tiling_of(x)
+    flat = [as_rows(v, t.rows) for v in operands]
+    log_det = row_sums(x, x.shape[:-1], sum_type, t)
+    strides = [stride for v in flat for stride in v.stride()]
+    launch(kernel, t, x, *flat, *extra, out, log_det, *strides, **constants)
+    return out, add_chunks(log_det, sum_type, t)
+
+
+def transform_backward(
+    kernel: JITFunction,
+    grad_out: Tensor | None,
+    grad_log_det: Tensor | None,
+    operands: Sequence[Tensor],
+    needs: Sequence[bool],
+    *extra: Tensor,
+    **constants,
+) -> tuple[Tensor, ...]:
+    """The gradients of `transform` in its operands; an empty tensor for one not needed.
+
+    `kernel` takes both incoming gradients, the operands, `extra`, room for the gradients, and the
+    strides of the incoming gradients and of the operands.
+    """
+    x = operands[0]
+    if not x.numel():
+        return no_gradients(operands, needs)
+    t = tiling_of(x)
+    gradients = [contiguous_like(x) if need else None for need in needs]
+    flat = [as_rows(v, t.rows) for v in operands]
+    g = None if grad_out is None else as_rows(grad_out, t.rows)
+    k = None if grad_log_det is None else grad_log_det.reshape(t.rows)
+    strides = [*(flat[0] if g is None else g).stride(), 0 if k is None else k.stride(0)]
+    strides += [stride for v in flat for stride in v.stride()]
+    if any(needs):
+        launch(kernel, t, x, g, k, *flat, *extra, *gradients, *strides, **constants)
+    return tuple(x.new_empty(0) if d is None else d for d in gradients)
 
 
 # Row lengths that between them meet every tile, and a loop over tiles.

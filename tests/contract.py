@@ -37,6 +37,22 @@ def as_tuple(x):
     return x if isinstance(x, tuple) else (x,)
 
 
+def double(x):
+    """A tensor, or each of a list, in float64 on the CPU: for the specification."""
+    if isinstance(x, Tensor):
+        return x.detach().cpu().to(torch.float64 if x.is_floating_point() else x.dtype)
+    return [double(y) for y in x] if isinstance(x, list) else x
+
+
+def is_floating(x):
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def entry(args, in_dims, b):
+    """What vmap makes of the arguments for entry b."""
+    return [x[b] if dim == 0 else x for x, dim in zip(args, in_dims, strict=True)]
+
+
 def detached(inputs, requires_grad=()):
     """The same inputs as leaves; those at the given positions require gradients."""
     return [
@@ -51,28 +67,34 @@ class Contract:
     differentiable: tuple[int, ...]
     # Positions of the outputs that carry gradients.
     results: tuple[int, ...] = (0,)
+    longest_drawn = 300
+    # What every element must be written of, and what must be the same from run to run.
+    written_shapes = (((3,), 1), ((5,), 17), ((2,), 2100))
+    repeated_shapes = (((7,), 33), ((2,), 4999))
 
     def inputs(self, variant, batch, d, dtype, device="cpu", seed=0) -> list:
         raise NotImplementedError
 
+    def nested(self, inputs):
+        """The op's arguments: its inputs here are one flat list, whatever lists the op takes."""
+        return inputs
+
+    def has_rows(self, i, x):
+        """Whether input i has the leading dimensions of the batch."""
+        return isinstance(x, Tensor) and x.dim() > 1
+
+    def long_rows_cost_seconds(self, backend):
+        return backend.name == "reference"
+
     # What the op is, what it should be.
 
     def call(self, *inputs):
-        outputs = as_tuple(getattr(torch.ops.rhovae, self.op)(*inputs))
+        outputs = as_tuple(getattr(torch.ops.rhovae, self.op)(*self.nested(inputs)))
         return tuple(outputs[i] for i in self.results)
 
     def expected(self, *inputs):
-        outputs = as_tuple(getattr(python_ref, self.op)(*inputs))
+        outputs = as_tuple(getattr(python_ref, self.op)(*self.nested(inputs)))
         return tuple(outputs[i] for i in self.results)
-
-    def double(self, inputs):
-        """The inputs in float64 on the CPU, for the specification."""
-        return [
-            x.detach().cpu().to(torch.float64 if x.is_floating_point() else x.dtype)
-            if isinstance(x, Tensor)
-            else x
-            for x in inputs
-        ]
 
     def upstream(self, outputs, seed=1):
         """Incoming gradients, scaled so that sums over a long row stay within float16."""
@@ -94,7 +116,7 @@ class Contract:
 
     def check(self, inputs, dtype, what=""):
         outputs = self.call(*inputs)
-        exact = self.double(inputs)
+        exact = double(inputs)
         for i, (y, e) in enumerate(zip(outputs, self.expected(*exact), strict=True)):
             assert_matches(y.cpu(), e, dtype, f"{self.op} output {i} {what}")
         up = self.upstream(outputs)
@@ -141,7 +163,7 @@ class Contract:
 
         @hypothesis.given(
             st.lists(st.integers(1, 3), max_size=2),
-            st.integers(1, 40 if backend.slow else 300),
+            st.integers(1, 40 if backend.slow else self.longest_drawn),
             st.sampled_from(self.variants),
             st.integers(0, 1000),
         )
@@ -157,7 +179,7 @@ class Contract:
             pytest.skip("deterministic mode refuses unrelated CUDA operations")
         torch.use_deterministic_algorithms(True)
         try:
-            for batch, d in [((3,), 1), ((5,), 17), ((2,), 2100)]:
+            for batch, d in self.written_shapes:
                 for _, inputs in self.each_variant(batch, d, torch.float32, backend.device):
                     outputs = self.call(*inputs)
                     up = self.upstream(outputs)
@@ -186,13 +208,7 @@ class Contract:
             return x.new_empty((*x.shape, 2))[..., 0].copy_(x)
 
         for layout in (misaligned, sliced, transposed, spaced):
-            yield (
-                layout.__name__,
-                [
-                    layout(x) if isinstance(x, Tensor) and x.is_floating_point() else x
-                    for x in inputs
-                ],
-            )
+            yield layout.__name__, [layout(x) if is_floating(x) else x for x in inputs]
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
     def test_strides_and_offsets_make_no_difference(self, backend, dtype):
@@ -203,8 +219,8 @@ class Contract:
     def test_expanded_inputs_and_gradients_are_read_without_a_copy(self, backend):
         for variant, inputs in self.each_variant((1,), 21, torch.float32, backend.device):
             expanded = [
-                x.expand(4, *x.shape[1:]) if isinstance(x, Tensor) and x.dim() > 1 else x
-                for x in inputs
+                x.expand(4, *x.shape[1:]) if self.has_rows(i, x) else x
+                for i, x in enumerate(inputs)
             ]
             outputs = self.call(*expanded)
             for y in outputs:
@@ -212,7 +228,7 @@ class Contract:
             up = tuple(u[:1].expand(u.shape) for u in self.upstream(outputs))
             actual = self.gradients(self.call, expanded, up)
             wanted = self.gradients(
-                self.expected, self.double(expanded), tuple(u.cpu().double() for u in up)
+                self.expected, double(expanded), tuple(u.cpu().double() for u in up)
             )
             for g, e in zip(actual, wanted, strict=True):
                 assert_matches(g.cpu(), e, torch.float32, f"{self.op} {variant} expanded")
@@ -223,7 +239,7 @@ class Contract:
         far = 2**31 + 8
         memory = torch.empty(far + 64, dtype=torch.bfloat16, device=backend.device)
         for i, x in enumerate(inputs):
-            if isinstance(x, Tensor) and x.is_floating_point():
+            if is_floating(x):
                 view = memory.as_strided(x.shape, (far, 1))
                 apart = [view.copy_(x) if j == i else y for j, y in enumerate(inputs)]
                 for y, e in zip(self.call(*apart), self.call(*inputs), strict=True):
@@ -264,7 +280,7 @@ class Contract:
             for i in range(len(outputs)):
                 actual = self.gradients(lambda *x, i=i: self.call(*x)[i], inputs, up[i])
                 wanted = self.gradients(
-                    lambda *x, i=i: self.expected(*x)[i], self.double(inputs), up[i].cpu().double()
+                    lambda *x, i=i: self.expected(*x)[i], double(inputs), up[i].cpu().double()
                 )
                 for g, e in zip(actual, wanted, strict=True):
                     e = torch.zeros_like(g).cpu().double() if e is None else e
@@ -285,7 +301,7 @@ class Contract:
     def test_func_grad_jacobian_and_hessian_match_the_specification(self, backend):
         for variant in self.variants:
             inputs = self.inputs(variant, (2,), 3, torch.float64, backend.device)
-            exact = self.double(inputs)
+            exact = double(inputs)
             for i in self.differentiable:
                 ours = self.scalar(self.call, inputs, i)
                 theirs = self.scalar(self.expected, exact, i)
@@ -298,44 +314,44 @@ class Contract:
                         f"{self.op} {variant} {transform.__name__} argument {i}",
                     )
 
+    def batchings(self, inputs):
+        """in_dims for inputs with a batch in front, and arguments to go with them, for some ways to
+        batch some and not others.
+        """
+        floating = [i for i, x in enumerate(inputs) if is_floating(x)]
+        for batched in (floating, floating[:1], floating[-1:]):
+            args = [x[0] if i in floating and i not in batched else x for i, x in enumerate(inputs)]
+            yield tuple(0 if i in batched else None for i in range(len(inputs))), args
+
     def test_vmap_equals_a_loop(self, backend):
         for _, inputs in self.each_variant((4, 2), 5, torch.float64, backend.device):
-            tensors = [
-                i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.is_floating_point()
-            ]
-            for batched in ({*tensors}, {tensors[0]}, {tensors[-1]}):
-                in_dims = tuple(0 if i in batched else None for i in range(len(inputs)))
-                args = [
-                    x if i in batched or i not in tensors else x[0] for i, x in enumerate(inputs)
-                ]
+            for in_dims, args in self.batchings(inputs):
                 actual = torch.vmap(self.call, in_dims, randomness="same")(*args)
                 for b in range(4):
-                    one = self.call(*(x[b] if i in batched else x for i, x in enumerate(args)))
+                    one = self.call(*entry(args, in_dims, b))
                     for y, e in zip(actual, one, strict=True):
                         torch.testing.assert_close(y[b], e, rtol=1e-12, atol=1e-12)
 
+    def check_vmap_of_grad(self, in_dims, args, i, what):
+        def one(*args):
+            return torch.func.grad(self.scalar(self.call, args, i))(args[i])
+
+        actual = torch.vmap(one, in_dims, randomness="same")(*args)
+        for b, g in enumerate(actual):
+            e = one(*entry(args, in_dims, b))
+            torch.testing.assert_close(g, e, rtol=1e-10, atol=1e-10, msg=f"{what} argument {i}")
+
     def test_vmap_of_grad_equals_a_loop(self, backend):
         for variant, inputs in self.each_variant((3, 2), 4, torch.float64, backend.device):
-            i = self.differentiable[-1]
-            floating = [isinstance(x, Tensor) and x.is_floating_point() for x in inputs]
-
-            def one(*args, i=i):
-                return torch.func.grad(self.scalar(self.call, args, i))(args[i])
-
-            in_dims = tuple(0 if f else None for f in floating)
-            actual = torch.vmap(one, in_dims, randomness="same")(*inputs)
-            for b in range(3):
-                args = [x[b] if f else x for x, f in zip(inputs, floating, strict=True)]
-                torch.testing.assert_close(
-                    actual[b], one(*args), rtol=1e-10, atol=1e-10, msg=variant
-                )
+            in_dims, args = next(self.batchings(inputs))
+            self.check_vmap_of_grad(in_dims, args, self.differentiable[-1], variant)
 
     # What PyTorch asks of an op.
 
     def test_opcheck(self, backend):
         op = getattr(torch.ops.rhovae, self.op).default
         for variant in self.variants:
-            torch.library.opcheck(op, tuple(self.leaves(variant, backend)))
+            torch.library.opcheck(op, tuple(self.nested(self.leaves(variant, backend))))
 
     def test_compiled_with_dynamic_shapes_it_gives_the_same(self, backend):
         for variant in self.variants:
@@ -360,8 +376,8 @@ class Contract:
         op = getattr(torch.ops.rhovae, self.op)
         for dtype in DTYPES:
             for _, inputs in self.each_variant((3, 2), 5, dtype, backend.device):
-                real = as_tuple(op(*inputs))
-                meta = as_tuple(op(*(x.to("meta") if isinstance(x, Tensor) else x for x in inputs)))
+                on_meta = [x.to("meta") if isinstance(x, Tensor) else x for x in inputs]
+                real, meta = (as_tuple(op(*self.nested(x))) for x in (inputs, on_meta))
                 for y, m in zip(real, meta, strict=True):
                     assert (y.shape, y.dtype, y.stride()) == (m.shape, m.dtype, m.stride())
 
@@ -369,9 +385,7 @@ class Contract:
         for _, inputs in self.each_variant((3,), 9, torch.bfloat16, backend.device):
             with torch.autocast(backend.device, torch.bfloat16):
                 outputs = self.call(*inputs)
-            wide = [
-                x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs
-            ]
+            wide = [x.float() if is_floating(x) else x for x in inputs]
             for y, e in zip(outputs, self.call(*wide), strict=True):
                 assert y.dtype == torch.float32
                 assert torch.equal(y, e)
@@ -384,10 +398,10 @@ class Contract:
                 assert torch.equal(y, e)
 
     def test_results_are_the_same_bits_from_run_to_run(self, backend):
-        for batch, d in [((7,), 33), ((2,), 4999)]:
+        for batch, d in self.repeated_shapes:
+            if d > 100 and self.long_rows_cost_seconds(backend):
+                continue
             for variant, inputs in self.each_variant(batch, d, torch.float32, backend.device):
-                if backend.name == "reference" and d > 100:
-                    continue
                 outputs = self.call(*inputs)
                 up = self.upstream(outputs)
                 first = (*outputs, *self.gradients(self.call, inputs, up))

@@ -5,11 +5,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from contract import DTYPES, Contract, as_tuple, detached, normal
+from contract import Contract, detached, double, is_floating, normal
 from hypothesis import given
 from hypothesis import strategies as st
 from tolerance import assert_matches
-from torch import Tensor
 
 import python_ref
 import rhovae_kernels as rk
@@ -58,13 +57,6 @@ def network(batch, d, hidden, dtype, device="cpu", seed=0):
     return y, offset, weights, biases[1:], prefixes
 
 
-def double(x):
-    """Tensors, and lists of them, in float64 on the CPU."""
-    if isinstance(x, Tensor):
-        return x.detach().cpu().to(torch.float64 if x.is_floating_point() else x.dtype)
-    return [double(y) for y in x] if isinstance(x, list) else x
-
-
 class OverLists(Contract):
     """The contract of an op that takes lists of tensors: its inputs here are one flat list.
 
@@ -73,18 +65,16 @@ class OverLists(Contract):
     """
 
     rows: int
+    # The specification runs the network once for each dimension.
+    longest_drawn = 40
+    written_shapes = (((3,), 1), ((5,), 17), ((2,), 210))
+    repeated_shapes = (((7,), 33), ((40,), 130))
 
-    def nested(self, flat):
-        """The arguments of the op."""
-        raise NotImplementedError
+    def has_rows(self, i, x):
+        return i < self.rows
 
-    def call(self, *flat):
-        outputs = as_tuple(getattr(OPS, self.op)(*self.nested(flat)))
-        return tuple(outputs[i] for i in self.results)
-
-    def expected(self, *flat):
-        outputs = as_tuple(getattr(python_ref, self.op)(*self.nested(flat)))
-        return tuple(outputs[i] for i in self.results)
+    def long_rows_cost_seconds(self, backend):
+        return backend.slow
 
     def test_rows_of_several_tiles_match_the_specification(self, backend):
         # Several blocks of units in every layer, networks wide and narrow, several slices of the
@@ -98,50 +88,6 @@ class OverLists(Contract):
                     inputs = self.inputs(variant, batch, d, dtype, backend.device, hidden=hidden)
                     self.check(inputs, dtype, f"{variant} {batch} {d} {hidden}")
 
-    def test_any_shape_matches_the_specification(self, backend):
-        # Its specification runs the network once for each dimension.
-        @given(
-            st.lists(st.integers(1, 3), max_size=2),
-            st.integers(1, 40),
-            st.sampled_from(self.variants),
-            st.integers(0, 1000),
-        )
-        def check(batch, d, variant, seed):
-            inputs = self.inputs(variant, tuple(batch), d, torch.float32, backend.device, seed)
-            self.check(inputs, torch.float32, f"{variant} {batch} {d}")
-
-        check()
-
-    def test_every_element_of_every_output_is_written(self, backend):
-        if backend.device != "cpu":
-            pytest.skip("deterministic mode refuses unrelated CUDA operations")
-        torch.use_deterministic_algorithms(True)
-        try:
-            for batch, d in [((3,), 1), ((5,), 17), ((2,), 210)]:
-                for _, inputs in self.each_variant(batch, d, torch.float32, backend.device):
-                    outputs = self.call(*inputs)
-                    up = self.upstream(outputs)
-                    for x in (*outputs, *self.gradients(self.call, inputs, up)):
-                        assert x.isfinite().all()
-        finally:
-            torch.use_deterministic_algorithms(False)
-
-    def test_expanded_inputs_and_gradients_are_read_without_a_copy(self, backend):
-        for variant, inputs in self.each_variant((1,), 21, torch.float32, backend.device):
-            expanded = [
-                x.expand(4, *x.shape[1:]) if i < self.rows else x for i, x in enumerate(inputs)
-            ]
-            outputs = self.call(*expanded)
-            for y in outputs:
-                assert y.shape[0] == 4 and y.is_contiguous()
-            up = tuple(u[:1].expand(u.shape) for u in self.upstream(outputs))
-            actual = self.gradients(self.call, expanded, up)
-            wanted = self.gradients(
-                self.expected, self.double(expanded), tuple(u.cpu().double() for u in up)
-            )
-            for g, e in zip(actual, wanted, strict=True):
-                assert_matches(g.cpu(), e, torch.float32, f"{self.op} {variant} expanded")
-
     def test_rows_more_than_two_to_the_31_elements_apart_are_addressed(self, backend):
         # Layers of two units: their weights have two rows, as the batch has.
         inputs = self.inputs(
@@ -151,7 +97,7 @@ class OverLists(Contract):
         memory = torch.empty(far + 128, dtype=torch.bfloat16, device=backend.device)
         tried = 0
         for i, x in enumerate(inputs):
-            if isinstance(x, Tensor) and x.is_floating_point() and x.shape[0] == 2 and x.dim() == 2:
+            if is_floating(x) and x.shape[0] == 2 and x.dim() == 2:
                 view = memory.as_strided(x.shape, (far, 1))
                 apart = [view.copy_(x) if j == i else y for j, y in enumerate(inputs)]
                 for y, e in zip(self.call(*apart), self.call(*inputs), strict=True):
@@ -159,54 +105,25 @@ class OverLists(Contract):
                 tried += 1
         assert tried == self.rows + 2
 
-    def in_turn(self, inputs, batch):
-        """Which floating inputs are batched, and the inputs, weights and biases made so too."""
-        floating = [
-            i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.is_floating_point()
-        ]
-        rows = set(range(self.rows))
-        for batched in (rows, {0}, {self.rows - 1}, {self.rows}, set(floating)):
+    def batchings(self, inputs):
+        # A weight or a bias has no batch in front: those of an entry are made of it.
+        floating = [i for i, x in enumerate(inputs) if is_floating(x)]
+        rows = range(self.rows)
+        for batched in (rows, [0], [self.rows - 1], [self.rows], floating):
             args = list(inputs)
             for i in floating:
                 if i < self.rows and i not in batched:
                     args[i] = inputs[i][0]
                 elif i >= self.rows and i in batched:
-                    args[i] = torch.stack([inputs[i] * (1 + 0.1 * b) for b in range(batch)])
-            yield batched, tuple(0 if i in batched else None for i in range(len(args))), args
-
-    def test_vmap_equals_a_loop(self, backend):
-        for _, inputs in self.each_variant((4, 2), 5, torch.float64, backend.device):
-            for batched, in_dims, args in self.in_turn(inputs, 4):
-                actual = torch.vmap(self.call, in_dims)(*args)
-                for b in range(4):
-                    one = self.call(*(x[b] if i in batched else x for i, x in enumerate(args)))
-                    for y, e in zip(actual, one, strict=True):
-                        torch.testing.assert_close(y[b], e, rtol=1e-12, atol=1e-12)
+                    entries = range(len(inputs[0]))
+                    args[i] = torch.stack([inputs[i] * (1 + 0.1 * b) for b in entries])
+            yield tuple(0 if i in batched else None for i in range(len(args))), args
 
     def test_vmap_of_grad_equals_a_loop(self, backend):
-        for _, inputs in self.each_variant((3, 2), 4, torch.float64, backend.device):
-            for batched, in_dims, args in self.in_turn(inputs, 3):
+        for variant, inputs in self.each_variant((3, 2), 4, torch.float64, backend.device):
+            for in_dims, args in self.batchings(inputs):
                 for i in (0, self.differentiable[-1]):
-
-                    def one(*args, i=i):
-                        return torch.func.grad(self.scalar(self.call, args, i))(args[i])
-
-                    actual = torch.vmap(one, in_dims)(*args)
-                    for b in range(3):
-                        entry = [x[b] if j in batched else x for j, x in enumerate(args)]
-                        torch.testing.assert_close(actual[b], one(*entry), rtol=1e-10, atol=1e-10)
-
-    def test_opcheck(self, backend):
-        op = getattr(OPS, self.op).default
-        for variant in self.variants:
-            torch.library.opcheck(op, tuple(self.nested(self.leaves(variant, backend))))
-
-    def test_fake_tensors_have_the_shapes_and_types_of_real_ones(self, backend):
-        for dtype in DTYPES:
-            for _, inputs in self.each_variant((3, 2), 5, dtype, backend.device):
-                meta = [x.to("meta") if isinstance(x, Tensor) else x for x in inputs]
-                for y, m in zip(self.call(*inputs), self.call(*meta), strict=True):
-                    assert (y.shape, y.dtype, y.stride()) == (m.shape, m.dtype, m.stride())
+                    self.check_vmap_of_grad(in_dims, args, i, f"{variant} {in_dims}")
 
     def test_a_backward_pass_within_autocast_is_that_outside(self, backend):
         for variant, inputs in self.each_variant((3,), 9, torch.float32, backend.device):
@@ -219,18 +136,6 @@ class OverLists(Contract):
             outside = torch.autograd.grad(outputs, asked, up)
             for g, e in zip(within, outside, strict=True):
                 assert torch.equal(g, e), variant
-
-    def test_results_are_the_same_bits_from_run_to_run(self, backend):
-        for batch, d in [((7,), 33), ((40,), 130)]:
-            if backend.slow and d > 100:
-                continue
-            for variant, inputs in self.each_variant(batch, d, torch.float32, backend.device):
-                outputs = self.call(*inputs)
-                up = self.upstream(outputs)
-                first = (*outputs, *self.gradients(self.call, inputs, up))
-                again = (*self.call(*inputs), *self.gradients(self.call, inputs, up))
-                for y, e in zip(again, first, strict=True):
-                    assert torch.equal(y, e), variant
 
 
 class TestMadeInverse(OverLists):

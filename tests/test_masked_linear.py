@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from contract import DTYPES, Contract, detached, normal
+from contract import DTYPES, Contract, detached, double, normal
 from test_cost import run, within
 from tolerance import assert_matches
 
@@ -84,7 +84,7 @@ class TestMaskedLinear(Contract):
             (up,) = self.upstream((y,))
             up = up[:1, :1].expand(up.shape)
             actual = self.gradients(self.call, inputs, (up,))
-            wanted = self.gradients(self.expected, self.double(inputs), (up.cpu().double(),))
+            wanted = self.gradients(self.expected, double(inputs), (up.cpu().double(),))
             for g, e in zip(actual, wanted, strict=True):
                 assert_matches(g.cpu(), e, torch.float32, f"expanded {name}")
 

@@ -60,13 +60,10 @@ def test_forward_and_backward(compare, batch, columns, rows, limit):
     up = randn(batch, rows)
     exact = [t.detach().double() for t in inputs]
     expected = python_ref.masked_linear_backward(up.double(), *exact[:2], prefix)
-    layer = rk.nn.MaskedLinear(columns, rows, prefix)
-    layer.load_state_dict({"weight": weight.detach(), "bias": bias.detach(), "prefix": prefix})
     variants = {
         "rhovae": forward_backward(
             lambda: rk.ops.masked_linear(x, weight, bias, prefix), inputs, up
         ),
-        "nn.MaskedLinear": forward_backward(lambda: layer(x), [x, layer.weight, layer.bias], up),
         "mask*weight": forward_backward(lambda: masked(x, weight, bias, mask), inputs, up),
         "panels": forward_backward(lambda: in_panels(x, weight, bias, mask, prefix), inputs, up),
     }

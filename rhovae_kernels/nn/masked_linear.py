@@ -8,19 +8,14 @@ from torch import Tensor, nn
 from python_ref.masked_linear import staircase_mask
 from rhovae_kernels.ops import masked_linear
 
-# Weights below which, on two cores, a dense product is faster than the op, whose call costs some
-# 30 µs more; measured at batches of 100 to 512 by benchmarks/bench_masked_linear.py.
-DENSE_BELOW = 1 << 15
-
 
 class MaskedLinear(nn.Module):
     """A linear layer in which output j reads the first prefix[j] inputs and no others.
 
     y_j = b_j + Σ_{i < prefix_j} W_ji x_i
 
-    No mask is stored, but in a layer of less than 2¹⁵ weights: on the CPU so small a product is
-    fastest as a dense one of the masked weight. The weight is zero outside the staircase, where its
-    gradient is exactly 0, so that it stays the matrix of the layer as it is trained.
+    No mask is stored. The weight is zero outside the staircase, where its gradient is exactly 0, so
+    that it stays the matrix of the layer as it is trained.
 
     Args:
         in_features: inputs.
@@ -51,7 +46,6 @@ class MaskedLinear(nn.Module):
 
     prefix: Tensor
     bias: Tensor
-    mask: Tensor | None
 
     def __init__(self, in_features: int, out_features: int, prefix, bias: bool = True) -> None:
         super().__init__()
@@ -62,8 +56,6 @@ class MaskedLinear(nn.Module):
         prefix = torch.as_tensor(prefix)
         check_prefix(prefix, in_features, out_features)
         self.register_buffer("prefix", prefix.to(torch.int32, copy=True))
-        self.register_buffer("mask", None, persistent=False)
-        self._mask_where_small()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.register_parameter("bias", nn.Parameter(torch.empty(out_features)) if bias else None)
         self.reset_parameters()
@@ -82,13 +74,7 @@ class MaskedLinear(nn.Module):
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The layer with another bias, or none."""
-        if self.mask is None or not x.is_cpu:
-            return masked_linear(x, self.weight, bias, self.prefix)
-        return nn.functional.linear(x, torch.where(self.mask, self.weight, 0), bias)
-
-    def _mask_where_small(self) -> None:
-        if self.in_features * self.out_features < DENSE_BELOW:
-            self.mask = staircase_mask(self.prefix, self.in_features)
+        return masked_linear(x, self.weight, bias, self.prefix)
 
     def extra_repr(self) -> str:
         bias = self.bias is not None
@@ -102,7 +88,6 @@ class MaskedLinear(nn.Module):
             except ValueError as error:
                 raise ValueError(f"{name} of the state dict: {error}") from None
         super()._load_from_state_dict(state_dict, prefix, *args)
-        self._mask_where_small()
 
 
 def positive_integer(name: str, value: int) -> int:

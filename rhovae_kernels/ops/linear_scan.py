@@ -16,7 +16,8 @@ def linear_scan(gates: Tensor, tokens: Tensor, reverse: bool = False) -> Tensor:
     x_t = a_t x_{t−1} + b_t with x_{−1} = 0; reversed, x_t = a_t x_{t+1} + b_t with x_T = 0.
 
     Args:
-        gates: a, shape (…,T), or (…,1) for one gate per row. Any sign.
+        gates: a, shape (…,T), or (…,1) for one gate per row. Any sign; |a| ≤ 1, or such that the
+            product of any run of them is finite, as a parallel scan forms it.
         tokens: b, shape (…,T), of the same type: float64, float32, bfloat16 or float16.
         reverse: run from the last step to the first.
 

@@ -129,13 +129,23 @@ class Contract:
             assert_matches(g.cpu(), e, dtype, f"{self.op} gradient {i} {what}", scale)
 
     def scale_of_one(self, exact, up64, i):
-        """How large gradient i, one number, is under other incoming gradients.
+        """How large gradient i, one number, is on the same values in other orders.
 
         A sum over a row can cancel to any small value, and rounding does not cancel with it. In a
         tensor of several such sums the largest is the scale; one alone has none beside it.
         """
-        others = (tuple(u.roll(k, -1) if u.dim() else -u for u in up64) for k in (1, 2, 3))
-        return max(self.gradients(self.expected, exact, up)[i].abs().max().item() for up in others)
+
+        def turned(x, k):
+            like_a_row = x is not None and x.dim() and x.shape == exact[0].shape
+            return x.roll(k, -1) if like_a_row else x
+
+        scales = []
+        for k in (1, 2, 3):
+            up = tuple(u.roll(k, -1) if u.dim() else -u for u in up64)
+            # Each by another number of places: together they would give the same terms again.
+            for inputs in (exact, [turned(x, k * n) for n, x in enumerate(exact)]):
+                scales.append(self.gradients(self.expected, inputs, up)[i].abs().max().item())
+        return max(scales)
 
     def each_variant(self, batch, d, dtype, device):
         for variant in self.variants:

@@ -136,8 +136,9 @@ class Contract:
         """
 
         def turned(x, k):
-            like_a_row = x is not None and x.dim() and x.shape == exact[0].shape
-            return x.roll(k, -1) if like_a_row else x
+            if isinstance(x, Tensor) and x.dim() and x.shape == exact[0].shape:
+                return x.roll(k, -1)
+            return x
 
         scales = []
         for k in (1, 2, 3):

@@ -241,12 +241,6 @@ namespace rhovae {
 namespace RHOVAE_TARGET {
 namespace {
 
-// A block of units by a line of lanes fills the registers: 12·2 sums of 32, or 6·2 of 16.
-constexpr int kHeight = RHOVAE_VECTOR_BYTES == 64 ? 12 : 6;
-constexpr int kVectors = 2;
-template <typename T>
-constexpr int kLine = kVectors * kLanes<T>;
-
 // What one thread works on: rows `first` … first+count−1 of the batch, as lanes.
 template <typename T>
 struct Slice {

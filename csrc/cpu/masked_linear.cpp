@@ -147,11 +147,6 @@ namespace rhovae {
 namespace RHOVAE_TARGET {
 namespace {
 
-// A tile fills the registers: 12·2 sums of 32, or 6·2 of 16.
-constexpr int kHeight = RHOVAE_VECTOR_BYTES == 64 ? 12 : 6;
-constexpr int kVectors = 2;
-template <typename T>
-constexpr int64_t kLine = kVectors * kLanes<T>;
 // Of b, so many k of a line are copied at a time: they stay in the second cache. Their sum is added
 // to that of those before, which over many k rounds off less than one sum does.
 constexpr int64_t kDepth = 512;

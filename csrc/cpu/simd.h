@@ -24,6 +24,13 @@ using V = typename Vector<T>::type;
 template <typename T>
 constexpr int kLanes = RHOVAE_VECTOR_BYTES / sizeof(T);
 
+// A product of matrices is made in tiles of sums that fill the registers, `kHeight` by a line of
+// lanes: 12·2 of 32 registers, or 6·2 of 16.
+constexpr int kHeight = RHOVAE_VECTOR_BYTES == 64 ? 12 : 6;
+constexpr int kVectors = 2;
+template <typename T>
+constexpr int kLine = kVectors * kLanes<T>;
+
 typedef uint16_t HalfBits __attribute__((vector_size(RHOVAE_VECTOR_BYTES / 2)));
 typedef uint32_t FloatBits __attribute__((vector_size(RHOVAE_VECTOR_BYTES)));
 

@@ -2,8 +2,6 @@
 
 #include <pybind11/pybind11.h>
 
-#include <cstdint>
-
 #include "cpu/simd_types.h"
 
 namespace py = pybind11;
@@ -19,19 +17,6 @@ const char* target_name() {
     default:
       return "baseline";
   }
-}
-
-// Whether n int32 at this address, `stride` apart, are non-decreasing and within 0 … columns.
-bool is_staircase(std::uintptr_t address, std::int64_t stride, std::int64_t n,
-                  std::int64_t columns) {
-  const auto* prefix = reinterpret_cast<const std::int32_t*>(address);
-  std::int64_t before = 0;
-  for (std::int64_t j = 0; j < n; ++j) {
-    const std::int64_t value = prefix[j * stride];
-    if (value < before || value > columns) return false;
-    before = value;
-  }
-  return true;
 }
 
 }  // namespace
@@ -53,7 +38,4 @@ PYBIND11_MODULE(_C, m) {
       },
       "How this extension was built (compiler, flags, CUDA version and architectures, the torch it "
       "was built against), and the CPU instructions it uses on this machine.");
-  m.def("is_staircase", &is_staircase,
-        "is_staircase(address, stride, n, columns): whether the n int32 at this address are "
-        "non-decreasing and within 0 ... columns.");
 }

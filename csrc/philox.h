@@ -13,6 +13,9 @@
 
 namespace rhovae {
 
+// A draw has fewer rows and columns than these: row and block are words of the counter.
+constexpr int64_t kPhiloxRows = int64_t(1) << 32, kPhiloxColumns = int64_t(1) << 34;
+
 struct PhiloxWords {
   uint32_t word[4];
 };

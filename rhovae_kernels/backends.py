@@ -137,37 +137,52 @@ def _reference(room: str, name: str, *args):
 
 
 def implementation(room: str, name: str, backend: str) -> Callable:
-    """The callable that implements op `name`, which lives in `room`, in `backend`."""
+    """The callable that implements op `name`, which lives in `room`, in `backend`.
+
+    It refuses arguments that do not fit: in Python with an error that names the argument; compiled,
+    in C++ (csrc/arguments.h), with a RuntimeError.
+    """
+    if backend in ("cpu", "cuda"):
+        # The dispatcher's own entry, without the Python call that an overload is around it.
+        return getattr(getattr(torch.ops, f"rhovae_{backend}"), name).default._op
     if backend == "reference":
-        return partial(_reference, room, name)
-    if backend == "triton":
-        return getattr(importlib.import_module(f"rhovae_kernels.triton.{room}"), name)
-    # The dispatcher's own entry, without the Python call that an overload is around it.
-    return getattr(getattr(torch.ops, f"rhovae_{backend}"), name).default._op
+        kernel: Callable = partial(_reference, room, name)
+    else:
+        kernel = getattr(importlib.import_module(f"rhovae_kernels.triton.{room}"), name)
+
+    def checked(*args):
+        CHECKS[name](*args)
+        return kernel(*args)
+
+    return checked
 
 
 _forced: tuple[str, str] | None = None
 if os.environ.get("RHOVAE_BACKEND"):
     _forced = (os.environ["RHOVAE_BACKEND"], "the environment variable RHOVAE_BACKEND")
 
-_selected: dict[tuple[str, str], Callable] = {}
+# By name and type of device, what `select` has chosen.
+selected: dict[tuple[str, str], Callable] = {}
+
+# Of each op, what refuses arguments that do not fit. Compiled kernels look for themselves.
+CHECKS: dict[str, Callable[..., None]] = {}
 
 
 def select(room: str, name: str, device_type: str) -> Callable:
     """The implementation of op `name` that runs for tensors of this device."""
     # A switch in another thread replaces the dictionary: what is chosen here stays with this one.
-    selected = _selected
-    found = selected.get((name, device_type))
+    chosen = selected
+    found = chosen.get((name, device_type))
     if found is None:
         found = implementation(room, name, choose(device_type, room, name)[0])
-        selected[name, device_type] = found
+        chosen[name, device_type] = found
     return found
 
 
 def _force(forced: tuple[str, str] | None) -> None:
-    global _forced, _selected
+    global _forced, selected
     _forced = forced
-    _selected = {}
+    selected = {}
 
 
 class use_backend:

@@ -48,10 +48,12 @@ struct Call : Coupling {
 
   Call(const Tensor& x_, const Tensor& log_scale_, const Tensor& shift_, const Tensor& mask_,
        bool inverse_, StringHandle bound) {
-    const int64_t d = x_.size(x_.dim() - 1);
+    bounded = take_one_of({"none", "tanh"}, bound) == 1;
+    const Leader leader(x_);
+    const int64_t d = leader.columns();
+    leader.like(log_scale_).like(shift_).vector(mask_, d, ScalarType::Bool);
     tiles = {row_count(x_), d};
     inverse = inverse_;
-    bounded = take_is(bound, "tanh");
     x = rows_of(x_, 1, keep);
     log_scale = rows_of(log_scale_, 1, keep);
     shift = rows_of(shift_, 1, keep);
@@ -95,6 +97,8 @@ std::tuple<Tensor, Tensor, Tensor> affine_coupling_backward(
     const std::optional<Tensor>& grad_out, const std::optional<Tensor>& grad_log_det,
     const Tensor& x, const Tensor& log_scale, const Tensor& shift, const Tensor& mask,
     bool inverse, StringHandle bound, const std::vector<bool>& needs) {
+  require_flags(needs, 3);
+  Leader(x).like(grad_out).per_row(grad_log_det);
   Call call(x, log_scale, shift, mask, inverse, bound);
   call.grad_out = rows_of(grad_out, 1, call.keep);
   call.grad_log_det = rows_of(grad_log_det, 0, call.keep);

@@ -79,6 +79,7 @@ Two reparam(Call& call, const Tensor& mu) {
 
 Two ar1_reparam(const Tensor& mu, const Tensor& log_var, const Tensor& rho_logit,
                 const Tensor& eps) {
+  Leader(mu).one_or_like(log_var).rows(rho_logit, 1).like(eps);
   Call call(mu, log_var, rho_logit);
   call.first = rows_of(eps, 1, call.keep);
   return reparam(call, mu);
@@ -86,7 +87,9 @@ Two ar1_reparam(const Tensor& mu, const Tensor& log_var, const Tensor& rho_logit
 
 Three ar1_reparam_rng(const Tensor& mu, const Tensor& log_var, const Tensor& rho_logit,
                       const Tensor& rng_state) {
+  Leader(mu).one_or_like(log_var).rows(rho_logit, 1).rng_state(rng_state);
   Call call(mu, log_var, rho_logit);
+  require(call.tiles.rows < kPhiloxRows);
   Tensor used = torch::stable::clone(rng_state);
   used = torch::stable::contiguous(used);
   call.rng_state = static_cast<const int64_t*>(used.const_data_ptr());
@@ -110,6 +113,8 @@ Three reparam_backward(Call& call, const Tensor& mu, const Tensor& log_var,
 Four ar1_reparam_backward(const std::optional<Tensor>& grad_z, const std::optional<Tensor>& grad_kl,
                           const Tensor& mu, const Tensor& log_var, const Tensor& rho_logit,
                           const Tensor& eps, const std::vector<bool>& needs) {
+  require_flags(needs, 4);
+  Leader(mu).one_or_like(log_var).rows(rho_logit, 1).like(eps).like(grad_z).per_row(grad_kl);
   Call call(mu, log_var, rho_logit);
   call.upstream(grad_z, grad_kl);
   call.first = rows_of(eps, 1, call.keep);
@@ -123,7 +128,11 @@ Three ar1_reparam_rng_backward(const std::optional<Tensor>& grad_z,
                                const std::optional<Tensor>& grad_kl, const Tensor& mu,
                                const Tensor& log_var, const Tensor& rho_logit,
                                const Tensor& rng_used, const std::vector<bool>& needs) {
+  require_flags(needs, 3);
+  Leader(mu).one_or_like(log_var).rows(rho_logit, 1).rng_state(rng_used).like(grad_z).per_row(
+      grad_kl);
   Call call(mu, log_var, rho_logit);
+  require(call.tiles.rows < kPhiloxRows);
   call.upstream(grad_z, grad_kl);
   const Tensor state = torch::stable::contiguous(rng_used);
   call.rng_state = static_cast<const int64_t*>(state.const_data_ptr());
@@ -132,6 +141,7 @@ Three ar1_reparam_rng_backward(const std::optional<Tensor>& grad_z,
 
 Tensor ar1_log_prob(const Tensor& z, const Tensor& mu, const Tensor& log_var,
                     const Tensor& rho_logit) {
+  Leader(z).like(mu).one_or_like(log_var).rows(rho_logit, 1);
   Call call(mu, log_var, rho_logit);
   call.first = rows_of(z, 1, call.keep);
   Tensor log_q = empty_per_row(z);
@@ -145,6 +155,8 @@ Tensor ar1_log_prob(const Tensor& z, const Tensor& mu, const Tensor& log_var,
 Four ar1_log_prob_backward(const Tensor& grad, const Tensor& z, const Tensor& mu,
                            const Tensor& log_var, const Tensor& rho_logit,
                            const std::vector<bool>& needs) {
+  require_flags(needs, 4);
+  Leader(z).like(mu).one_or_like(log_var).rows(rho_logit, 1).per_row(grad);
   Call call(mu, log_var, rho_logit);
   call.first = rows_of(z, 1, call.keep);
   call.grad_per_row = rows_of(grad, 0, call.keep);

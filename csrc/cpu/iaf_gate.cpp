@@ -52,6 +52,7 @@ struct Call : Gate {
 };
 
 std::tuple<Tensor, Tensor> iaf_gate(const Tensor& z, const Tensor& m, const Tensor& s) {
+  Leader(z).like(m).like(s);
   Call call(z, m, s);
   Tensor out = empty_like_rows(z), log_det = empty_per_row(z);
   call.out = out.mutable_data_ptr();
@@ -73,6 +74,8 @@ std::tuple<Tensor, Tensor, Tensor> iaf_gate_backward(const std::optional<Tensor>
                                                      const Tensor& z, const Tensor& m,
                                                      const Tensor& s,
                                                      const std::vector<bool>& needs) {
+  require_flags(needs, 3);
+  Leader(z).like(m).like(s).like(grad_out).per_row(grad_log_det);
   Call call(z, m, s);
   call.grad_out = rows_of(grad_out, 1, call.keep);
   call.grad_log_det = rows_of(grad_log_det, 0, call.keep);

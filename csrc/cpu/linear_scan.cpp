@@ -60,6 +60,7 @@ Scan scan_of(const Tensor& gates, const Tensor& tokens, std::vector<Tensor>& kee
 }
 
 Tensor linear_scan(const Tensor& gates, const Tensor& tokens, bool reverse) {
+  Leader(tokens).one_or_like(gates);
   std::vector<Tensor> keep;
   Scan p = scan_of(gates, tokens, keep);
   Tensor states = empty_like_rows(tokens);
@@ -71,6 +72,8 @@ Tensor linear_scan(const Tensor& gates, const Tensor& tokens, bool reverse) {
 std::tuple<Tensor, Tensor> linear_scan_backward(const Tensor& grad, const Tensor& gates,
                                                 const Tensor& states, bool reverse,
                                                 const std::vector<bool>& needs) {
+  require_flags(needs, 2);
+  Leader(states).like(grad).one_or_like(gates);
   std::vector<Tensor> keep;
   Scan p = scan_of(gates, grad, keep);
   p.shift = reverse ? -1 : 1;

@@ -16,12 +16,12 @@
 #include <algorithm>
 #include <cmath>
 #include <memory>
-#include <string>
 #include <tuple>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
 
+#include "../made_inverse.h"
 #include "rows.h"
 
 namespace rhovae {
@@ -36,12 +36,9 @@ struct Matrix {
 struct Layer {
   int64_t rows, columns;
   Matrix weight;
-  std::vector<int64_t> prefix;  // of each row, non-decreasing
+  Prefix prefix;
   Matrix bias;                  // one column; none in what is linear
 };
-
-enum class Activation { kRelu, kElu, kTanh, kSigmoid };
-enum class Scale { kExp, kGate, kSoftclip, kSoftplus };
 
 struct Network {
   int64_t batch = 0, steps = 0;
@@ -95,7 +92,7 @@ struct Plan {
     }
     std::vector<int64_t> done(network.layers.size() + 1), reached(network.layers.size());
     const auto advance = [&](int l, int64_t until) {
-      const std::vector<int64_t>& prefix = network.layers[l].prefix;
+      const Prefix& prefix = network.layers[l].prefix;
       int64_t& next = done[l + 1];
       while (next < until && prefix[next] <= done[l]) {
         const int64_t block = next / height, from = next % height ? reached[l] : 0;
@@ -111,9 +108,7 @@ struct Plan {
       for (int l = 0; l < last; ++l) advance(l, needed[l]);
       const int64_t outputs = (i + 1) * network.outputs_a_step;
       advance(last, outputs);
-      STD_TORCH_CHECK(done[last + 1] >= outputs,
-                      "rhovae: prefixes must be such that the heads of dimension i need the first i "
-                      "inputs alone");
+      require(done[last + 1] >= outputs);  // of the first i inputs alone
       events.push_back({-1, 0, 0, 0, i, i + 1});
       done[0] += network.inputs_a_step;
     }
@@ -129,21 +124,13 @@ struct Plan {
 namespace rhovae {
 namespace {
 
-// The layers of a network; what a prefix holds that it may not is clamped.
 std::vector<Layer> layers_of(const std::vector<Tensor>& weights,
                              const std::vector<Tensor>& prefixes) {
   std::vector<Layer> layers;
   for (size_t l = 0; l < weights.size(); ++l) {
     const Tensor& w = weights[l];
-    Layer layer{w.size(0), w.size(1), {w.const_data_ptr(), w.stride(0), w.stride(1)}, {}, {}};
-    const int32_t* prefix = static_cast<const int32_t*>(prefixes[l].const_data_ptr());
-    const int64_t step = prefixes[l].stride(0);
-    int64_t most = 0;
-    for (int64_t row = 0; row < layer.rows; ++row) {
-      most = std::clamp<int64_t>(prefix[row * step], most, layer.columns);
-      layer.prefix.push_back(most);
-    }
-    layers.push_back(std::move(layer));
+    const Matrix weight{w.const_data_ptr(), w.stride(0), w.stride(1)};
+    layers.push_back({w.size(0), w.size(1), weight, prefix_of(prefixes[l], w.size(1)), {}});
   }
   return layers;
 }
@@ -166,33 +153,25 @@ Layer reversed(const Layer& layer, int64_t element_bytes) {
   return turned;
 }
 
-template <typename Enumeration>
-Enumeration named(const std::string& name, std::initializer_list<const char*> names) {
-  int i = 0;
-  for (const char* known : names) {
-    if (name == known) return Enumeration(i);
-    ++i;
-  }
-  STD_TORCH_CHECK(false, "rhovae::made_inverse: unknown name ", name);
-}
-
 std::tuple<Tensor, Tensor> made_inverse(const Tensor& y, const Tensor& offset,
                                         const std::vector<Tensor>& weights,
                                         const std::vector<Tensor>& biases,
                                         const std::vector<Tensor>& prefixes,
-                                        const std::string& activation, const std::string& scale,
+                                        StringHandle activation, StringHandle scale,
                                         double bound) {
   std::vector<Tensor> keep;
   Network network;
+  network.activation = take_activation(activation);
+  network.scale = take_scale(scale);
+  network.bound = bound;
+  require_bound(network.scale, bound);
+  require_inversion(Leader(y), offset, weights, biases, prefixes);
   network.batch = row_count(y);
   network.steps = y.size(y.dim() - 1);
   network.layers = layers_of(weights, prefixes);
   for (size_t l = 0; l < biases.size(); ++l) {
     network.layers[l + 1].bias = {biases[l].const_data_ptr(), biases[l].stride(0), 0};
   }
-  network.activation = named<Activation>(activation, {"relu", "elu", "tanh", "sigmoid"});
-  network.scale = named<Scale>(scale, {"exp", "gate", "softclip", "softplus"});
-  network.bound = bound;
   network.y = rows_of(y, 1, keep);
   network.offset = rows_of(offset, 1, keep);
   Tensor x = empty_like_rows(y), log_det = empty_per_row(y);
@@ -205,6 +184,7 @@ std::tuple<Tensor, Tensor> made_inverse(const Tensor& y, const Tensor& offset,
 Tensor made_solve(const Tensor& g, const Tensor& a, const Tensor& heads,
                   const std::vector<Tensor>& slopes, const std::vector<Tensor>& weights,
                   const std::vector<Tensor>& prefixes, bool transpose) {
+  require_solution(Leader(g), a, heads, slopes, weights, prefixes);
   std::vector<Tensor> keep;
   Network network;
   network.batch = row_count(g);

@@ -45,22 +45,6 @@ Matrix wide_matrix_of(const Tensor& x, std::vector<Tensor>& keep) {
   return matrix_of(Tensor(keep.back()), keep);
 }
 
-// How many of the first columns each row of a matrix holds.
-using Prefix = std::vector<int64_t>;
-
-// The values are those of the argument: they were checked, or are made such that nothing outside
-// the matrix is read.
-Prefix prefix_of(const Tensor& prefix, int64_t columns) {
-  Prefix values(prefix.size(0));
-  const int32_t* from = static_cast<const int32_t*>(prefix.const_data_ptr());
-  int64_t before = 0;
-  for (size_t j = 0; j < values.size(); ++j) {
-    before = std::min(columns, std::max<int64_t>(before, from[j * prefix.stride(0)]));
-    values[j] = before;
-  }
-  return values;
-}
-
 // The first row that holds each column.
 std::vector<int64_t> first_holders(const Prefix& prefix, int64_t columns) {
   std::vector<int64_t> first(columns);
@@ -100,6 +84,10 @@ void multiply(const Product& product) {
 
 Tensor masked_linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
                      const Tensor& prefix) {
+  const Leader leader(x);
+  const int64_t units = matrix_rows(weight);
+  leader.matrix(weight, units, leader.columns()).vector(prefix, units, ScalarType::Int);
+  if (bias) leader.vector(*bias, units);
   std::vector<Tensor> keep;
   const Matrix a = wide_matrix_of(x, keep), w = matrix_of(weight, keep);
   std::vector<int64_t> sizes(x.sizes().begin(), x.sizes().end());
@@ -116,6 +104,11 @@ std::tuple<Tensor, Tensor, Tensor> masked_linear_backward(const Tensor& grad, co
                                                           const Tensor& weight,
                                                           const Tensor& prefix,
                                                           const std::vector<bool>& needs) {
+  require_flags(needs, 3);
+  const Leader leader(x);
+  const int64_t units = matrix_rows(weight);
+  leader.matrix(weight, units, leader.columns()).vector(prefix, units, ScalarType::Int);
+  leader.rows(grad, units);
   std::vector<Tensor> keep;
   const Matrix g = wide_matrix_of(grad, keep), w = matrix_of(weight, keep);
   const Prefix reads = prefix_of(prefix, w.columns);

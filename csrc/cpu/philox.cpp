@@ -9,6 +9,8 @@ namespace rhovae {
 namespace {
 
 Tensor philox(const Tensor& rng_state, int64_t rows, int64_t columns) {
+  require_rng_state(rng_state);
+  require(0 <= rows && rows < kPhiloxRows && 0 <= columns && columns < kPhiloxColumns);
   const Tensor state = torch::stable::contiguous(rng_state);
   const int64_t* seed_offset = static_cast<const int64_t*>(state.const_data_ptr());
   const int64_t seed = seed_offset[0], offset = seed_offset[1];

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "../arguments.h"
 #include "simd_types.h"
 
 namespace rhovae {
@@ -65,6 +66,22 @@ inline int64_t row_count(const Tensor& x) {
   int64_t rows = 1;
   for (int64_t i = 0; i < x.dim() - 1; ++i) rows *= x.size(i);
   return rows;
+}
+
+// How many of the first columns of a matrix each of its rows holds: non-decreasing.
+using Prefix = std::vector<int64_t>;
+
+inline Prefix prefix_of(const Tensor& x, int64_t columns) {
+  Prefix values(x.size(0));
+  const int32_t* from = static_cast<const int32_t*>(x.const_data_ptr());
+  const int64_t step = x.stride(0);
+  int64_t before = 0;
+  for (size_t j = 0; j < values.size(); ++j) {
+    values[j] = from[j * step];
+    require(before <= values[j] && values[j] <= columns);
+    before = values[j];
+  }
+  return values;
 }
 
 // A contiguous tensor that is not filled. (new_empty asks the dispatcher, by name, at each call.)

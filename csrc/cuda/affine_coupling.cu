@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kMaxLanes, kMinBlocks)
 
 template <typename S>
 Inputs<S> inputs_of(const Device& device, Tensor& x, Tensor& log_scale, Tensor& shift,
-                    Tensor& mask, bool inverse, StringHandle bound) {
+                    Tensor& mask, bool inverse, bool bounded) {
   Inputs<S> in;
   in.plan = plan_rows(device, row_count(x), x.size(x.dim() - 1), kChunk<S>);
   in.x = rows_of<const S>(x);
@@ -157,19 +157,29 @@ Inputs<S> inputs_of(const Device& device, Tensor& x, Tensor& log_scale, Tensor& 
   in.mask = static_cast<const bool*>(mask.const_data_ptr());
   in.mask_aligned = reinterpret_cast<uintptr_t>(in.mask) % alignof(Flags<kChunk<S>>) == 0;
   in.inverse = inverse;
-  in.bounded = take_is(bound, "tanh");
+  in.bounded = bounded;
   return in;
+}
+
+// Whether the bound is tanh.
+bool take_bound(StringHandle bound) { return take_one_of({"none", "tanh"}, bound) == 1; }
+
+void require_layer(const Leader& x, const Tensor& log_scale, const Tensor& shift,
+                   const Tensor& mask) {
+  x.like(log_scale).like(shift).vector(mask, x.columns(), ScalarType::Bool);
 }
 
 std::tuple<Tensor, Tensor> affine_coupling(Tensor x, Tensor log_scale, Tensor shift, Tensor mask,
                                            bool inverse, StringHandle bound) {
+  const bool bounded = take_bound(bound);
+  require_layer(Leader(x), log_scale, shift, mask);
   const Device device(x);
   Tensor out = uninitialized_like(x);
   const Tensor log_det = uninitialized_per_row(x);
   by_storage(x, [&](auto storage) {
     using S = decltype(storage);
     Coupling<S> p;
-    p.in = inputs_of<S>(device, x, log_scale, shift, mask, inverse, bound);
+    p.in = inputs_of<S>(device, x, log_scale, shift, mask, inverse, bounded);
     p.out = rows_of<S>(out);
     const Plan& plan = p.in.plan;
     const RowSumOutput<Compute<S>> sum(log_det, true, plan);
@@ -183,6 +193,9 @@ std::tuple<Tensor, Tensor> affine_coupling(Tensor x, Tensor log_scale, Tensor sh
 std::tuple<Tensor, Tensor, Tensor> affine_coupling_backward(
     std::optional<Tensor> grad_out, std::optional<Tensor> grad_log_det, Tensor x, Tensor log_scale,
     Tensor shift, Tensor mask, bool inverse, StringHandle bound, std::vector<bool> needs) {
+  const bool bounded = take_bound(bound);
+  require_flags(needs, 3);
+  require_layer(Leader(x).like(grad_out).per_row(grad_log_det), log_scale, shift, mask);
   const Device device(x);
   Tensor d_x = gradient_like(x, needs[0]);
   Tensor d_log_scale = gradient_like(log_scale, needs[1]);
@@ -190,7 +203,7 @@ std::tuple<Tensor, Tensor, Tensor> affine_coupling_backward(
   by_storage(x, [&](auto storage) {
     using S = decltype(storage);
     CouplingBackward<S> p;
-    p.in = inputs_of<S>(device, x, log_scale, shift, mask, inverse, bound);
+    p.in = inputs_of<S>(device, x, log_scale, shift, mask, inverse, bounded);
     p.grad_out = rows_of<const S>(grad_out);
     p.grad_log_det = rows_of<const Compute<S>>(grad_log_det, 0);
     p.d_x = rows_of<S>(d_x);

@@ -667,6 +667,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> reparam_backward(
 }
 
 std::tuple<Tensor, Tensor> ar1_reparam(Tensor mu, Tensor log_var, Tensor rho_logit, Tensor eps) {
+  Leader(mu).one_or_like(log_var).rows(rho_logit, 1).like(eps);
   const Device device(mu);
   return by_storage(mu, [&](auto storage) {
     using S = decltype(storage);
@@ -677,6 +678,8 @@ std::tuple<Tensor, Tensor> ar1_reparam(Tensor mu, Tensor log_var, Tensor rho_log
 
 std::tuple<Tensor, Tensor, Tensor> ar1_reparam_rng(Tensor mu, Tensor log_var, Tensor rho_logit,
                                                    Tensor rng_state) {
+  Leader(mu).one_or_like(log_var).rows(rho_logit, 1).rng_state(rng_state);
+  require(row_count(mu) < kPhiloxRows);
   const Device device(mu);
   const Tensor state = in_order(rng_state);
   const Tensor rng_used = uninitialized_like(state);
@@ -692,6 +695,8 @@ std::tuple<Tensor, Tensor, Tensor> ar1_reparam_rng(Tensor mu, Tensor log_var, Te
 std::tuple<Tensor, Tensor, Tensor, Tensor> ar1_reparam_backward(
     std::optional<Tensor> grad_z, std::optional<Tensor> grad_kl, Tensor mu, Tensor log_var,
     Tensor rho_logit, Tensor eps, std::vector<bool> needs) {
+  require_flags(needs, 4);
+  Leader(mu).one_or_like(log_var).rows(rho_logit, 1).like(eps).like(grad_z).per_row(grad_kl);
   const Device device(mu);
   return by_storage(mu, [&](auto storage) {
     using S = decltype(storage);
@@ -704,6 +709,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ar1_reparam_backward(
 std::tuple<Tensor, Tensor, Tensor> ar1_reparam_rng_backward(
     std::optional<Tensor> grad_z, std::optional<Tensor> grad_kl, Tensor mu, Tensor log_var,
     Tensor rho_logit, Tensor rng_used, std::vector<bool> needs) {
+  require_flags(needs, 3);
+  Leader(mu).one_or_like(log_var).rows(rho_logit, 1).rng_state(rng_used).like(grad_z).per_row(
+      grad_kl);
+  require(row_count(mu) < kPhiloxRows);
   const Device device(mu);
   const Tensor state = in_order(rng_used);
   return by_storage(mu, [&](auto storage) {
@@ -716,6 +725,7 @@ std::tuple<Tensor, Tensor, Tensor> ar1_reparam_rng_backward(
 }
 
 Tensor ar1_log_prob(Tensor z, Tensor mu, Tensor log_var, Tensor rho_logit) {
+  Leader(z).like(mu).one_or_like(log_var).rows(rho_logit, 1);
   const Device device(mu);
   const Tensor log_prob = uninitialized_per_row(mu);
   by_storage(mu, [&](auto storage) {
@@ -734,6 +744,8 @@ Tensor ar1_log_prob(Tensor z, Tensor mu, Tensor log_var, Tensor rho_logit) {
 std::tuple<Tensor, Tensor, Tensor, Tensor> ar1_log_prob_backward(Tensor grad, Tensor z, Tensor mu,
                                                                  Tensor log_var, Tensor rho_logit,
                                                                  std::vector<bool> needs) {
+  require_flags(needs, 4);
+  Leader(z).like(mu).one_or_like(log_var).rows(rho_logit, 1).per_row(grad);
   const Device device(mu);
   Tensor d_z = gradient_like(z, needs[0]);
   Tensor d_mu = gradient_like(mu, needs[1]);

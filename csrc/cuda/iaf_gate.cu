@@ -88,6 +88,7 @@ __global__ void __launch_bounds__(kMaxLanes, kMinBlocks) gate_backward_kernel(Ga
 }
 
 std::tuple<Tensor, Tensor> iaf_gate(Tensor z, Tensor m, Tensor s) {
+  Leader(z).like(m).like(s);
   const Device device(z);
   Tensor out = uninitialized_like(z);
   const Tensor log_det = uninitialized_per_row(z);
@@ -111,6 +112,8 @@ std::tuple<Tensor, Tensor, Tensor> iaf_gate_backward(std::optional<Tensor> grad_
                                                      std::optional<Tensor> grad_log_det, Tensor z,
                                                      Tensor m, Tensor s,
                                                      std::vector<bool> needs) {
+  require_flags(needs, 3);
+  Leader(z).like(m).like(s).like(grad_out).per_row(grad_log_det);
   const Device device(z);
   Tensor d_z = gradient_like(z, needs[0]);
   Tensor d_m = gradient_like(m, needs[1]);

@@ -258,6 +258,7 @@ void by_kind(const Tensor& gates, F f) {
 }
 
 Tensor linear_scan(Tensor gates, Tensor tokens, bool reverse) {
+  Leader(tokens).one_or_like(gates);
   const Device device(tokens);
   Tensor states = uninitialized_like(tokens);
   by_kind(gates, [&](auto p) {
@@ -274,6 +275,8 @@ Tensor linear_scan(Tensor gates, Tensor tokens, bool reverse) {
 
 std::tuple<Tensor, Tensor> linear_scan_backward(Tensor grad, Tensor gates, Tensor states,
                                                 bool reverse, std::vector<bool> needs) {
+  require_flags(needs, 2);
+  Leader(states).like(grad).one_or_like(gates);
   const Device device(grad);
   Tensor d_gates = gradient_like(gates, needs[0]);
   Tensor d_tokens = gradient_like(states, needs[1]);

@@ -9,10 +9,10 @@
 // memory that is the block's own. Up to eight units that are due are computed at once, the entries
 // that they read dealt to the warps in turn, and the warps' parts are added in order.
 
-#include <string>
 #include <tuple>
 #include <vector>
 
+#include "../made_inverse.h"
 #include "platform.cuh"
 #include "rows.cuh"
 
@@ -29,9 +29,6 @@ constexpr int kManyWarps = 8;
 // Warps on a multiprocessor that leave 128 registers a thread: a compiler that aims higher by itself
 // spills.
 constexpr int kMinWarps = 16;
-
-enum class Activation { kRelu, kElu, kTanh, kSigmoid };
-enum class Scale { kExp, kGate, kSoftclip, kSoftplus };
 
 // Weight (row, k) lies at weight[row·row_stride + k·step]; strides may be negative.
 template <typename S>
@@ -271,16 +268,6 @@ __global__ void __launch_bounds__(kThreads) turn_prefix(Turned p) {
   p.out[i] = int32_t(p.rows - least);
 }
 
-template <typename Enumeration>
-Enumeration named(const std::string& name, std::initializer_list<const char*> names) {
-  int i = 0;
-  for (const char* known : names) {
-    if (name == known) return Enumeration(i);
-    ++i;
-  }
-  STD_TORCH_CHECK(false, "rhovae::made_inverse: unknown name ", name);
-}
-
 template <typename S>
 void set_layers(Walk<S>& p, const std::vector<Tensor>& weights,
                 const std::vector<Tensor>& prefixes) {
@@ -352,7 +339,12 @@ void launch(const Device& device, const Tensor& like, Walk<S>& p) {
 
 std::tuple<Tensor, Tensor> made_inverse(Tensor y, Tensor offset, std::vector<Tensor> weights,
                                         std::vector<Tensor> biases, std::vector<Tensor> prefixes,
-                                        std::string activation, std::string scale, double bound) {
+                                        StringHandle activation_name, StringHandle scale_name,
+                                        double bound) {
+  const Activation activation = take_activation(activation_name);
+  const Scale scale = take_scale(scale_name);
+  require_bound(scale, bound);
+  require_inversion(Leader(y), offset, weights, biases, prefixes);
   const Device device(y);
   Tensor x = uninitialized_like(y), log_det = uninitialized_per_row(y);
   by_storage(y, [&](auto storage) {
@@ -365,8 +357,8 @@ std::tuple<Tensor, Tensor> made_inverse(Tensor y, Tensor offset, std::vector<Ten
       p.layer[l + 1].bias = static_cast<const S*>(biases[l].const_data_ptr());
       p.layer[l + 1].bias_step = biases[l].stride(0);
     }
-    p.activation = named<Activation>(activation, {"relu", "elu", "tanh", "sigmoid"});
-    p.scale = named<Scale>(scale, {"exp", "gate", "softclip", "softplus"});
+    p.activation = activation;
+    p.scale = scale;
     p.bound = Compute<S>(bound);
     p.y = rows_of<const S>(y);
     p.offset = rows_of<const S>(offset);
@@ -379,6 +371,7 @@ std::tuple<Tensor, Tensor> made_inverse(Tensor y, Tensor offset, std::vector<Ten
 
 Tensor made_solve(Tensor g, Tensor a, Tensor heads, std::vector<Tensor> slopes,
                   std::vector<Tensor> weights, std::vector<Tensor> prefixes, bool transposed) {
+  require_solution(Leader(g), a, heads, slopes, weights, prefixes);
   const Device device(g);
   Tensor v = uninitialized_like(g);
   by_storage(g, [&](auto storage) {

@@ -37,6 +37,8 @@ __global__ void __launch_bounds__(kThreads) words(Words p) {
 }
 
 Tensor philox(Tensor rng_state, int64_t rows, int64_t columns) {
+  require_rng_state(rng_state);
+  require(0 <= rows && rows < kPhiloxRows && 0 <= columns && columns < kPhiloxColumns);
   const Device device(rng_state);
   const Tensor state = in_order(rng_state);
   const Tensor out = uninitialized(rng_state, {rows, columns}, aoti_torch_dtype_int32());

@@ -10,6 +10,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "../arguments.h"
 #include "../math.h"
 #include "platform.cuh"
 

@@ -5,6 +5,7 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 FLOATING = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -52,6 +53,11 @@ def needs(op: str, asked: Sequence[bool], count: int) -> None:
     """One flag for each gradient: the schema's `bool[n]` is not enforced by the dispatcher."""
     if len(asked) != count:
         refuse(op, "needs", f"of length {len(asked)}", f"of length {count}")
+
+
+def on_the_host(x: Tensor) -> bool:
+    """Whether `x` holds values that can be looked at without waiting for a device."""
+    return x.device.type == "cpu" and not isinstance(x, FakeTensor)
 
 
 def rng_state(op: str, name: str, state: Tensor, device: torch.device) -> None:

@@ -5,7 +5,6 @@ from functools import wraps
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import Function
 
 from python_ref.made_inverse import (
@@ -127,8 +126,7 @@ def _check_network(op, weights, prefixes, d: int, device: torch.device) -> None:
                 f"torch.int32 of shape {(rows,)} on {device}, one for each row of weights[{i}]",
             )
         read = rows
-    # Looking at values on another device would make the host wait for it.
-    if all(p.device.type == "cpu" and not isinstance(p, FakeTensor) for p in prefixes):
+    if all(checks.on_the_host(p) for p in prefixes):
         _check_prefixes(op, prefixes, d)
 
 

@@ -2,9 +2,9 @@
 
 Layers, from the call inwards: autocast; autograd and functorch (`Autograd` and
 `FuncTorchDynamicLayerFrontMode`, an `autograd.Function` with setup_context, backward, jvp, vmap);
-fake tensors; and per device a kernel that checks its arguments and hands them to the backend in
-force. `torch.library.register_autograd` is not used: it returns zero tangents in forward mode
-without a word, and torch.func refuses it.
+fake tensors; and per device a kernel that hands its arguments to the backend in force, which
+refuses those that do not fit. `torch.library.register_autograd` is not used: it returns zero
+tangents in forward mode without a word, and torch.func refuses it.
 """
 
 from collections.abc import Callable, Sequence
@@ -40,41 +40,35 @@ _compiled = [Library("rhovae_cpu", "DEF"), Library("rhovae_cuda", "DEF")]
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
 
-_checks: dict[str, Callable[..., None]] = {}
+# By name and type of device.
+_kernels: dict[tuple[str, str], Callable] = {}
 # Of ops that take lists of tensors: the places of those arguments.
 _lists: dict[str, tuple[int, ...]] = {}
 
 
-def direct(name: str, args: Sequence) -> Callable | None:
-    """The implementation that a call on these would come straight to, or None.
+def unwatched(args: Sequence) -> str | None:
+    """The type of device whose kernel is all that is left of a call on these below autograd.
 
-    So it is in plain eager mode on real tensors: no gradient is recorded, no mode, transform or
-    tensor subclass looks on. The dispatcher, which costs what a small kernel does, is left out.
+    None where a mode or a tensor subclass looks on, a tensor's memory does not hold its values, or
+    the device has no kernels of ours.
     """
-    if (
-        is_grad_enabled()
-        or forward_ad._current_level >= 0
-        or _len_torch_dispatch_stack() > 0
-        or peek_interpreter_stack() is not None
-    ):
+    if _len_torch_dispatch_stack() > 0:
         return None
     leader = None
     for x in args:
-        if not isinstance(x, Tensor):
-            continue
-        # A vjp that has closed leaves wrapped tensors behind; the dispatcher unwraps them. Negated
-        # views and zero tensors hold other values than their memory does.
-        if (
-            (type(x) is not Tensor and type(x) is not Parameter)
-            or is_functorch_wrapped_tensor(x)
-            or x.is_neg()
-            or x._is_zerotensor()
-        ):
+        kind = type(x)
+        if kind is Tensor or kind is Parameter:
+            # A vjp that has closed leaves wrapped tensors behind; the dispatcher unwraps them.
+            if is_functorch_wrapped_tensor(x) or x.is_neg() or x._is_zerotensor():
+                return None
+            leader = x
+        elif isinstance(x, Tensor):
             return None
-        leader = x if leader is None else leader
-    assert leader is not None
-    device_type = "cpu" if leader.is_cpu else leader.device.type
-    return backends.select(ROOMS[name], name, device_type) if device_type in DEVICES else None
+    if leader is None:
+        return None
+    if leader.is_cpu:
+        return "cpu"
+    return "cuda" if leader.is_cuda else None
 
 
 def flatten(name: str, args: Sequence) -> tuple:
@@ -124,7 +118,7 @@ def define(
             where this is `AUTOCAST_TYPE`.
     """
     name = schema.partition("(")[0]
-    ROOMS[name], _checks[name], MODELS[name] = room, check, cost
+    ROOMS[name], backends.CHECKS[name], MODELS[name] = room, check, cost
     _rhovae.define(schema)
     for library in _compiled:
         library.define(schema)
@@ -141,29 +135,18 @@ def define(
 
     register_fake(f"rhovae::{name}", checked_fake, lib=_rhovae)
 
-    def kernel_for(device_type: str) -> Callable:
-        def kernel(*args):
-            check(*args)
-            return backends.select(room, name, device_type)(*args)
-
-        return kernel
-
     for device_type in DEVICES:
-        _rhovae.impl(name, kernel_for(device_type), device_type.upper())
+        _kernels[name, device_type] = _kernel(room, name, device_type)
+        _rhovae.impl(name, _kernels[name, device_type], device_type.upper())
 
     if function is not None:
         arguments = op._schema.arguments
-        # `Function.apply` less what it does for functorch, which never comes to the Autograd key:
-        # inspecting the signature of `forward` at each call costs more than the rest together.
-        apply = super(Function, function).apply  # type: ignore[misc]
 
-        def complete(args):
+        def inputs_of(args):
             # The dispatcher leaves out trailing arguments that equal their defaults.
-            if len(args) == len(arguments):
-                return args
-            return (*args, *(a.default_value for a in arguments[len(args) :]))
-
-        inputs_of = (lambda args: flatten(name, complete(args))) if lists else complete
+            if len(args) < len(arguments):
+                args = (*args, *(a.default_value for a in arguments[len(args) :]))
+            return flatten(name, args) if lists else args
 
         def transformed(*args):
             levels = torch._C._functorch.get_interpreter_stack() or ()
@@ -176,12 +159,18 @@ def define(
             # A tensor saved by a vjp that has since closed is still wrapped at its level.
             return function.apply(*unwrap_dead_wrappers(inputs_of(args)))
 
+        record = _apply(function)
+        record_kernel = {d: _apply(_around_kernel(function, name, d)) for d in DEVICES}
+
         def autograd(*args):
             # Without gradients, in reverse or forward mode, there is nothing to record.
-            if is_grad_enabled() or forward_ad._current_level >= 0:
-                return apply(*inputs_of(args))
-            with below_autograd():
-                return op(*args)
+            if not is_grad_enabled() and forward_ad._current_level < 0:
+                with below_autograd():
+                    return op(*args)
+            if lists or len(args) < len(arguments):
+                args = inputs_of(args)
+            device_type = unwatched(args)
+            return (record if device_type is None else record_kernel[device_type])(*args)
 
         _rhovae.impl(name, autograd, "Autograd")
         _rhovae.impl(name, transformed, "FuncTorchDynamicLayerFrontMode")
@@ -209,17 +198,10 @@ def _autocast_in_force(op: Callable, name: str, device_type: str) -> None:
 
 def call_below(name: str) -> Any:
     """The `forward` of an op's autograd.Function: the op itself, below autograd."""
-    op = None
 
     def forward(*args):
-        nonlocal op
-        implementation = direct(name, args)
-        if implementation is not None:
-            _checks[name](*args)
-            return implementation(*args)
-        op = op or getattr(torch.ops.rhovae, name).default
         with below_autograd():
-            return op(*args)
+            return getattr(torch.ops.rhovae, name).default(*args)
 
     return staticmethod(forward)
 
@@ -228,25 +210,55 @@ def call_below_flat(name: str) -> Any:
     """`call_below` for an op with lists of tensors, from the arguments that `flatten` makes."""
 
     def forward(lengths, *flat):
-        args = nest(name, lengths, flat)
-        implementation = direct(name, flat)
-        if implementation is not None:
-            _checks[name](*args)
-            return implementation(*args)
         with below_autograd():
-            return getattr(torch.ops.rhovae, name).default(*args)
+            return getattr(torch.ops.rhovae, name).default(*nest(name, lengths, flat))
 
     return staticmethod(forward)
 
 
-def gradients(name: str, args: Sequence, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    """What an op's backward returns: the op `name` on `args`; None for what `needs` leaves out.
+def _kernel(room: str, name: str, device_type: str) -> Callable:
+    """The op on this device's tensors, by the backend in force."""
+    key = name, device_type
 
-    What was saved was checked in the forward pass; PyTorch asks of hooks on saved tensors that they
-    give back the same values, sizes, types and devices.
+    def kernel(*args):
+        implementation = backends.selected.get(key) or backends.select(room, name, device_type)
+        try:
+            return implementation(*args)
+        except RuntimeError as error:
+            refused = error
+        # Names the argument that does not fit, where that is why.
+        backends.CHECKS[name](*args)
+        raise refused
+
+    return kernel
+
+
+def _around_kernel(function: type[Function], name: str, device_type: str) -> type[Function]:
+    """The derivatives of `function` around the kernel itself, without a way through PyTorch."""
+    kernel = _kernels[name, device_type]
+
+    def of_flat(lengths, *flat):
+        return kernel(*nest(name, lengths, flat))
+
+    forward = staticmethod(of_flat if name in _lists else kernel)
+    return type(function.__name__, (function,), {"forward": forward})
+
+
+def _apply(function: type[Function]) -> Callable:
+    """`Function.apply` less what it does for functorch, which never comes to the Autograd key:
+    inspecting the signature of `forward` at each call costs more than the rest together.
     """
-    implementation = direct(name, args) or getattr(torch.ops.rhovae, name).default
-    results = implementation(*args, needs)
+    return super(Function, function).apply  # type: ignore[misc]
+
+
+def gradients(name: str, args: Sequence, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """What an op's backward returns: the op `name` on `args`; None for what `needs` leaves out."""
+    recorded = is_grad_enabled() or forward_ad._current_level >= 0
+    device_type = None if recorded or peek_interpreter_stack() is not None else unwatched(args)
+    if device_type is None:
+        results = getattr(torch.ops.rhovae, name).default(*args, needs)
+    else:
+        results = _kernels[name, device_type](*args, needs)
     return tuple([g if need else None for g, need in zip(results, needs, strict=True)])
 
 

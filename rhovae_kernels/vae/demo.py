@@ -217,7 +217,7 @@ def _step_seconds(vaes: dict[str, VAE]) -> dict[str, float]:
     batch = next(load("digits").batches(recipe(RECIPES[0]).batch_size)).to(device)
 
     def step_of(vae: VAE) -> Callable[[], None]:
-        adam = torch.optim.Adam(vae.parameters(), lr=1e-3)
+        adam = torch.optim.Adam(vae.parameters(), lr=1e-3, fused=True)
 
         def step() -> None:
             adam.zero_grad()

@@ -1,9 +1,9 @@
 """A training step of each recipe: encoder, sample and KL, decoder, gradients, Adam.
 
-The step is that of `fit`, whose Adam is fused. (Adam's default makes temporaries of megabytes, whose
-page faults fall on one model or the other: two identical ones then differ by several hundredths.)
-The recipes differ in their posterior alone, some hundredths of a step: it is timed by itself too. A
-second plain VAE shows what two medians of the same model differ by.
+The step is that of `fit`, whose Adam is fused. (Adam's default makes temporaries of megabytes,
+whose page faults fall on one model or the other: two identical ones then differ by several
+hundredths.) The recipes differ in their posterior alone, some hundredths of a step: it is timed by
+itself too. A second plain VAE shows what two medians of the same model differ by.
 """
 
 import pytest
@@ -13,6 +13,8 @@ from rhovae_kernels.vae.recipes import recipe
 
 RECIPES = ("rho-vae", "scaled-rho-vae", "vae")
 NOTE = "MLP-400 on 28×28"
+# Of whole steps, whose differences are hundredths.
+ROUNDS = 600
 
 
 def models(latent, again=False):
@@ -48,6 +50,7 @@ def test_training_step(compare, latent):
         "rho-vae",
         {"vae": 1.0},
         note=NOTE,
+        rounds=ROUNDS,
     )
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from harness import CLONE, interleaved, machine
+from harness import BUDGET, CLONE, ROUNDS, interleaved, machine
 
 torch.set_num_threads(max(1, torch.get_num_threads()))
 
@@ -19,14 +19,28 @@ def compare(benchmark):
     `wrong` a variant whose result was wrong, and which is therefore not timed, to how wrong.
     With a `cost`, the clone of a tensor is timed too: it moves as many bytes, and allocates its
     output likewise. Its time, in percent of ours, is how near ours is to the limit.
+
+    `rounds`, where hundredths matter, are how many times each is timed.
     """
 
-    def run(op, shape, direction, dtype, variants, ours, limits, note="", wrong=None, cost=None):
+    def run(
+        op,
+        shape,
+        direction,
+        dtype,
+        variants,
+        ours,
+        limits,
+        note="",
+        wrong=None,
+        cost=None,
+        rounds=ROUNDS,
+    ):
         if cost is not None:
             variants = variants | {
                 CLONE: torch.ones(cost.bytes_moved // 2, dtype=torch.uint8).clone
             }
-        milliseconds = interleaved(variants)
+        milliseconds = interleaved(variants, rounds=rounds, budget=BUDGET * rounds / ROUNDS)
         if cost is not None:
             percent = 100 * milliseconds[CLONE] / milliseconds[ours]
             benchmark.extra_info["percent_of_limit"] = percent

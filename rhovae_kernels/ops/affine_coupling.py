@@ -60,7 +60,7 @@ def affine_coupling(
         >>> rk.ops.affine_coupling(y, 0.5 * x, x, half, inverse=True)
         (tensor([[1., 1., 1., 1.]]), tensor([-1.]))
     """
-    return torch.ops.rhovae.affine_coupling.default(x, log_scale, shift, mask, inverse, bound)
+    return registration.call("affine_coupling", x, log_scale, shift, mask, inverse, bound)
 
 
 def _check(

@@ -47,7 +47,7 @@ def ar1_reparam(
         >>> z.shape, kl
         (torch.Size([2, 3]), tensor([0.2402, 0.2402]))
     """
-    return torch.ops.rhovae.ar1_reparam.default(mu, log_var, rho_logit, eps)
+    return registration.call("ar1_reparam", mu, log_var, rho_logit, eps)
 
 
 def ar1_reparam_rng(
@@ -81,7 +81,7 @@ def ar1_reparam_rng(
         >>> torch.equal(z, rk.ops.ar1_reparam_rng(*arguments, used)[0])
         True
     """
-    return torch.ops.rhovae.ar1_reparam_rng.default(mu, log_var, rho_logit, rng_state)
+    return registration.call("ar1_reparam_rng", mu, log_var, rho_logit, rng_state)
 
 
 def ar1_log_prob(z: Tensor, mu: Tensor, log_var: Tensor, rho_logit: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def ar1_log_prob(z: Tensor, mu: Tensor, log_var: Tensor, rho_logit: Tensor) -> T
         >>> rk.ops.ar1_log_prob(zero, zero, one, one)
         tensor([-1.8379])
     """
-    return torch.ops.rhovae.ar1_log_prob.default(z, mu, log_var, rho_logit)
+    return registration.call("ar1_log_prob", z, mu, log_var, rho_logit)
 
 
 def _check_parameters(op: str, leader: str, x: Tensor, log_var: Tensor, rho_logit: Tensor) -> None:

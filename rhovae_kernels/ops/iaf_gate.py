@@ -41,7 +41,7 @@ def iaf_gate(z: Tensor, m: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         (tensor([[0.5000, 0.5000, 0.5000],
                 [0.5000, 0.5000, 0.5000]]), tensor([-2.0794, -2.0794]))
     """
-    return torch.ops.rhovae.iaf_gate.default(z, m, s)
+    return registration.call("iaf_gate", z, m, s)
 
 
 def _check(z, m, s, op: str = "iaf_gate") -> None:

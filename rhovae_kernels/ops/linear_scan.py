@@ -35,7 +35,7 @@ def linear_scan(gates: Tensor, tokens: Tensor, reverse: bool = False) -> Tensor:
         >>> rk.ops.linear_scan(torch.tensor([0.5]), torch.ones(3))
         tensor([1.0000, 1.5000, 1.7500])
     """
-    return torch.ops.rhovae.linear_scan.default(gates, tokens, reverse)
+    return registration.call("linear_scan", gates, tokens, reverse)
 
 
 def _check(gates: Tensor, tokens: Tensor, reverse: bool = False) -> None:

@@ -45,7 +45,7 @@ def masked_linear(x: Tensor, weight: Tensor, bias: Tensor | None, prefix: Tensor
         >>> rk.ops.masked_linear(torch.tensor([1.0, 10.0]), torch.ones(3, 2), None, prefix)
         tensor([ 0.,  1., 11.])
     """
-    return torch.ops.rhovae.masked_linear.default(x, weight, bias, prefix)
+    return registration.call("masked_linear", x, weight, bias, prefix)
 
 
 def _check(x, weight, bias, prefix, op: str = "masked_linear") -> None:

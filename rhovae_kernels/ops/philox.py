@@ -34,7 +34,7 @@ def philox(rng_state: Tensor, rows: int, columns: int) -> Tensor:
         >>> [f"{word & 0xFFFFFFFF:08x}" for word in words[0].tolist()]
         ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
     """
-    return torch.ops.rhovae.philox.default(rng_state, rows, columns)
+    return registration.call("philox", rng_state, rows, columns)
 
 
 def _check(rng_state: Tensor, rows: int, columns: int) -> None:

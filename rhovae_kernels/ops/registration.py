@@ -12,7 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, is_grad_enabled
-from torch._C import _len_torch_dispatch_stack
+from torch._C import (
+    _dispatch_tls_is_dispatch_key_excluded,
+    _get_tracing_state,
+    _is_any_autocast_enabled,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
+from torch._C._autograd import _profiler_enabled
 from torch._C._functorch import (
     TransformType,
     is_functorch_wrapped_tensor,
@@ -21,10 +28,12 @@ from torch._C._functorch import (
 from torch._functorch.utils import unwrap_dead_wrappers
 from torch.amp.autocast_mode import _cast
 from torch.autograd import Function, forward_ad
+from torch.compiler import is_dynamo_compiling
 from torch.library import Library, register_autocast, register_fake
 from torch.nn import Parameter
 
 from rhovae_kernels import backends
+from rhovae_kernels.ops import checks
 from rhovae_kernels.ops.cost import MODELS, Cost
 
 PUBLIC_OPS: list[str] = []
@@ -39,9 +48,22 @@ _rhovae = Library("rhovae", "DEF")
 _compiled = [Library("rhovae_cpu", "DEF"), Library("rhovae_cuda", "DEF")]
 
 below_autograd = torch._C._AutoDispatchBelowAutograd
+# Excluded with the rest of autograd, and a key of its own: the devices' are bits of a common one.
+_AUTOGRAD = torch._C.DispatchKey.AutogradOther
+# What the dispatcher takes for arguments of these types.
+_TYPES = {
+    "Tensor": Tensor,
+    "Optional[Tensor]": (Tensor, type(None)),
+    "bool": bool,
+    "int": (int, torch.SymInt),
+    "SymInt": (int, torch.SymInt),
+    "float": (int, float),
+    "str": str,
+}
 
-# By name and type of device.
+# By name and type of device: the op's kernel, and the same recorded by autograd, where it can be.
 _kernels: dict[tuple[str, str], Callable] = {}
+_recorded: dict[tuple[str, str], Callable] = {}
 # Of ops that take lists of tensors: the places of those arguments.
 _lists: dict[str, tuple[int, ...]] = {}
 
@@ -118,7 +140,7 @@ def define(
             where this is `AUTOCAST_TYPE`.
     """
     name = schema.partition("(")[0]
-    ROOMS[name], backends.CHECKS[name], MODELS[name] = room, check, cost
+    ROOMS[name], MODELS[name] = room, cost
     _rhovae.define(schema)
     for library in _compiled:
         library.define(schema)
@@ -129,6 +151,16 @@ def define(
     if not name.endswith("_backward"):
         PUBLIC_OPS.append(name)
 
+    def check_all(*args):
+        # `call` leaves out the dispatcher, and the dispatcher trailing arguments by default.
+        for argument, x in zip(op._schema.arguments, args, strict=False):
+            kind = str(argument.type)
+            if kind in _TYPES and not isinstance(x, _TYPES[kind]):
+                checks.refuse(name, argument.name, repr(x), f"of type {kind}")
+        check(*args)
+
+    backends.CHECKS[name] = check_all
+
     def checked_fake(*args):
         check(*args)
         return fake(*args)
@@ -136,8 +168,9 @@ def define(
     register_fake(f"rhovae::{name}", checked_fake, lib=_rhovae)
 
     for device_type in DEVICES:
-        _kernels[name, device_type] = _kernel(room, name, device_type)
-        _rhovae.impl(name, _kernels[name, device_type], device_type.upper())
+        kernel = _kernel(room, name, device_type)
+        _kernels[name, device_type] = _recorded[name, device_type] = kernel
+        _rhovae.impl(name, kernel, device_type.upper())
 
     if function is not None:
         arguments = op._schema.arguments
@@ -160,7 +193,8 @@ def define(
             return function.apply(*unwrap_dead_wrappers(inputs_of(args)))
 
         record = _apply(function)
-        record_kernel = {d: _apply(_around_kernel(function, name, d)) for d in DEVICES}
+        for d in DEVICES:
+            _recorded[name, d] = _apply(_around_kernel(function, name, d))
 
         def autograd(*args):
             # Without gradients, in reverse or forward mode, there is nothing to record.
@@ -170,7 +204,7 @@ def define(
             if lists or len(args) < len(arguments):
                 args = inputs_of(args)
             device_type = unwatched(args)
-            return (record if device_type is None else record_kernel[device_type])(*args)
+            return (record if device_type is None else _recorded[name, device_type])(*args)
 
         _rhovae.impl(name, autograd, "Autograd")
         _rhovae.impl(name, transformed, "FuncTorchDynamicLayerFrontMode")
@@ -194,6 +228,29 @@ def _autocast_in_force(op: Callable, name: str, device_type: str) -> None:
             return op(*_cast(args, device_type, dtype))
 
     _rhovae.impl(name, kernel, key)
+
+
+def call(name: str, *args: Any) -> Any:
+    """`torch.ops.rhovae.<name>` on these, all of them given and none a list of tensors.
+
+    In plain eager mode PyTorch's dispatcher, which would come straight to autograd and from there
+    to the kernel, is left out: within a training step, where its code is not at hand, its way
+    through costs as much as a small kernel.
+    """
+    if not (
+        is_dynamo_compiling()
+        or _len_torch_function_stack() > 0
+        or peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or _is_any_autocast_enabled()
+        or _get_tracing_state() is not None
+        or _profiler_enabled()
+        or _dispatch_tls_is_dispatch_key_excluded(_AUTOGRAD)
+    ):
+        device_type = unwatched(args)
+        if device_type is not None:
+            return (_recorded if is_grad_enabled() else _kernels)[name, device_type](*args)
+    return getattr(torch.ops.rhovae, name).default(*args)
 
 
 def call_below(name: str) -> Any:

@@ -1,0 +1,131 @@
+"""The front doors' short way: taken in plain eager mode alone, and with the same effect."""
+
+import pytest
+import torch
+from torch.autograd import forward_ad
+from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import rhovae_kernels as rk
+
+
+def arguments():
+    return torch.rand(2, 1), torch.rand(2, 3, requires_grad=True)
+
+
+class Functions(TorchFunctionMode):
+    def __init__(self):
+        self.seen = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.seen.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+class Dispatches(TorchDispatchMode):
+    def __init__(self):
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+class Subclass(torch.Tensor):
+    seen: list[str]
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        Subclass.seen.append(str(function))
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+@pytest.mark.parametrize("mode", [Functions, Dispatches])
+def test_a_mode_sees_the_op(mode):
+    gates, tokens = arguments()
+    with mode() as looking_on:
+        rk.ops.linear_scan(gates, tokens)
+    assert any("rhovae.linear_scan" in name for name in looking_on.seen)
+
+
+def test_a_tensor_subclass_sees_the_op_and_keeps_its_type():
+    gates, tokens = arguments()
+    Subclass.seen = []
+    states = rk.ops.linear_scan(gates, tokens.detach().as_subclass(Subclass))
+    assert any("rhovae.linear_scan" in name for name in Subclass.seen)
+    assert type(states) is Subclass
+
+
+def test_a_profiler_sees_the_op():
+    with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        rk.ops.linear_scan(*arguments())
+    assert "rhovae::linear_scan" in {event.key for event in recorded.key_averages()}
+
+
+def test_a_traced_function_holds_the_op():
+    # (torch.jit.trace is on its way out, but is what older exporters record with.)
+    with pytest.warns(DeprecationWarning):
+        traced = torch.jit.trace(rk.ops.linear_scan, tuple(x.detach() for x in arguments()))
+    assert "rhovae::linear_scan" in str(traced.graph)
+
+
+def test_autocast_casts():
+    gates, tokens = arguments()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert rk.ops.linear_scan(gates.bfloat16(), tokens.bfloat16()).dtype == torch.float32
+
+
+def test_below_autograd_nothing_is_recorded():
+    with torch._C._AutoDispatchBelowAutograd():
+        assert not rk.ops.linear_scan(*arguments()).requires_grad
+
+
+def test_forward_mode_gives_a_tangent():
+    gates, tokens = (x.detach() for x in arguments())
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(tokens, torch.ones_like(tokens))
+        tangent = forward_ad.unpack_dual(rk.ops.linear_scan(gates, dual)).tangent
+    torch.testing.assert_close(tangent, rk.ops.linear_scan(gates, torch.ones_like(tokens)))
+
+
+def test_with_and_without_the_dispatcher_values_gradients_and_names_are_the_same():
+    gates, tokens = arguments()
+    short = rk.ops.linear_scan(gates, tokens)
+    long = torch.ops.rhovae.linear_scan(gates, tokens)
+    assert torch.equal(short, long) and type(short.grad_fn) is type(long.grad_fn)
+    (one,), (other,) = (torch.autograd.grad(x.square().sum(), tokens) for x in (short, long))
+    assert torch.equal(one, other)
+    with torch.no_grad():
+        assert not rk.ops.linear_scan(gates, tokens).requires_grad
+    with torch.inference_mode():
+        assert rk.ops.linear_scan(gates, tokens).is_inference()
+
+
+def test_what_is_no_tensor_is_refused_by_name():
+    gates, tokens = arguments()
+    for name in ("cpu", "reference", "triton"):
+        with rk.use_backend(name):
+            with pytest.raises(ValueError, match="gates is None; it must be of type Tensor"):
+                rk.ops.linear_scan(None, tokens)
+            with pytest.raises(ValueError, match="bias is 0; it must be of type Optional"):
+                rk.ops.masked_linear(tokens, tokens, 0, gates)
+            with pytest.raises(ValueError, match="reverse is 'yes'; it must be of type bool"):
+                rk.ops.linear_scan(gates, tokens, "yes")
+
+
+def test_a_tensor_that_a_closed_transform_left_behind_is_differentiated():
+    kept = []
+
+    def keep(x):
+        kept.append(x)
+        return (x * x).sum()
+
+    gates, tokens = arguments()
+    torch.func.vjp(keep, tokens)
+    states = rk.ops.linear_scan(gates, kept[0])
+    torch.testing.assert_close(states, rk.ops.linear_scan(gates, tokens))
+    assert torch.equal(
+        torch.autograd.grad(states.sum(), tokens)[0],
+        torch.autograd.grad(rk.ops.linear_scan(gates, tokens).sum(), tokens)[0],
+    )

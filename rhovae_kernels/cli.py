@@ -168,7 +168,7 @@ def evaluate(
     result = measure(
         run,
         dataset,
-        metrics.split(","),
+        [name.strip() for name in metrics.split(",")],
         limit=limit,
         data_root=data_root,
         binarize=binarize,

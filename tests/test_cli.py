@@ -82,8 +82,9 @@ def test_evaluate_prints_json_that_a_script_can_read(capsys, monkeypatch, run):
 
 
 def test_evaluate_prints_for_readers_what_the_numbers_are_of(capsys, monkeypatch, run):
-    options = "--metrics elbo,nll@16,active-units --limit 50"
-    status, shown, _ = rhovae(capsys, monkeypatch, "evaluate", run, options)
+    # (No string, whose words would be taken apart.)
+    spaced = ["--metrics", Path("elbo, nll@16, active-units"), "--limit 50"]
+    status, shown, _ = rhovae(capsys, monkeypatch, "evaluate", run, *spaced)
     assert status == 0
     assert "50 data of digits, test, grey; nats" in shown
     for name in ("−ELBO", "nll@16", "effective sample size", "active-units"):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -200,6 +201,15 @@ def test_other_bad_arguments_are_named(run, tmp_path):
         rk.evaluate(run, "two-moons", metrics=["elbo"], binarize="none")
     with pytest.raises(FileNotFoundError, match=r"holds no run: run\.json is not there"):
         rk.evaluate(tmp_path, metrics=["elbo"])
+
+
+def test_a_run_whose_settings_are_lost_is_not_measured_on_other_data(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / "run.json").write_text("{}")
+    with pytest.raises(
+        ValueError, match=r"run\.json: corrupted, .* data, data_root,"
+    ):
+        rk.evaluate(tmp_path / "run", metrics=["elbo"])
 
 
 def test_a_run_whose_weights_are_not_finite_is_not_given_a_number():

@@ -173,9 +173,13 @@ def load_run(run: str | Path) -> tuple[VAE, dict[str, Any]]:
     run = Path(run)
     if not (run / RUN).is_file():
         raise FileNotFoundError(f"{run} holds no run: {RUN} is not there")
+    settings = read_json(run / RUN)
+    lost = [name for name in ("data", "data_root", "binarize", "seed") if name not in settings]
+    if lost:
+        raise ValueError(f"{run / RUN}: corrupted, it does not say the run's {', '.join(lost)}")
     # Building the parts draws initial weights, which the saved ones then replace.
     with seeded(torch.device("cpu"), 0):
-        return VAE.from_pretrained(run), read_json(run / RUN)
+        return VAE.from_pretrained(run), settings
 
 
 def _metric(

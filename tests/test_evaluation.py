@@ -206,9 +206,7 @@ def test_other_bad_arguments_are_named(run, tmp_path):
 def test_a_run_whose_settings_are_lost_is_not_measured_on_other_data(run, tmp_path):
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / "run.json").write_text("{}")
-    with pytest.raises(
-        ValueError, match=r"run\.json: corrupted, .* data, data_root,"
-    ):
+    with pytest.raises(ValueError, match=r"run\.json: corrupted, .* data, data_root,"):
         rk.evaluate(tmp_path / "run", metrics=["elbo"])
 
 

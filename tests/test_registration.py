@@ -14,22 +14,22 @@ def arguments():
     return torch.rand(2, 1), torch.rand(2, 3, requires_grad=True)
 
 
-class Functions(TorchFunctionMode):
+class LookingOn:
     def __init__(self):
+        super().__init__()
         self.seen = []
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def look(self, function, types, args=(), kwargs=None):
         self.seen.append(str(function))
         return function(*args, **(kwargs or {}))
 
 
-class Dispatches(TorchDispatchMode):
-    def __init__(self):
-        self.seen = []
+class Functions(LookingOn, TorchFunctionMode):
+    __torch_function__ = LookingOn.look
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.seen.append(str(function))
-        return function(*args, **(kwargs or {}))
+
+class Dispatches(LookingOn, TorchDispatchMode):
+    __torch_dispatch__ = LookingOn.look
 
 
 class Subclass(torch.Tensor):

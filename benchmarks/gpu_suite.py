@@ -422,10 +422,10 @@ class Suite:
         rooms = [
             path.stem
             for path in sorted((ROOT / "python_ref").glob("*.py"))
-            if (ROOT / "tests" / f"test_{path.stem}.py").exists()
+            if (ROOT / "tests" / "ops" / f"test_{path.stem}.py").exists()
         ]
         return [
-            f"tests/test_{room}.py"
+            f"tests/ops/test_{room}.py"
             for room in rooms
             if self.ops is None or any(op.startswith(room) for op in self.ops)
         ]

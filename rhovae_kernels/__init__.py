@@ -13,14 +13,14 @@ from rhovae_kernels.staircase import staircase
 
 __version__ = "0.1.0"
 
-# Public name -> the module it comes from; a module itself where the two are the same.
+# Public name -> the module it is, or the module and the name in it.
 _LAZY = {
-    "AR1Normal": "rhovae_kernels.distributions",
-    "VAE": "rhovae_kernels.vae.model",
-    "fit": "rhovae_kernels.vae.training",
-    "evaluate": "rhovae_kernels.vae.evaluation",
-    "fuse": "rhovae_kernels.fusion",
-    "data": "rhovae_kernels.vae.data",
+    "AR1Normal": "rhovae_kernels.distributions:AR1Normal",
+    "VAE": "rhovae_kernels.vae.model:VAE",
+    "fit": "rhovae_kernels.training.fit:fit",
+    "evaluate": "rhovae_kernels.metrics.evaluate:evaluate",
+    "fuse": "rhovae_kernels.interop.fuse:fuse",
+    "data": "rhovae_kernels.data",
     "decoders": "rhovae_kernels.vae.decoders",
     "nets": "rhovae_kernels.vae.nets",
     "nn": "rhovae_kernels.nn",
@@ -36,9 +36,9 @@ __all__ = ["BackendError", "build_info", "ops", "staircase", "use_backend", *_LA
 def __getattr__(name: str) -> Any:
     if name not in _LAZY:
         raise AttributeError(f"module 'rhovae_kernels' has no attribute {name!r}")
-    path = _LAZY[name]
+    path, _, attribute = _LAZY[name].partition(":")
     module = importlib.import_module(path)
-    value = module if path.rpartition(".")[2] == name else getattr(module, name)
+    value = getattr(module, attribute) if attribute else module
     globals()[name] = value
     return value
 

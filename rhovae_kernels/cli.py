@@ -81,7 +81,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Directory for results.")] = Path("runs/demo"),
 ) -> None:
     """Check and time each op, then train a plain VAE and a rho-VAE on handwritten digits."""
-    from rhovae_kernels.vae.demo import demo as run_demo
+    from rhovae_kernels.demo import demo as run_demo
 
     run_demo(out)
 
@@ -112,9 +112,9 @@ def train(
     """Train a recipe on a data set; the run's directory holds all that `evaluate` needs."""
     import torch
 
-    from rhovae_kernels.vae.data import load
+    from rhovae_kernels.data.named import load
+    from rhovae_kernels.training.fit import fit, seeded
     from rhovae_kernels.vae.recipes import recipe as find
-    from rhovae_kernels.vae.training import fit, seeded
 
     found = find(recipe)
     out = out or Path("runs") / f"{dataset}-{found.name}"
@@ -162,8 +162,8 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure the best model of a run."""
-    from rhovae_kernels.vae.aggregate import THRESHOLDS
-    from rhovae_kernels.vae.evaluation import evaluate as measure
+    from rhovae_kernels.metrics.aggregate import THRESHOLDS
+    from rhovae_kernels.metrics.evaluate import evaluate as measure
 
     result = measure(
         run,
@@ -207,8 +207,9 @@ def sample(
     """Draw samples of the best model of a run into a picture."""
     import torch
 
-    from rhovae_kernels.vae import pictures, traversal
-    from rhovae_kernels.vae.evaluation import load_run
+    from rhovae_kernels.metrics import traversals
+    from rhovae_kernels.metrics.evaluate import load_run
+    from rhovae_kernels.plots import pictures
 
     vae, settings = load_run(run)
     kind = "mean" if mean else "draw"
@@ -216,7 +217,7 @@ def sample(
     if mode == "prior":
         drawn = vae.sample(n, kind, generator)
     else:
-        z = traversal.chosen_codes(vae, settings, mode, n, seed)
+        z = traversals.chosen_codes(vae, settings, mode, n, seed)
         drawn = vae.decoder.mean(z) if mean else vae.decoder.draw(z, generator)
     out = out or run / ("samples.png" if mode == "prior" else f"samples-{mode}.png")
     pictures.samples(out, drawn.detach(), f"{n} samples ({mode}, {kind})")
@@ -241,11 +242,12 @@ def traverse(
     ] = None,
 ) -> None:
     """Decode codes along paths into a picture."""
-    from rhovae_kernels.vae import pictures, traversal
-    from rhovae_kernels.vae.evaluation import load_run
+    from rhovae_kernels.metrics import traversals
+    from rhovae_kernels.metrics.evaluate import load_run
+    from rhovae_kernels.plots import pictures
 
     vae, settings = load_run(run)
-    tracks = traversal.traverse(vae, settings, mode, n, steps, seed)
+    tracks = traversals.traverse(vae, settings, mode, n, steps, seed)
     out = out or run / f"traverse-{mode}.png"
     pictures.paths(out, tracks, f"traversal ({mode})")
     print(out)
@@ -320,7 +322,7 @@ def reproduce(
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress bar.")] = False,
 ) -> None:
     """Train a paper's comparison: what its sources report beside what is true."""
-    from rhovae_kernels.vae import reproduction, reproduction_dpvae, reproduction_iaf
+    from rhovae_kernels.papers import dpvae, iaf, rho_vae
 
     own = {"rho-vae": ("form", "latent"), "iaf": ("latent", "binarize", "likelihood")}
     own["dpvae"] = ("objectives", "fid_weights")
@@ -346,8 +348,8 @@ def reproduce(
     runs = Path("runs")
     if paper == "rho-vae":
         form, latent = form or "plain", 10 if latent is None else latent
-        describe = reproduction.describe
-        table = reproduction.reproduce(
+        describe = rho_vae.describe
+        table = rho_vae.reproduce(
             dataset,
             form,
             latent=latent,
@@ -357,10 +359,10 @@ def reproduce(
         )
     elif paper == "iaf":
         likelihood = likelihood or "bernoulli"
-        pixels = binarize or reproduction_iaf.default_binarize(dataset, likelihood)
+        pixels = binarize or iaf.default_binarize(dataset, likelihood)
         named = f"{pixels}-logistic" if likelihood == "logistic" else pixels
-        describe = reproduction_iaf.describe
-        table = reproduction_iaf.reproduce(
+        describe = iaf.describe
+        table = iaf.reproduce(
             dataset,
             binarize=pixels,
             likelihood=likelihood,
@@ -370,10 +372,10 @@ def reproduce(
             **common,
         )
     else:
-        describe = reproduction_dpvae.describe
-        table = reproduction_dpvae.reproduce(
+        describe = dpvae.describe
+        table = dpvae.reproduce(
             dataset,
-            objectives=objectives.split(",") if objectives else tuple(reproduction_dpvae.PUBLISHED),
+            objectives=objectives.split(",") if objectives else tuple(dpvae.PUBLISHED),
             epochs=epochs,
             out=out or runs / f"dpvae-{dataset}",
             fid_weights=fid_weights,

@@ -78,7 +78,7 @@ VALUES = "outputs_and_gradients and not MadeInverse or saturated or normals or a
 
 @pytest.mark.parametrize("target", ["baseline", "avx2"])
 def test_every_instruction_set_of_the_cpu_kernels_gives_the_values_of_the_specification(target):
-    files = [str(ROOT / "tests" / f"test_{room}.py") for room in ROOMS]
+    files = [str(ROOT / "tests" / "ops" / f"test_{room}.py") for room in ROOMS]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
     command += ["-k", f"cpu-cpu and ({VALUES} or any_staircase)"]
     environment = {**os.environ, "RHOVAE_CPU_TARGET": target}

@@ -14,15 +14,10 @@ import torch
 from typer.testing import CliRunner
 
 import rhovae_kernels as rk
-from rhovae_kernels import backends, cli, nets
-from rhovae_kernels.vae import (
-    cifar,
-    demo,
-    pictures,
-    published,
-    reproduction_dpvae,
-    reproduction_iaf,
-)
+from rhovae_kernels import backends, cli, demo, nets
+from rhovae_kernels.data import cifar
+from rhovae_kernels.papers import dpvae, iaf, published
+from rhovae_kernels.plots import pictures
 from rhovae_kernels.vae.recipes import RECIPES
 
 ROOT = Path(__file__).parents[1]
@@ -337,7 +332,7 @@ def test_reproduce_iaf_trains_on_cifar_10_and_prints_the_posts_rows_of_it(
 def test_the_posts_figures_share_a_table_with_rounded_mnist_alone(
     data, label, likelihood, together
 ):
-    columns = {**reproduction_iaf.COLUMNS, **reproduction_iaf.BITS}
+    columns = {**iaf.COLUMNS, **iaf.BITS}
     row = {"model": "VAE", "parameters": 1, **dict.fromkeys(columns, 1.0)}
     table = {
         "data": data,
@@ -355,7 +350,7 @@ def test_the_posts_figures_share_a_table_with_rounded_mnist_alone(
             name: [row._asdict() for row in rows] for name, rows in published.IAF_TABLE_1.items()
         },
     }
-    shown = reproduction_iaf.describe(table)
+    shown = iaf.describe(table)
     assert ("The post, on other data" not in shown) == together
     columns = {len(line.split("|")) for line in shown.splitlines() if line.startswith("|")}
     assert len(columns) == (1 if together else 2)
@@ -388,7 +383,7 @@ def test_reproduce_dpvae_prints_both_priors_side_by_side_and_resumes(capsys, mon
 def test_published_figures_stand_beside_ours_on_the_papers_data():
     quantity = {"mean": 1.0, "spread": 0.5}
     ours = {"skl": quantity, "leakage_mass": quantity, "negative_elbo": quantity, "nll": quantity}
-    published = reproduction_dpvae._published("tc-dpvae", "mnist")
+    published = dpvae._published("tc-dpvae", "mnist")
     row = {"objective": "tc-dpvae", "plain": ours, "decoupled": ours, "published": published}
     table = {
         "data": "mnist",
@@ -402,7 +397,7 @@ def test_published_figures_stand_beside_ours_on_the_papers_data():
         "seeds": [0, 1],
         "rows": [row],
     }
-    shown = reproduction_dpvae.describe(table)
+    shown = dpvae.describe(table)
     assert "1.000 ± 0.500 (paper 4.48)" in shown and "1.000 ± 0.500 (paper 2.07)" in shown
     assert "mnist (grey)" in shown and "10800 steps" in shown
 

@@ -1,7 +1,7 @@
 """Modules made of the ops: masked networks, couplings, and the flows that stand on them."""
 
+from rhovae_kernels.distributions.flow import NormalizingFlow
 from rhovae_kernels.nn.coupling import AffineCoupling
-from rhovae_kernels.nn.distribution import NormalizingFlow
 from rhovae_kernels.nn.iaf import IAF
 from rhovae_kernels.nn.made import MADE
 from rhovae_kernels.nn.maf import MAF

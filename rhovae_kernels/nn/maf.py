@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from rhovae_kernels.nn.distribution import NormalizingFlow
+from rhovae_kernels.distributions.flow import NormalizingFlow
 from rhovae_kernels.nn.made import MADE
 from rhovae_kernels.nn.masked_linear import positive_integer
 from rhovae_kernels.ops.made_inverse import check_scale

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rhovae_kernels.distributions.flow import NormalizingFlow
 from rhovae_kernels.nn.coupling import AffineCoupling
-from rhovae_kernels.nn.distribution import NormalizingFlow
 from rhovae_kernels.nn.masked_linear import positive_integer
 
 

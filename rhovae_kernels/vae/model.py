@@ -9,9 +9,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Generator, Tensor, nn
 from torch.distributions import Distribution
 
+from rhovae_kernels.files import load_tensors, read_json, save_tensors, write_json
 from rhovae_kernels.vae import parts
 from rhovae_kernels.vae.decoders import Decoder
-from rhovae_kernels.vae.files import load_tensors, read_json, save_tensors, write_json
 from rhovae_kernels.vae.nets import Encoder
 from rhovae_kernels.vae.objectives import ELBO, Objective, Terms
 from rhovae_kernels.vae.posteriors import Posterior

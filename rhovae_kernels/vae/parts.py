@@ -7,7 +7,15 @@ from typing import Any
 
 from torch import nn
 
-_HOME = "rhovae_kernels.vae."
+_HOMES = {
+    "nets": "rhovae_kernels.vae.nets",
+    "posteriors": "rhovae_kernels.vae.posteriors",
+    "priors": "rhovae_kernels.vae.priors",
+    "decoders": "rhovae_kernels.vae.decoders",
+    "objectives": "rhovae_kernels.vae.objectives",
+    "published": "rhovae_kernels.papers.published",
+}
+"""What a description calls the modules that define parts, and where these are."""
 
 
 class Part(nn.Module):
@@ -46,9 +54,10 @@ def describe(part: nn.Module) -> dict[str, Any]:
         {'part': 'nets.MLP', 'input_shape': [2], 'hidden': [16]}
     """
     kind = type(part)
-    if not isinstance(part, Part) or not kind.__module__.startswith(_HOME):
+    homes = [name for name, home in _HOMES.items() if f"{kind.__module__}.".startswith(f"{home}.")]
+    if not isinstance(part, Part) or not homes:
         return {"given": f"{kind.__module__}.{kind.__qualname__}"}
-    description: dict[str, Any] = {"part": f"{kind.__module__[len(_HOME) :]}.{kind.__name__}"}
+    description: dict[str, Any] = {"part": f"{homes[0]}.{kind.__name__}"}
     for name, value in part.arguments().items():
         if isinstance(value, nn.Module):
             value = describe(value)
@@ -85,9 +94,11 @@ def build(description: dict[str, Any]) -> Part:
         if name != "part"
     }
     name = description.get("part")
-    module, _, kind = str(name).rpartition(".")
+    home, _, kind = str(name).rpartition(".")
     try:
-        found = getattr(importlib.import_module(_HOME + module), kind)
+        if home not in _HOMES:
+            raise ImportError(f"there is no {home!r}; there are {', '.join(_HOMES)}")
+        found = getattr(importlib.import_module(_HOMES[home]), kind)
         if not issubclass(found, Part):
             raise TypeError(f"{kind} is no Part")
         return found(**arguments)

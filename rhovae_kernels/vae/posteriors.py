@@ -7,12 +7,12 @@ from torch.nn.functional import logsigmoid
 
 from python_ref.precision import compute_dtype
 from rhovae_kernels import nn as blocks
-from rhovae_kernels.distributions import AR1Normal
+from rhovae_kernels.distributions.markov import AR1Normal
+from rhovae_kernels.distributions.pushforward import Pushforward
 from rhovae_kernels.nn.iaf import INITIAL_LOGIT
 from rhovae_kernels.ops import ar1_reparam
 from rhovae_kernels.vae.parts import Part, positive_integers
 from rhovae_kernels.vae.priors import Prior, StandardNormal
-from rhovae_kernels.vae.pushforward import Pushforward
 
 
 class Posterior(Part):

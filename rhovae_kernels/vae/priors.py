@@ -5,7 +5,7 @@ from torch import Generator, Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
 from rhovae_kernels import nn as blocks
-from rhovae_kernels.distributions import AR1Normal
+from rhovae_kernels.distributions.markov import AR1Normal
 from rhovae_kernels.ops import ar1_reparam
 from rhovae_kernels.vae.parts import Part, positive_integers
 

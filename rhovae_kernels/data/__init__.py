@@ -1,0 +1,5 @@
+"""Data: the named sets, and the files that they come from."""
+
+from rhovae_kernels.data.named import BINARIZATIONS, SPLITS, WHOLE, Dataset, load
+
+__all__ = ["BINARIZATIONS", "SPLITS", "WHOLE", "Dataset", "load"]

@@ -1,0 +1,7 @@
+"""Distributions, as `torch.distributions` has them."""
+
+from rhovae_kernels.distributions.flow import NormalizingFlow
+from rhovae_kernels.distributions.markov import AR1Normal
+from rhovae_kernels.distributions.pushforward import Pushforward
+
+__all__ = ["AR1Normal", "NormalizingFlow", "Pushforward"]

@@ -1,0 +1,1 @@
+"""Other libraries: what is replaced in their modules."""

@@ -1,0 +1,1 @@
+"""The experiments of the papers: what was published beside what is true."""

@@ -1,0 +1,171 @@
+"""Pictures: loss curves, samples and reconstructions, as images or as points in the plane."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from rhovae_kernels.files import written_atomically
+
+
+def curves(
+    path: str | Path, series: Mapping[str, Sequence[float]], ylabel: str, title: str = ""
+) -> None:
+    """One curve per name, a value for each epoch from the first on.
+
+    Args:
+        path: the picture's file; its suffix is its format.
+        series: the values by the name in the legend.
+        ylabel: what the values are, with their unit.
+        title: above the picture.
+    """
+    figure, axes = _figure(7, 4.5)
+    for name, values in series.items():
+        axes.plot(range(1, len(values) + 1), values, marker=".", label=name)
+    axes.set(xlabel="epoch", ylabel=ylabel, title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path)
+
+
+def samples(path: str | Path, x: Tensor, title: str = "") -> None:
+    """Data side by side: images (N, C, H, W) in a near square, points (N, 2) in the plane.
+
+    Args:
+        path: the picture's file; its suffix is its format.
+        x: the data; images hold values in [0, 1].
+        title: above the picture.
+
+    Raises:
+        ValueError: x is neither images nor points.
+    """
+    if _are_points(x):
+        figure, axes = _figure(5, 5)
+        axes.scatter(x[:, 0].cpu(), x[:, 1].cpu(), s=6)
+        axes.set(title=title, aspect="equal")
+    else:
+        figure = _tiles(x, columns=math.ceil(math.sqrt(len(x))), title=title)
+    _save(figure, path)
+
+
+def reconstructions(path: str | Path, x: Tensor, reconstructed: Tensor, title: str = "") -> None:
+    """Data beside their reconstructions: images in two rows, points joined by lines.
+
+    Args:
+        path: the picture's file; its suffix is its format.
+        x: the data, (N, C, H, W) or (N, 2).
+        reconstructed: what the model makes of them, of the same shape.
+        title: above the picture.
+
+    Raises:
+        ValueError: x is neither images nor points.
+    """
+    if _are_points(x):
+        figure, axes = _figure(5, 5)
+        before, after = x.cpu().numpy(), reconstructed.cpu().numpy()
+        axes.plot(*zip(before.T, after.T, strict=True), color="0.8", linewidth=0.5, zorder=0)
+        axes.scatter(before[:, 0], before[:, 1], s=6, label="data")
+        axes.scatter(after[:, 0], after[:, 1], s=6, label="reconstructions")
+        axes.set(title=title, aspect="equal")
+        axes.legend()
+    else:
+        figure = _tiles(torch.cat([x, reconstructed]), columns=len(x), title=title)
+    _save(figure, path)
+
+
+class Pockets(NamedTuple):
+    """Samples of a model in the plane.
+
+    Attributes:
+        codes: z, (N, 2), by kind.
+        data: what they are decoded to, (N, 2), by kind; empty where data are no points.
+    """
+
+    codes: Mapping[str, Tensor]
+    data: Mapping[str, Tensor]
+
+
+def pockets(path: str | Path, panels: Mapping[str, Pockets], title: str = "") -> None:
+    """Where the aggregate posterior and the prior differ: a column for each model.
+
+    Above the representation space, below, for points, the data that the samples are decoded to.
+
+    Args:
+        path: the picture's file; its suffix is its format.
+        panels: samples of each model by the name above its column.
+        title: above the picture.
+    """
+    rows = 2 if all(panel.data for panel in panels.values()) else 1
+    figure = Figure(figsize=(5 * len(panels), 5 * rows), layout="tight")
+    grid = figure.subplots(rows, len(panels), squeeze=False)
+    for column, (name, panel) in zip(grid.T, panels.items(), strict=True):
+        for axes, kinds, space in zip(column, panel, ("z", "x"), strict=False):
+            for kind, points in kinds.items():
+                x, y = points.cpu().T
+                axes.scatter(x, y, s=4, alpha=0.5, label=kind)
+            axes.set(title=f"{name}, {space}", aspect="equal")
+            axes.legend(markerscale=3, fontsize="small")
+    figure.suptitle(title)
+    _save(figure, path)
+
+
+def paths(path: str | Path, tracks: Tensor, title: str = "") -> None:
+    """Data along paths: images (P, S, C, H, W) in a row for each, points (P, S, 2) joined by lines.
+
+    Args:
+        path: the picture's file; its suffix is its format.
+        tracks: the data of P paths of S steps.
+        title: above the picture.
+
+    Raises:
+        ValueError: tracks hold neither images nor points.
+    """
+    if _are_points(tracks.flatten(0, 1)):
+        figure, axes = _figure(5, 5)
+        for track in tracks.cpu():
+            axes.plot(track[:, 0], track[:, 1], marker=".", linewidth=0.7)
+        axes.set(title=title, aspect="equal")
+    else:
+        figure = _tiles(tracks.flatten(0, 1), columns=tracks.shape[1], title=title)
+    _save(figure, path)
+
+
+def _are_points(x: Tensor) -> bool:
+    if x.dim() == 4 or (x.dim() == 2 and x.shape[1] == 2):
+        return x.dim() == 2
+    raise ValueError(
+        f"x is of shape {tuple(x.shape)}; pictures are of images (N, C, H, W) or points (N, 2)"
+    )
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    # Without pyplot: no window system is asked for, and no figure outlives its picture.
+    figure = Figure(figsize=(width, height), layout="tight")
+    return figure, figure.subplots()
+
+
+def _tiles(images: Tensor, columns: int, title: str) -> Figure:
+    """Images in rows of `columns`, one pixel apart."""
+    count, channels, height, width = images.shape
+    rows = -(-count // columns)
+    sheet = torch.ones(rows * (height + 1) - 1, columns * (width + 1) - 1, channels)
+    for i, image in enumerate(images.cpu()):
+        top, left = i // columns * (height + 1), i % columns * (width + 1)
+        sheet[top : top + height, left : left + width] = image.permute(1, 2, 0)
+    figure, axes = _figure(max(3, 0.6 * columns), max(2, 0.6 * rows + 0.4))
+    axes.imshow(sheet.squeeze(-1).clamp(0, 1).numpy(), cmap="gray", vmin=0, vmax=1)
+    axes.set_axis_off()
+    axes.set_title(title)
+    return figure
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    if Path(path).suffix[1:] not in figure.canvas.get_supported_filetypes():
+        raise ValueError(f"path is {path}; its suffix must name a picture's format, such as .png")
+    with written_atomically(path) as temporary:
+        figure.savefig(temporary, dpi=150)

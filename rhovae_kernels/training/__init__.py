@@ -1,0 +1,1 @@
+"""Training on one's own data or a named set: `fit`, its settings, checkpoints and runs."""

@@ -1,0 +1,156 @@
+"""The Triton kernels, compiled ahead of time for GPUs that this machine need not have.
+
+What the compiler made of each configuration is kept in `benchmarks/results/registers.md`.
+"""
+
+import importlib
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+triton = pytest.importorskip("triton", reason="Triton has no build for this platform")
+import triton.language as tl  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource, CompiledKernel  # noqa: E402
+from triton.runtime.interpreter import InterpretedFunction  # noqa: E402
+
+from rhovae_kernels.triton.ar1 import compose_tangent  # noqa: E402
+from rhovae_kernels.triton.linear_scan import compose, linear_scan  # noqa: E402
+from rhovae_kernels.triton.runtime import Configuration  # noqa: E402
+
+REGISTERS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "registers.md"
+ROOMS = ("linear_scan", "ar1", "philox", "iaf_gate", "affine_coupling", "masked_linear")
+CUDA = {cc: GPUTarget("cuda", cc, 32) for cc in (80, 90, 100)}
+HIP = GPUTarget("hip", "gfx942", 64)
+
+
+def compiled(configuration: Configuration, target: GPUTarget) -> CompiledKernel:
+    """As a launch compiles it for 16-byte aligned operands, whose vector loads take registers."""
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, (name, kind) in enumerate(configuration.signature.items())
+        if kind.startswith("*") or (kind != "constexpr" and name.endswith(("_row", "columns")))
+    }
+    source = ASTSource(
+        configuration.kernel, configuration.signature, configuration.constexprs, aligned
+    )
+    return triton.compile(source, target=target, options={"num_warps": configuration.warps})
+
+
+def dumped(what: str, cubin: bytes, path: Path) -> str:
+    path.write_bytes(cubin)
+    command = [triton.knobs.nvidia.cuobjdump.path, f"--dump-{what}", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def local_memory(cubin: bytes, path: Path) -> int:
+    """Bytes of stack and local memory a thread: what registers spill to."""
+    usage = dumped("resource-usage", cubin, path)
+    return sum(int(n) for n in re.findall(r"(?:STACK|LOCAL):(\d+)", usage))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("cc", CUDA)
+def test_each_kernel_compiles_for_nvidia_and_spills_no_register(room, cc, tmp_path):
+    configurations = importlib.import_module(f"rhovae_kernels.triton.{room}").configurations()
+    spilled = {}
+    for configuration in configurations:
+        cubin = compiled(configuration, CUDA[cc]).asm["cubin"]
+        spilled[configuration.name] = local_memory(cubin, tmp_path / "kernel.cubin")
+    assert spilled == dict.fromkeys(spilled, 0)
+
+
+def cell(kernel: CompiledKernel, path: Path) -> str:
+    """Registers, shared memory, instructions on local memory, local memory: as the table has it."""
+    cubin = kernel.asm["cubin"]
+    (registers,) = re.findall(r"REG:(\d+)", dumped("resource-usage", cubin, path))
+    spills = len(re.findall(r"\b(?:LDL|STL)\b", dumped("sass", cubin, path)))
+    return f"{registers} / {kernel.metadata.shared} / {spills} / {local_memory(cubin, path)}"
+
+
+def table_of(room: str, path: Path) -> dict[str, str]:
+    """Per configuration, the line of the table that tells what the compiler made of it."""
+    configurations = importlib.import_module(f"rhovae_kernels.triton.{room}").configurations()
+    return {
+        c.name: f"| `{c.name}` | "
+        + " | ".join(cell(compiled(c, target), path) for target in CUDA.values())
+        + " |"
+        for c in configurations
+    }
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_the_table_of_registers_is_what_the_compiler_made(room, tmp_path):
+    said = table_of(room, tmp_path / "kernel.cubin")
+    text = REGISTERS.read_text("utf-8")
+    section = re.search(rf"^## Triton: {room}\n(.*?)(?=^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    assert section, f"{REGISTERS} has no section Triton: {room}"
+    kept = {line.split("`")[1]: line for line in section[1].splitlines() if "`" in line}
+    assert kept.keys() == said.keys()
+    # Another compiler allots registers its own way.
+    if re.search(r"Triton (\S+\d)", text)[1] == triton.__version__:
+        assert kept == said, "if this is meant, the section becomes:\n" + "\n".join(said.values())
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_each_kernel_compiles_for_amd_and_spills_no_vector_register(room):
+    configurations = importlib.import_module(f"rhovae_kernels.triton.{room}").configurations()
+    spilled = {}
+    for configuration in configurations:
+        assembly = compiled(configuration, HIP).asm["amdgcn"]
+        # Scalar registers spill to lanes of vector registers, not to memory.
+        counts = re.findall(r"\.(?:vgpr_spill_count|private_segment_fixed_size):\s+(\d+)", assembly)
+        assert counts
+        spilled[configuration.name] = sum(map(int, counts))
+    assert spilled == dict.fromkeys(spilled, 0)
+
+
+def test_rows_that_are_multiples_of_16_bytes_are_read_by_vector_loads():
+    room = importlib.import_module("rhovae_kernels.triton.ar1")
+    for configuration in room.configurations():
+        if configuration.name.startswith("_reparam fp32"):
+            ptx = compiled(configuration, CUDA[90]).asm["ptx"]
+            writes_z = configuration.constexprs.get("z", "a tensor") is not None
+            assert ("ld.global.v4" in ptx) == writes_z, configuration.name
+            assert ("st.global.v4" in ptx) == writes_z, configuration.name
+
+
+def test_compiling_for_a_gpu_works_in_a_process_that_has_interpreted_the_same_kernel():
+    states = linear_scan(torch.tensor([[0.5]]), torch.ones(1, 3))
+    assert states.tolist() == [[1.0, 1.5, 1.75]]
+    room = importlib.import_module("rhovae_kernels.triton.linear_scan")
+    assert b"ELF" in compiled(room.configurations()[0], CUDA[90]).asm["cubin"][:4]
+
+
+@triton.jit
+def _scan_pairs(a, b, states, COLUMNS: tl.constexpr):
+    lane = tl.arange(0, COLUMNS)[None, :]
+    _, x = tl.associative_scan((tl.load(a + lane), tl.load(b + lane)), 1, compose)
+    tl.store(states + lane, x)
+
+
+@triton.jit
+def _scan_tangents(a, c, b, d, states, tangents, COLUMNS: tl.constexpr):
+    lane = tl.arange(0, COLUMNS)[None, :]
+    maps = (tl.load(a + lane), tl.load(c + lane), tl.load(b + lane), tl.load(d + lane))
+    _, _, u, v = tl.associative_scan(maps, 1, compose_tangent)
+    tl.store(states + lane, u)
+    tl.store(tangents + lane, v)
+
+
+def test_the_scan_that_a_gpu_runs_applies_the_maps_in_order():
+    # The kernels take another way to the same scan where they are interpreted.
+    torch.manual_seed(0)
+    a, c, b, d = torch.randn(4, 16, dtype=torch.float64)
+    states, again, tangents = torch.empty(3, 16, dtype=torch.float64)
+    InterpretedFunction(_scan_pairs.fn)[(1,)](a, b, states, COLUMNS=16)
+    InterpretedFunction(_scan_tangents.fn)[(1,)](a, c, b, d, again, tangents, COLUMNS=16)
+    u = v = torch.zeros((), dtype=torch.float64)
+    for j in range(16):
+        u, v = a[j] * u + b[j], c[j] * u + a[j] * v + d[j]
+        torch.testing.assert_close(states[j], u)
+        torch.testing.assert_close(again[j], u)
+        torch.testing.assert_close(tangents[j], v)

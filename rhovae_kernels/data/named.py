@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from rhovae_kernels.data import cifar, idx
 from rhovae_kernels.data.download import SOURCES, cache_directory, fetch, unpack
+from rhovae_kernels.seeding import generator
 
 BINARIZATIONS = {"none": "grey", "round": "rounded", "static": "static", "dynamic": "dynamic"}
 """The ways to make pixels binary, and the label that results carry: four different data sets."""
@@ -18,6 +19,9 @@ BINARIZATIONS = {"none": "grey", "round": "rounded", "static": "static", "dynami
 SPLITS = ("train", "valid", "test")
 # All the data for training, where nothing is held out to choose an epoch by.
 WHOLE = "train+valid"
+
+NAMES = ("digits", "two-moons", *SOURCES)
+"""The named data sets."""
 
 DIGITS_VALID, DIGITS_TEST = 180, 360
 """How many of the 1,797 digits of scikit-learn are held out."""
@@ -71,9 +75,9 @@ class Dataset:
         if self.binarize == "static":
             # Of the data set alone: the same draw in every run and every epoch.
             name = zlib.crc32(f"{self.name}/{self.split}".encode())
-            return torch.bernoulli(self.values, generator=_generator("static", name))
+            return torch.bernoulli(self.values, generator=generator("static", name))
         if self.binarize == "dynamic":
-            return torch.bernoulli(self.values, generator=_generator("dynamic", seed, epoch))
+            return torch.bernoulli(self.values, generator=generator("dynamic", seed, epoch))
         return self.values
 
     def batches(
@@ -93,7 +97,7 @@ class Dataset:
         seed = self.seed if seed is None else seed
         images = self.images_of(epoch, seed)
         if shuffle:
-            images = images[torch.randperm(len(self), generator=_generator("order", seed, epoch))]
+            images = images[torch.randperm(len(self), generator=generator("order", seed, epoch))]
         yield from images.split(batch_size)
 
 
@@ -137,7 +141,7 @@ def load(
         (torch.Size([360, 1, 8, 8]), 'grey')
     """
     for argument, value, known in (
-        ("name", name, ("digits", "two-moons", *SOURCES)),
+        ("name", name, NAMES),
         ("binarize", binarize, tuple(BINARIZATIONS)),
         ("split", split, (*SPLITS, WHOLE)),
     ):
@@ -164,13 +168,6 @@ def load(
         values = torch.from_numpy(pixels[rows].astype(np.float32)).div_(255)
         labels = torch.from_numpy(classes[rows].astype(np.int64))
     return Dataset(name, split, values, labels, binarize, seed)
-
-
-def _generator(purpose: str, *numbers: int) -> Generator:
-    """A generator of its own for each purpose and each tuple of numbers."""
-    entropy = [zlib.crc32(purpose.encode()), *(n % 2**64 for n in numbers)]
-    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
-    return Generator().manual_seed(int(state))
 
 
 def _digits(split: str) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,138 @@
+"""`open_splits`: training, validation and test data, from whatever was given for each."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import Dataset as TorchDataset
+
+from rhovae_kernels.data.loaders import Loader
+from rhovae_kernels.data.named import NAMES, Dataset, load
+from rhovae_kernels.data.sources import InMemory, Items, Source, of_numbers
+
+ACCEPTED = (
+    "a tensor, a NumPy array, a torch.utils.data.Dataset, a DataLoader or the name of a data set: "
+    + ", ".join(NAMES)
+)
+
+HELD_OUT = 0.1
+"""The part that is held out where no data to validate on are given."""
+
+
+class Splits(NamedTuple):
+    """What a run reads. `test` may be None."""
+
+    train: Source
+    valid: Source
+    test: Source | None
+
+
+def as_source(
+    data: Any,
+    *,
+    dtype: torch.dtype = torch.float32,
+    workers: int = 0,
+    binarize: str = "none",
+    argument: str = "data",
+) -> Source:
+    """The source that reads data of one's own.
+
+    Args:
+        data: a tensor or array (N, …), a `data.Dataset`, a map-style `Dataset`, a `DataLoader`.
+        dtype: floating-point type to give the data in.
+        workers: how many processes read the items of a `Dataset`.
+        binarize: how the pixels of tensors and arrays are made binary, see `data.load`.
+        argument: what errors call the data.
+
+    Raises:
+        TypeError: data are none of these.
+        ValueError: they are empty, no numbers, or of a type that is not taken.
+
+    Example:
+        >>> source = as_source(np.zeros((5, 2), np.float32))
+        >>> source.count, source.input_shape
+        (5, (2,))
+    """
+    if isinstance(data, Source):
+        return data
+    try:
+        if isinstance(data, Dataset):
+            return InMemory(replace(data, values=data.values.to(dtype)))
+        if isinstance(data, Tensor | np.ndarray):
+            return of_numbers(data, dtype, binarize)
+        if binarize != "none":
+            raise ValueError(
+                f"binarize is {binarize!r}; it is for pixels in memory: named sets, tensors, arrays"
+            )
+        if isinstance(data, DataLoader):
+            if workers:
+                raise ValueError(f"workers is {workers}; a DataLoader has its own num_workers")
+            return Loader(data, dtype)
+        if isinstance(data, IterableDataset):
+            raise TypeError(
+                "an IterableDataset gives items, no batches: give DataLoader(…, batch_size=…)"
+            )
+        if isinstance(data, TorchDataset):
+            return Items(data, dtype, workers)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{argument}: {error}") from error
+    raise TypeError(f"{argument} is a {type(data).__name__}; it must be {ACCEPTED}")
+
+
+def open_splits(
+    data: Any,
+    valid: Any = None,
+    test: Any = None,
+    *,
+    dtype: torch.dtype = torch.float32,
+    workers: int = 0,
+    binarize: str = "none",
+    root: str | Path | None = None,
+    train_split: str = "train",
+    seed: int = 0,
+) -> Splits:
+    """The data to train, to validate and to test on.
+
+    Args:
+        data: the training data: the name of a data set, or data of one's own as `as_source` takes
+            them.
+        valid: the data to validate on; a fraction of the training data to hold out; None for a
+            named set's own, or a tenth.
+        test: the data to test on; None for a named set's own, or none.
+        dtype, workers, binarize: see `as_source`.
+        root: directory of the data sets, see `data.load`.
+        train_split: of a named set, "train" or "train+valid".
+        seed: of the draws of binarization, and of what is held out.
+
+    Raises:
+        TypeError, ValueError, OSError: see `as_source` and `data.load`.
+    """
+    options: dict[str, Any] = {"dtype": dtype, "workers": workers, "binarize": binarize}
+
+    def named(split: str) -> Source:
+        return as_source(load(data, root, binarize, split, seed), dtype=dtype)
+
+    if isinstance(data, str):
+        train = named(train_split)
+        valid = named("valid") if valid is None else valid
+        test = named("test") if test is None else test
+    else:
+        if train_split != "train":
+            raise ValueError(f"train_split is {train_split!r}; it is of named data sets")
+        train = as_source(data, **options)
+    if valid is None or isinstance(valid, float):
+        fraction = HELD_OUT if valid is None else valid
+        train, valid = train.hold_out(fraction, seed)
+        train.note(
+            f"{valid.count} of {train.count + valid.count} data, drawn at random, are held out to "
+            "validate on" + ("; valid=… gives others" if fraction == HELD_OUT else "")
+        )
+    return Splits(
+        train,
+        as_source(valid, **options, argument="valid"),
+        None if test is None else as_source(test, **options, argument="test"),
+    )

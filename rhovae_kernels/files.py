@@ -96,7 +96,13 @@ def save_tensors(
         >>> tensors["weight"], metadata["epoch"]
         (tensor([1., 1.]), '3')
     """
-    stored = {name: x.detach().cpu().contiguous() for name, x in tensors.items()}
+    stored: dict[str, Tensor] = {}
+    memory = set()
+    for name, x in tensors.items():
+        x = x.detach().cpu().contiguous()
+        # Names that share memory, as tied weights do, are written once each.
+        stored[name] = x.clone() if x.data_ptr() in memory else x
+        memory.add(x.data_ptr())
     with written_atomically(path) as temporary:
         text = dict(metadata or {})
         save_file(stored, temporary, {**text, "sha256": _digest(stored, text)})

@@ -17,11 +17,15 @@ class Decoder(Part):
     """A distribution p(x|z) over data, each dimension independent given z.
 
     Args:
-        net: from (N, latent) to (N, *data shape), raw outputs; None for the encoder's mirror
-            image, which a VAE asks for by `build`.
+        net: any module from (N, latent) to (N, *data shape), raw outputs; None for the encoder's
+            mirror image, which a VAE asks for by `build`.
+
+    Attributes:
+        support: what values a dimension of x can have.
     """
 
     net: nn.Module | None
+    support: ClassVar[D.constraints.Constraint] = D.constraints.real
 
     def __init__(self, net: nn.Module | None = None) -> None:
         super().__init__()
@@ -31,9 +35,19 @@ class Decoder(Part):
     def arguments(self) -> dict[str, Any]:
         return {"net": None if self._mirrors else self.net}
 
-    def build(self, encoder: Encoder, latent: int) -> None:
-        """Mirror the encoder, where no network was given."""
+    def build(self, encoder: nn.Module, latent: int) -> None:
+        """Mirror the encoder, where no network was given.
+
+        Raises:
+            ValueError: the encoder has no mirror image.
+        """
         if self._mirrors:
+            if not isinstance(encoder, Encoder):
+                raise ValueError(
+                    f"decoder has no network, and encoder is a {type(encoder).__name__}, of which "
+                    f"no mirror image is known: give it one, {type(self).__name__}(net), from "
+                    f"({latent},) to one datum"
+                )
             self.net = encoder.mirror(latent)
 
     def outputs(self, z: Tensor) -> Tensor:
@@ -54,8 +68,18 @@ class Decoder(Part):
         raise NotImplementedError
 
     def log_prob(self, x: Tensor, z: Tensor) -> Tensor:
-        """log p(x|z) in nats, (…): x (*data shape), z (latent,), leading dimensions broadcast."""
-        return self(z).log_prob(x)
+        """log p(x|z) in nats, (…): x (*data shape), z (latent,), leading dimensions broadcast.
+
+        Raises:
+            ValueError: x is of another shape than the network's outputs.
+        """
+        p = self(z)
+        dims = len(p.event_shape)
+        if x.dim() < dims or x.shape[x.dim() - dims :] != p.event_shape:
+            raise ValueError(
+                f"x is of shape {tuple(x.shape)}; p(x|z) is of data of shape {tuple(p.event_shape)}"
+            )
+        return p.log_prob(x)
 
     def mean(self, z: Tensor) -> Tensor:
         """E[x|z], (…, *data shape)."""
@@ -81,6 +105,8 @@ class Bernoulli(Decoder):
         >>> decoder.log_prob(torch.ones(1, 2), torch.zeros(1, 2))
         tensor([-1.3863])
     """
+
+    support = D.constraints.unit_interval
 
     def per_dimension(self, out: Tensor) -> D.Distribution:
         return D.Bernoulli(logits=out, validate_args=False)
@@ -239,6 +265,8 @@ class DiscretizedLogistic(Decoder):
         >>> decoder.log_prob(x, torch.tensor([[0.0]])).detach().exp()
         tensor([0.2689, 0.4621, 0.2689])
     """
+
+    support = D.constraints.unit_interval
 
     def __init__(self, net: nn.Module | None = None, levels: int = 256) -> None:
         super().__init__(net)

@@ -12,10 +12,10 @@ from torch.distributions import Distribution
 from rhovae_kernels.files import load_tensors, read_json, save_tensors, write_json
 from rhovae_kernels.vae import parts
 from rhovae_kernels.vae.decoders import Decoder
-from rhovae_kernels.vae.nets import Encoder
 from rhovae_kernels.vae.objectives import ELBO, Objective, Terms
 from rhovae_kernels.vae.posteriors import Posterior
 from rhovae_kernels.vae.priors import Prior
+from rhovae_kernels.vae.trial import check_decoder, encoder_shapes
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -38,15 +38,20 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
     """A variational autoencoder: log p(x) ≥ E_q[log p(x|z)] − KL(q(z|x) ‖ p(z)).
 
     Args:
-        encoder: from data to features (`nets`).
+        encoder: from data (B, *input_shape) to features (B, features): one of `nets`, or any
+            module.
         posterior: from features to q(z|x) (`posteriors`).
         prior: p(z) (`priors`), of as many latent dimensions as the posterior.
-        decoder: p(x|z) (`decoders`); mirrors the encoder where it holds no network of its own.
+        decoder: p(x|z) (`decoders`), around any module from a code to data; mirrors the encoder
+            where it holds no network and the encoder is one of `nets`.
         objective: what `forward` gives as the loss (`objectives`); the ELBO where left out.
+        input_shape: shape of one datum, where the encoder does not say it itself.
+        features: width of the encoder's output, where neither the encoder nor a trial on the meta
+            device says it.
 
     Raises:
         ValueError: posterior and prior differ in their latent dimensions; the objective refuses
-            the posterior.
+            the posterior; a network does not take or give what its neighbours do.
 
     Example:
         >>> import torch, rhovae_kernels as rk
@@ -58,11 +63,14 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: nn.Module,
         posterior: Posterior,
         prior: Prior,
         decoder: Decoder,
         objective: Objective | None = None,
+        *,
+        input_shape: tuple[int, ...] | None = None,
+        features: int | None = None,
     ) -> None:
         super().__init__()
         if posterior.latent != prior.latent:
@@ -72,8 +80,10 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
             )
         objective = objective if objective is not None else ELBO()
         objective.check(posterior)
-        posterior.build(encoder.out_features)
+        self._input_shape, self._features = encoder_shapes(encoder, input_shape, features)
+        posterior.build(self._features)
         decoder.build(encoder, posterior.latent)
+        check_decoder(decoder, posterior.latent, self._input_shape)
         objective.build(posterior.latent)
         self.encoder = encoder
         self.posterior = posterior
@@ -81,11 +91,14 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         self.decoder = decoder
         self.objective = objective
         self._hub_mixin_config = {name: parts.describe(p) for name, p in self.named_children()}
+        if "given" in self._hub_mixin_config["encoder"]:
+            shapes = {"input_shape": list(self._input_shape), "features": self._features}
+            self._hub_mixin_config |= shapes
 
     @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of one datum."""
-        return self.encoder.input_shape
+        return self._input_shape
 
     @property
     def latent(self) -> int:
@@ -104,6 +117,37 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         terms = self._terms(x, step, data_size)
         return Output(self.objective(terms), -terms.log_px, terms.kl)
 
+    def check_data(self, x: Tensor, name: str = "x") -> None:
+        """Refuse data that the model cannot be trained or measured on. Looks at every value.
+
+        Args:
+            x: data, (B, *input_shape).
+            name: what the error calls them.
+
+        Raises:
+            ValueError: they have another shape, hold a NaN or an infinity, or lie outside the
+                likelihood's support.
+        """
+        self._check_shape(x, name)
+        if not bool(x.isfinite().all()):
+            row = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
+            raise ValueError(f"{name} holds a NaN or an infinity, first at {row}; none is wanted")
+        outside = ~self.decoder.support.check(x)
+        if bool(outside.any()):
+            row = int(outside.flatten(1).any(1).nonzero()[0])
+            value = x[row][outside[row]].flatten()[0].item()
+            raise ValueError(
+                f"{name} holds {value:g} at {row}, outside the support of "
+                f"{type(self.decoder).__name__}, {self.decoder.support}"
+            )
+
+    def _check_shape(self, x: Tensor, name: str = "x") -> None:
+        if x.shape[1:] != self._input_shape:
+            raise ValueError(
+                f"{name} is of shape {tuple(x.shape)}; this model wants (B, "
+                f"{', '.join(map(str, self._input_shape))})"
+            )
+
     def elbo(self, x: Tensor) -> Tensor:
         """log p(x|z) − KL(q(z|x) ‖ p(z)) at one sample z of q(z|x): (B,), in nats."""
         terms = self._terms(x, step=0)
@@ -111,7 +155,12 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
 
     def posterior_for(self, x: Tensor) -> Distribution:
         """q(z|x), of batch shape (B,) and event shape (latent,)."""
-        return self.posterior(self.encoder(x))
+        return self.posterior(self.encode(x))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The encoder's features, (B, features)."""
+        self._check_shape(x)
+        return self.encoder(x)
 
     def log_weights(self, x: Tensor, k: int) -> Tensor:
         """log p(x|z) + log p(z) − log q(z|x) at k samples z of q(z|x): (k, B), in nats.
@@ -145,7 +194,7 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         return self.decoder.mean(self.posterior_for(x).mean)
 
     def _terms(self, x: Tensor, step: int, data_size: int | None = None) -> Terms:
-        h = self.encoder(x)
+        h = self.encode(x)
         z, kl = self.posterior.rsample_and_kl(h, self.prior)
         log_px = self.decoder.log_prob(x, z)
         size = len(x) if data_size is None else data_size
@@ -175,7 +224,7 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         Args:
             pretrained_model_name_or_path: a directory, or a repository's name on the Hub.
             given: parts that were made by other code than this package's, and could not be
-                described: `decoder=...`. Their weights are loaded too.
+                described: `encoder=...`, `decoder=...`. Their weights are loaded too.
 
         Raises:
             FileNotFoundError: there is no such directory, repository or file.
@@ -202,7 +251,8 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
                     given[name] = parts.build(config[name])
                 except ValueError as error:
                     raise ValueError(f"{config_file}: {name}: {error}") from error
-        vae = cls(**given)
+        shapes = {name: config[name] for name in ("input_shape", "features") if name in config}
+        vae = cls(**given, **shapes)
         try:
             vae.load_state_dict(tensors)
         except RuntimeError as error:

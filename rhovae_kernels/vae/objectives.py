@@ -50,7 +50,13 @@ class Terms:
 
 
 class Objective(Part):
-    """A loss to minimize, a function of `Terms`."""
+    """A loss to minimize, a function of `Terms`.
+
+    Attributes:
+        needs_data_size: whether it weighs by the number of data.
+    """
+
+    needs_data_size = False
 
     def forward(self, terms: Terms) -> Tensor:
         """The loss, a scalar in nats: the mean over the batch."""
@@ -170,6 +176,8 @@ class BetaTC(Objective):
         >>> BetaTC(6.0).beta
         6.0
     """
+
+    needs_data_size = True
 
     def __init__(self, beta: float) -> None:
         super().__init__()
@@ -325,6 +333,10 @@ class OnKL(Objective):
 
     def check(self, posterior: Posterior) -> None:
         self.objective.check(posterior)
+
+    @property
+    def needs_data_size(self) -> bool:  # type: ignore[override]
+        return self.objective.needs_data_size
 
     def adversary_optimizer(self) -> Optimizer | None:
         return self.objective.adversary_optimizer()

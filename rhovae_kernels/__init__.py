@@ -28,6 +28,7 @@ _LAZY = {
     "posteriors": "rhovae_kernels.vae.posteriors",
     "priors": "rhovae_kernels.vae.priors",
     "recipes": "rhovae_kernels.vae.recipes",
+    "training": "rhovae_kernels.training",
 }
 
 __all__ = ["BackendError", "build_info", "ops", "staircase", "use_backend", *_LAZY]

@@ -112,8 +112,9 @@ def train(
     """Train a recipe on a data set; the run's directory holds all that `evaluate` needs."""
     import torch
 
-    from rhovae_kernels.data.named import load
-    from rhovae_kernels.training.fit import fit, seeded
+    from rhovae_kernels.data import load
+    from rhovae_kernels.seeding import seeded
+    from rhovae_kernels.training.fit import fit
     from rhovae_kernels.vae.recipes import recipe as find
 
     found = find(recipe)
@@ -208,8 +209,9 @@ def sample(
     import torch
 
     from rhovae_kernels.metrics import traversals
-    from rhovae_kernels.metrics.evaluate import load_run
+    from rhovae_kernels.metrics.data import data_of_run
     from rhovae_kernels.plots import pictures
+    from rhovae_kernels.training.run import load_run
 
     vae, settings = load_run(run)
     kind = "mean" if mean else "draw"
@@ -217,7 +219,8 @@ def sample(
     if mode == "prior":
         drawn = vae.sample(n, kind, generator)
     else:
-        z = traversals.chosen_codes(vae, settings, mode, n, seed)
+        _, x = data_of_run(vae, settings, split="train")
+        z = traversals.chosen_codes(vae, x, mode, n, seed)
         drawn = vae.decoder.mean(z) if mean else vae.decoder.draw(z, generator)
     out = out or run / ("samples.png" if mode == "prior" else f"samples-{mode}.png")
     pictures.samples(out, drawn.detach(), f"{n} samples ({mode}, {kind})")
@@ -243,11 +246,13 @@ def traverse(
 ) -> None:
     """Decode codes along paths into a picture."""
     from rhovae_kernels.metrics import traversals
-    from rhovae_kernels.metrics.evaluate import load_run
+    from rhovae_kernels.metrics.data import data_of_run
     from rhovae_kernels.plots import pictures
+    from rhovae_kernels.training.run import load_run
 
     vae, settings = load_run(run)
-    tracks = traversals.traverse(vae, settings, mode, n, steps, seed)
+    _, x = data_of_run(vae, settings)
+    tracks = traversals.traverse(vae, x, mode, n, steps, seed)
     out = out or run / f"traverse-{mode}.png"
     pictures.paths(out, tracks, f"traversal ({mode})")
     print(out)

@@ -12,13 +12,14 @@ from rich.console import Console
 from torch import Tensor
 
 from rhovae_kernels import backends, ops, use_backend
-from rhovae_kernels.data.named import load
+from rhovae_kernels.data import load
 from rhovae_kernels.files import write_json, written_atomically
 from rhovae_kernels.metrics.evaluate import evaluate
 from rhovae_kernels.nn import MADE, MaskedLinear
 from rhovae_kernels.plots import pictures
 from rhovae_kernels.plots.tables import markdown
-from rhovae_kernels.training.fit import fit, seeded
+from rhovae_kernels.seeding import seeded
+from rhovae_kernels.training.fit import fit
 from rhovae_kernels.vae.model import VAE
 from rhovae_kernels.vae.recipes import recipe
 

@@ -8,25 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from rhovae_kernels.data.named import load
-from rhovae_kernels.files import read_json
 from rhovae_kernels.metrics import aggregate
+from rhovae_kernels.metrics.active_units import active_units
+from rhovae_kernels.metrics.data import data_of_run
 from rhovae_kernels.metrics.fid import check_weights, fid
-from rhovae_kernels.training.fit import RUN, seeded
+from rhovae_kernels.metrics.likelihood import elbo, nll
+from rhovae_kernels.seeding import seeded
+from rhovae_kernels.training.run import load_run
 from rhovae_kernels.vae.model import VAE
 
 METRICS = (
     "elbo, nll@K (K importance samples, for example nll@5000), active-units, skl, leakage, mi, tc, "
     "fid, fid-low-posterior"
 )
-
-ACTIVE_VARIANCE = 0.01
-"""A latent dimension is active where the posterior's mean varies more than this over the data."""
-
-CHUNK_NUMBERS = 2**23
-"""Importance samples are taken so many at a time that the decoder puts out this many numbers."""
 
 
 class Result(dict[str, Any]):
@@ -75,7 +71,7 @@ class Result(dict[str, Any]):
 
 def evaluate(
     vae_or_run: VAE | str | Path,
-    data: str | None = None,
+    data: Any = None,
     metrics: Sequence[str] = ("elbo", "nll@5000", "active-units"),
     *,
     limit: int | None = None,
@@ -85,13 +81,16 @@ def evaluate(
     split: str = "test",
     thresholds: Sequence[float] = aggregate.THRESHOLDS,
     fid_weights: str | Path | None = None,
+    **parts: nn.Module,
 ) -> Result:
-    """Measure a VAE on a split of a data set.
+    """Measure a VAE on data.
 
     Args:
         vae_or_run: the model, or the directory of a run of `fit`, whose best model is measured, by
             default on the data it was trained on.
-        data: name of the data set, see `data.load`; the run's, or "digits", where left out.
+        data: a tensor or array (N, *input_shape), a `Dataset`, a `DataLoader`, of which what is
+            measured on is read into memory, or the name of a data set, see `data.load`; the run's
+            named set, or "digits", where left out.
         metrics: "elbo": log p(x|z) − KL at one sample for each datum, its standard error over the
             data, and its parts. "nll@K": −log (1/K) Σ_k p(x|z_k) p(z_k)/q(z_k|x), an upper bound in
             expectation, with a 95% interval over the data and the effective sample size
@@ -102,9 +101,11 @@ def evaluate(
         data_root: directory of the data sets; the run's where left out.
         binarize: "none", "round", "static" or "dynamic"; the run's, or "none", where left out.
         seed: of the samples.
-        split: "train", "valid" or "test".
+        split: of a named set: "train", "valid" or "test".
         thresholds: of the leakage, in nats, ascending.
         fid_weights: file of the Inception network's weights, for the metrics that take it.
+        parts: of a run, those that were made by other code than this package's: `encoder=...`,
+            `decoder=...`, see `VAE.from_pretrained`.
 
     Returns:
         A dictionary, see `Result`.
@@ -128,25 +129,13 @@ def evaluate(
     measures = {name: _metric(name, thresholds, fid_weights) for name in metrics}
     if limit is not None and limit < 2:
         raise ValueError(f"limit is {limit}; a standard error takes 2 data at least")
-    run: dict[str, Any] = {}
-    if isinstance(vae_or_run, VAE):
-        vae = vae_or_run
-    else:
-        vae, run = load_run(vae_or_run)
-    data = data or run.get("data", "digits")
-    dataset = load(
-        data,
-        data_root if data_root is not None else run.get("data_root"),
-        binarize or run.get("binarize", "none"),
-        split,
-        run.get("seed", seed),
-    )
-    x = dataset.images[:limit]
-    if dataset.input_shape != vae.input_shape:
-        raise ValueError(
-            f"{data} holds data of shape {dataset.input_shape}; the model wants {vae.input_shape}"
-        )
-    result = Result(data=data, split=split, count=len(x), label=dataset.label)
+    vae, run = (vae_or_run, {}) if isinstance(vae_or_run, VAE) else load_run(vae_or_run, **parts)
+    source, x = data_of_run(vae, run, data, split, limit, data_root, binarize, seed)
+    if len(x) < 2:
+        raise ValueError(f"{source.name} holds {len(x)} data; a standard error takes 2 at least")
+    # Of data of one's own there is one split, whatever it is called.
+    split = split if data is None or isinstance(data, str) else "given"
+    result = Result(data=source.name, split=split, count=len(x), label=source.label)
     device = next(vae.parameters()).device
     training = vae.training
     vae.eval()
@@ -163,31 +152,12 @@ def evaluate(
     return result
 
 
-def load_run(run: str | Path) -> tuple[VAE, dict[str, Any]]:
-    """The best model of a run of `fit`, and the run's settings.
-
-    Raises:
-        FileNotFoundError: there is no run, or none that finished an epoch.
-        ValueError: one of its files is truncated or corrupted.
-    """
-    run = Path(run)
-    if not (run / RUN).is_file():
-        raise FileNotFoundError(f"{run} holds no run: {RUN} is not there")
-    settings = read_json(run / RUN)
-    lost = [name for name in ("data", "data_root", "binarize", "seed") if name not in settings]
-    if lost:
-        raise ValueError(f"{run / RUN}: corrupted, it does not say the run's {', '.join(lost)}")
-    # Building the parts draws initial weights, which the saved ones then replace.
-    with seeded(torch.device("cpu"), 0):
-        return VAE.from_pretrained(run), settings
-
-
 def _metric(
     name: str, thresholds: Sequence[float], fid_weights: str | Path | None
 ) -> Callable[[VAE, Tensor], dict[str, Any]]:
     plain = {
-        "elbo": _elbo,
-        "active-units": _active_units,
+        "elbo": elbo,
+        "active-units": active_units,
         "skl": aggregate.skl,
         "mi": aggregate.mi,
         "tc": aggregate.tc,
@@ -203,74 +173,9 @@ def _metric(
         return lambda vae, x: fid(vae, x, weights, name == "fid-low-posterior")
     if found := re.fullmatch(r"nll@([1-9]\d*)", name):
         samples = int(found[1])
-        return lambda vae, x: _nll(vae, x, samples)
+        return lambda vae, x: nll(vae, x, samples)
     raise ValueError(f"there is no metric {name!r}; there are {METRICS}")
 
 
 def _with_error(entry: dict[str, Any]) -> str:
     return f"{entry['mean']:.3f} ± {entry['standard_error']:.3f} (standard error)"
-
-
-def _standard_error(values: Tensor) -> float:
-    """Of the mean."""
-    return float(values.std() / math.sqrt(len(values)))
-
-
-def _elbo(vae: VAE, x: Tensor) -> dict[str, Any]:
-    outputs = [vae(batch) for batch in x.split(aggregate.BATCH)]
-    distortion = torch.cat([output.distortion for output in outputs]).double()
-    rate = torch.cat([output.rate for output in outputs]).double()
-    elbo = -(distortion + rate)
-    return {
-        "mean": elbo.mean().item(),
-        "standard_error": _standard_error(elbo),
-        "distortion": distortion.mean().item(),
-        "rate": rate.mean().item(),
-    }
-
-
-def log_mean_weights(vae: VAE, x: Tensor, samples: int) -> tuple[Tensor, Tensor]:
-    """log (1/K) Σ_k w_k and the effective sample size (Σw)²/Σw², each (B,), float64.
-
-    Exactly K = `samples` weights, taken in chunks so that memory does not grow with K.
-
-    Args:
-        vae: the model.
-        x: data, (B, *input_shape).
-        samples: K.
-    """
-    chunk = max(1, CHUNK_NUMBERS // x.numel())
-    first = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
-    second = first.clone()
-    for start in range(0, samples, chunk):
-        log_w = vae.log_weights(x, min(chunk, samples - start)).double()
-        first = torch.logaddexp(first, log_w.logsumexp(0))
-        second = torch.logaddexp(second, (2 * log_w).logsumexp(0))
-    return first - math.log(samples), torch.exp(2 * first - second)
-
-
-def _nll(vae: VAE, x: Tensor, samples: int) -> dict[str, Any]:
-    # Few data at a time where even one sample of each is much.
-    rows = max(1, min(aggregate.BATCH, CHUNK_NUMBERS // x[0].numel()))
-    parts = [log_mean_weights(vae, batch, samples) for batch in x.split(rows)]
-    nll = -torch.cat([log_p for log_p, _ in parts])
-    ess = torch.cat([size for _, size in parts])
-    mean, error = nll.mean().item(), _standard_error(nll)
-    return {
-        "mean": mean,
-        "standard_error": error,
-        "interval_95": [mean - 1.96 * error, mean + 1.96 * error],
-        "samples": samples,
-        "ess_mean": ess.mean().item(),
-        "ess_min": ess.min().item(),
-    }
-
-
-def _active_units(vae: VAE, x: Tensor) -> dict[str, Any]:
-    means = torch.cat([vae.posterior_for(batch).mean for batch in x.split(aggregate.BATCH)])
-    variances = means.double().var(0, unbiased=False)
-    return {
-        "active": int((variances > ACTIVE_VARIANCE).sum()),
-        "latent": vae.latent,
-        "variances": variances.tolist(),
-    }

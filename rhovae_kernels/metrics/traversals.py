@@ -1,14 +1,10 @@
 """Codes worth a look: in pockets and leaks, and along paths between and across data."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from rhovae_kernels.data.named import load
 from rhovae_kernels.metrics import aggregate
-from rhovae_kernels.training.fit import seeded
+from rhovae_kernels.seeding import seeded
 from rhovae_kernels.vae.model import VAE
 
 CHOICES = {"low-posterior": aggregate.low_posterior, "high-posterior": aggregate.high_posterior}
@@ -19,12 +15,12 @@ REACH = 2.0
 """A factor is varied over so many standard deviations of the aggregate posterior to each side."""
 
 
-def chosen_codes(vae: VAE, settings: Mapping[str, Any], mode: str, n: int, seed: int) -> Tensor:
+def chosen_codes(vae: VAE, x: Tensor, mode: str, n: int, seed: int) -> Tensor:
     """Samples in pockets or leaks, (n, latent), the farthest first.
 
     Args:
-        vae: the model of a run.
-        settings: the run's: its training data are those of the aggregate posterior.
+        vae: the model.
+        x: the data of the aggregate posterior, (N, *input_shape).
         mode: "low-posterior" or "high-posterior", see `aggregate`.
         n: how many.
         seed: of the samples.
@@ -34,24 +30,21 @@ def chosen_codes(vae: VAE, settings: Mapping[str, Any], mode: str, n: int, seed:
     """
     if mode not in CHOICES:
         raise ValueError(f"mode is {mode!r}; it must be one of prior, {', '.join(CHOICES)}")
-    x = _data(settings, "train")
     with seeded(x.device, seed):
         return CHOICES[mode](vae, x, n)
 
 
 @torch.no_grad()
-def traverse(
-    vae: VAE, settings: Mapping[str, Any], mode: str, n: int, steps: int, seed: int
-) -> Tensor:
+def traverse(vae: VAE, x: Tensor, mode: str, n: int, steps: int, seed: int) -> Tensor:
     """What the decoder makes of codes along paths, (paths, steps, *input_shape).
 
-    "samples": from one test datum's code to another's, in a straight line of the generation space,
+    "samples": from one datum's code to another's, in a straight line of the generation space,
     mapped back: under a decoupled prior the path keeps to where codes are. "factors": through the
-    mean code of one test datum, a path for each dimension of the representation space.
+    mean code of one datum, a path for each dimension of the representation space.
 
     Args:
-        vae: the model of a run.
-        settings: the run's.
+        vae: the model.
+        x: data to go between, (N, *input_shape).
         mode: "samples" or "factors".
         n: how many paths between data; a path of factors for each dimension.
         steps: how many codes on a path, both ends included.
@@ -62,7 +55,6 @@ def traverse(
     """
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(MODES)}")
-    x = _data(settings, "test")
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed % 2**64))
     if mode == "samples":
         ends = order.repeat(-(-2 * n // len(x)))[: 2 * n]
@@ -74,8 +66,3 @@ def traverse(
         offsets = torch.linspace(-REACH, REACH, steps)[None, :, None]
         z = means[order[0]] + offsets * torch.diag(means.std(0))[:, None]
     return vae.decoder.mean(z)
-
-
-def _data(settings: Mapping[str, Any], split: str) -> Tensor:
-    data, root, binarize = (settings[name] for name in ("data", "data_root", "binarize"))
-    return load(data, root, binarize, split, settings["seed"]).images

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rhovae_kernels.data.named import load
+from rhovae_kernels.data import load
 from rhovae_kernels.files import read_json
 from rhovae_kernels.metrics import aggregate
 from rhovae_kernels.metrics.evaluate import evaluate
@@ -16,7 +16,8 @@ from rhovae_kernels.metrics.fid import check_weights
 from rhovae_kernels.papers import study
 from rhovae_kernels.plots import pictures
 from rhovae_kernels.plots.tables import markdown
-from rhovae_kernels.training.fit import RUN, seeded
+from rhovae_kernels.seeding import seeded
+from rhovae_kernels.training.run import RUN
 from rhovae_kernels.vae.model import VAE
 from rhovae_kernels.vae.recipes import recipe
 

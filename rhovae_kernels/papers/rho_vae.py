@@ -6,12 +6,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from rhovae_kernels.data.named import load
+from rhovae_kernels.data import load
 from rhovae_kernels.files import read_json
 from rhovae_kernels.papers import published, study
 from rhovae_kernels.plots import pictures
 from rhovae_kernels.plots.tables import markdown
-from rhovae_kernels.training.fit import RUN, History
+from rhovae_kernels.training.run import RUN, History
 from rhovae_kernels.vae.model import VAE
 from rhovae_kernels.vae.recipes import recipe
 

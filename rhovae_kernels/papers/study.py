@@ -10,7 +10,10 @@ import torch
 from rhovae_kernels.files import read_json, write_json, written_atomically
 from rhovae_kernels.metrics.evaluate import evaluate
 from rhovae_kernels.plots import pictures
-from rhovae_kernels.training.fit import LAST, Checkpoint, History, fit, seeded
+from rhovae_kernels.seeding import seeded
+from rhovae_kernels.training.checkpoint import Checkpoint
+from rhovae_kernels.training.fit import fit
+from rhovae_kernels.training.run import LAST, History
 from rhovae_kernels.vae.model import VAE
 
 NLL = "nll@256"

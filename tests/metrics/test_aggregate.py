@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-from typing import ClassVar
 
 import pytest
 import torch
@@ -199,7 +198,7 @@ def test_evaluate_holds_them_ready_for_json_and_for_readers():
 
 
 class TestTraversal:
-    SETTINGS: ClassVar = {"data": "two-moons", "data_root": None, "binarize": "none", "seed": 0}
+    DATA = rk.data.load("two-moons", split="test").images
 
     def test_between_data_the_path_is_straight_in_the_generation_space(self):
         torch.manual_seed(0)
@@ -207,7 +206,7 @@ class TestTraversal:
         for p in prior.parameters():
             p.data.add_(0.3 * torch.randn_like(p))
         vae = gaussian_vae(2, 0.5, prior).float()
-        z = traversals.traverse(vae, self.SETTINGS, "samples", 3, 5, seed=1)
+        z = traversals.traverse(vae, self.DATA, "samples", 3, 5, seed=1)
         assert z.shape == (3, 5, 2)
         straight = vae.prior.to_generation(z)
         torch.testing.assert_close(
@@ -218,7 +217,7 @@ class TestTraversal:
 
     def test_one_factor_at_a_time_moves_on_its_own(self):
         vae = gaussian_vae(2, 0.5).float()
-        z = traversals.traverse(vae, self.SETTINGS, "factors", 1, 7, seed=1)
+        z = traversals.traverse(vae, self.DATA, "factors", 1, 7, seed=1)
         assert z.shape == (2, 7, 2)
         for k in range(2):
             assert (z[k, :, k].diff() > 0).all()
@@ -228,9 +227,9 @@ class TestTraversal:
     def test_unknown_modes_are_refused(self):
         vae = gaussian_vae(2, 0.5).float()
         with pytest.raises(ValueError, match="mode is 'up'; it must be one of samples, factors"):
-            traversals.traverse(vae, self.SETTINGS, "up", 1, 3, 0)
+            traversals.traverse(vae, self.DATA, "up", 1, 3, 0)
         with pytest.raises(ValueError, match="mode is 'up'; it must be one of prior, low-post"):
-            traversals.chosen_codes(vae, self.SETTINGS, "up", 1, 0)
+            traversals.chosen_codes(vae, self.DATA, "up", 1, 0)
 
 
 class TestFID:

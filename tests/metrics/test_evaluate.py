@@ -10,8 +10,9 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 import rhovae_kernels as rk
-from rhovae_kernels.metrics import evaluate
-from rhovae_kernels.metrics.evaluate import log_mean_weights
+from rhovae_kernels.metrics import likelihood
+from rhovae_kernels.metrics.active_units import active_units
+from rhovae_kernels.metrics.likelihood import log_mean_weights
 from rhovae_kernels.papers import published
 
 D, LATENT = 5, 3
@@ -106,7 +107,7 @@ def test_exactly_k_weights_are_taken_whatever_the_chunk(monkeypatch, x, chunk):
         return taken[-1]
 
     monkeypatch.setattr(vae, "log_weights", counted)
-    monkeypatch.setattr(evaluate, "CHUNK_NUMBERS", chunk * x.numel())
+    monkeypatch.setattr(likelihood, "CHUNK_NUMBERS", chunk * x.numel())
     log_p, ess = log_mean_weights(vae, x, 10)
     w = torch.cat(taken)
     assert w.shape == (10, len(x))
@@ -184,7 +185,7 @@ def test_a_latent_dimension_that_ignores_the_data_is_not_active():
         vae.posterior.head.weight[1].zero_()
     x = torch.randn(200, D, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        units = evaluate._active_units(vae, x)
+        units = active_units(vae, x)
     assert units["active"] == 2
     assert units["variances"][1] == 0
 

@@ -1,7 +1,6 @@
 """Training runs: what they write, how they resume, what they refuse."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -12,7 +11,9 @@ import torch
 
 import rhovae_kernels as rk
 from rhovae_kernels.files import load_tensors
-from rhovae_kernels.training.fit import Checkpoint, History, score
+from rhovae_kernels.training.checkpoint import Checkpoint
+from rhovae_kernels.training.run import History
+from rhovae_kernels.training.score import score
 
 CHECKPOINTS = ("best.safetensors", "last.safetensors")
 
@@ -337,38 +338,6 @@ def test_batches_of_one_are_refused_where_there_is_batch_normalization(tmp_path)
     with pytest.raises(ValueError, match=r"batch_size is 1, of 1257 data; .*batches of at least 2"):
         train(tmp_path / "run", dcgan_vae(), batch_size=1)
     assert not (tmp_path / "run").exists()
-
-
-TWO_PROCESSES = """
-import sys
-import torch
-import rhovae_kernels as rk
-
-torch.manual_seed(0)
-vae = rk.VAE(rk.nets.MLP((1, 8, 8), hidden=(16,)), rk.posteriors.AR1(2),
-             rk.priors.StandardNormal(2), rk.decoders.Bernoulli())
-rk.fit(vae, "digits", epochs=2, out=sys.argv[1], batch_size=157, quiet=True)
-"""
-
-
-def test_two_processes_train_one_run_as_well_as_one_does(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(TWO_PROCESSES)
-    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    command = [sys.executable, *launch, "--main_process_port", "0", str(script)]
-    root = str(Path(__file__).parents[2])
-    environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(
-        [*command, str(tmp_path / "two")], env=environment, capture_output=True, timeout=120
-    )
-    assert ended.returncode == 0, ended.stderr.decode()
-    alone = train(tmp_path / "one", batch_size=157, binarize="none")
-    together = json.loads((tmp_path / "two" / "history.json").read_text())
-    # 1257 images in batches of 157: the last holds one image, of which one process has none.
-    # The processes draw their samples from streams of their own, so nats differ by noise alone.
-    assert together[-1]["test_negative_elbo"] == pytest.approx(
-        alone.epochs[-1]["test_negative_elbo"], rel=0.02
-    )
 
 
 def test_a_run_whose_last_checkpoint_is_gone_is_not_trained_over(tmp_path):

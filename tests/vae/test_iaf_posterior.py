@@ -12,8 +12,9 @@ import rhovae_kernels as rk
 from rhovae_kernels import decoders, nets, posteriors, priors
 from rhovae_kernels.distributions.pushforward import Pushforward
 from rhovae_kernels.files import load_tensors
-from rhovae_kernels.metrics.evaluate import log_mean_weights
-from rhovae_kernels.training.fit import score, seeded
+from rhovae_kernels.metrics.likelihood import log_mean_weights
+from rhovae_kernels.seeding import seeded
+from rhovae_kernels.training.score import score
 
 D = 4
 BATCH = 3

@@ -11,7 +11,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 
 import rhovae_kernels as rk
 from rhovae_kernels.files import load_tensors
-from rhovae_kernels.training.fit import LAST
+from rhovae_kernels.training.run import LAST
 from rhovae_kernels.vae import divergences, parts, posteriors, priors
 from rhovae_kernels.vae.objectives import (
     ELBO,

@@ -1,0 +1,68 @@
+"""What a model makes of each datum: −ELBO, and −log p(x) by importance sampling."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rhovae_kernels.metrics.aggregate import BATCH
+from rhovae_kernels.vae.model import VAE
+
+CHUNK_NUMBERS = 2**23
+"""Importance samples are taken so many at a time that the decoder puts out this many numbers."""
+
+
+def standard_error(values: Tensor) -> float:
+    """Of the mean."""
+    return float(values.std() / math.sqrt(len(values)))
+
+
+def elbo(vae: VAE, x: Tensor) -> dict[str, Any]:
+    outputs = [vae(batch) for batch in x.split(BATCH)]
+    distortion = torch.cat([output.distortion for output in outputs]).double()
+    rate = torch.cat([output.rate for output in outputs]).double()
+    bound = -(distortion + rate)
+    return {
+        "mean": bound.mean().item(),
+        "standard_error": standard_error(bound),
+        "distortion": distortion.mean().item(),
+        "rate": rate.mean().item(),
+    }
+
+
+def log_mean_weights(vae: VAE, x: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+    """log (1/K) Σ_k w_k and the effective sample size (Σw)²/Σw², each (B,), float64.
+
+    Exactly K = `samples` weights, taken in chunks so that memory does not grow with K.
+
+    Args:
+        vae: the model.
+        x: data, (B, *input_shape).
+        samples: K.
+    """
+    chunk = max(1, CHUNK_NUMBERS // x.numel())
+    first = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
+    second = first.clone()
+    for start in range(0, samples, chunk):
+        log_w = vae.log_weights(x, min(chunk, samples - start)).double()
+        first = torch.logaddexp(first, log_w.logsumexp(0))
+        second = torch.logaddexp(second, (2 * log_w).logsumexp(0))
+    return first - math.log(samples), torch.exp(2 * first - second)
+
+
+def nll(vae: VAE, x: Tensor, samples: int) -> dict[str, Any]:
+    # Few data at a time where even one sample of each is much.
+    rows = max(1, min(BATCH, CHUNK_NUMBERS // x[0].numel()))
+    parts = [log_mean_weights(vae, batch, samples) for batch in x.split(rows)]
+    bound = -torch.cat([log_p for log_p, _ in parts])
+    ess = torch.cat([size for _, size in parts])
+    mean, error = bound.mean().item(), standard_error(bound)
+    return {
+        "mean": mean,
+        "standard_error": error,
+        "interval_95": [mean - 1.96 * error, mean + 1.96 * error],
+        "samples": samples,
+        "ess_mean": ess.mean().item(),
+        "ess_min": ess.min().item(),
+    }

@@ -1,0 +1,44 @@
+"""`score`: what a model is worth on the data that a run looks at after each epoch."""
+
+import torch
+
+from rhovae_kernels.data.named import Dataset
+from rhovae_kernels.data.sources import InMemory, Source
+from rhovae_kernels.seeding import seeded
+from rhovae_kernels.vae.model import VAE
+
+
+def score(
+    vae: VAE, data: Source | Dataset, batch_size: int, seed: int, step: int = 0
+) -> dict[str, float]:
+    """Means over data: of the objective that the model trains on, of −ELBO and of its parts.
+
+    Args:
+        vae: the model.
+        data: the data.
+        batch_size: data in a batch; the published objective depends on it.
+        seed: of the samples of q(z|x).
+        step: optimization steps taken so far, for objectives that change with them.
+
+    Returns:
+        loss, negative_elbo, distortion and rate, in nats.
+    """
+    source = InMemory(data) if isinstance(data, Dataset) else data
+    device = next(vae.parameters()).device
+    totals, count = torch.zeros(3, dtype=torch.float64), 0
+    vae.eval()
+    with seeded(device, seed), torch.no_grad():
+        for x, _, total in source.batches(batch_size, shuffle=False):
+            if not source.in_memory:
+                vae.check_data(x, source.name)
+            loss, distortion, rate = vae(x.to(device), step, source.count)
+            batch = torch.stack([loss * total, distortion.sum(), rate.sum()])
+            totals += batch.double().cpu()
+            count += total
+    loss, distortion, rate = (totals / count).tolist()
+    return {
+        "loss": loss,
+        "negative_elbo": distortion + rate,
+        "distortion": distortion,
+        "rate": rate,
+    }

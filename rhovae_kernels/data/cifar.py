@@ -1,8 +1,12 @@
-"""The binary version of CIFAR-10: files of records, each a label and an image."""
+"""CIFAR-10 from its binary version: files of records, each a label and an image."""
 
 from pathlib import Path
 
 import numpy as np
+import torch
+
+from rhovae_kernels.data.dataset import Dataset, rows
+from rhovae_kernels.data.download import fetch, unpack
 
 IMAGE = (3, 32, 32)
 CLASSES = 10
@@ -66,3 +70,40 @@ def read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
             f"to {CLASSES - 1}"
         )
     return records[:, 1:].reshape(-1, *IMAGE), labels
+
+
+def load(split: str, root: Path, mirror: str | None) -> Dataset:
+    """A split of CIFAR-10: the last tenth of the training images validates.
+
+    Args:
+        split: "train", "valid" or "test".
+        root: directory of the data sets: the files are in root/cifar-10 or in
+            root/cifar-10/cifar-10-batches-bin, or unpacked there from the published archive, which
+            is downloaded where it is not in root/cifar-10 either.
+        mirror: see `download.fetch`.
+
+    Returns:
+        Red, green and blue (N, 3, 32, 32) in [0, 1].
+
+    Raises:
+        ValueError: a file or the archive is truncated or corrupted.
+        OSError: the download failed.
+    """
+    directory = root / "cifar-10"
+    unpacked = directory / FOLDER
+
+    def place(name: str) -> Path:
+        return directory / name if (directory / name).exists() else unpacked / name
+
+    names = FILES["test" if split == "test" else "train"]
+    if not all(place(name).exists() for name in names):
+        archive = directory / ARCHIVE
+        if not archive.exists():
+            fetch("cifar-10", archive, mirror)
+        every = [name for names in FILES.values() for name in names]
+        unpack("cifar-10", archive, unpacked, [name for name in every if not place(name).exists()])
+    images, classes = zip(*(read(place(name)) for name in names), strict=True)
+    pixels, labels = np.concatenate(images), np.concatenate(classes)
+    chosen = rows(split, len(pixels))
+    values = torch.from_numpy(pixels[chosen].astype(np.float32)).div_(255)
+    return Dataset("cifar-10", split, values, torch.from_numpy(labels[chosen].astype(np.int64)))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from rhovae_kernels.data import cifar, digits, mnist, two_moons
-from rhovae_kernels.data.dataset import BINARIZATIONS, SPLITS, WHOLE, Dataset
+from rhovae_kernels.data.dataset import BINARIZATIONS, SPLITS, WHOLE, Dataset, check_choice
 from rhovae_kernels.data.download import cache_directory
 
 
@@ -71,20 +71,14 @@ def load(
         >>> digits.images.shape, digits.label
         (torch.Size([360, 1, 8, 8]), 'grey')
     """
-    for argument, value, known in (
-        ("name", name, tuple(LOADERS)),
-        ("binarize", binarize, tuple(BINARIZATIONS)),
-        ("split", split, (*SPLITS, WHOLE)),
-    ):
-        if value not in known:
-            raise ValueError(f"{argument} is {value!r}; it must be one of {', '.join(known)}")
+    check_choice("name", name, LOADERS)
+    check_choice("binarize", binarize, BINARIZATIONS)
+    check_choice("split", split, (*SPLITS, WHOLE))
     if split == WHOLE:
         parts = [load(name, root, binarize, part, seed, mirror) for part in WHOLE.split("+")]
         values = torch.cat([part.values for part in parts])
-        labels = torch.cat([part.labels for part in parts])
-        return replace(parts[0], split=split, values=values, labels=labels)
+        labels = [part.labels for part in parts if part.labels is not None]
+        together = torch.cat(labels) if labels else None
+        return replace(parts[0], split=split, values=values, labels=together)
     place = Path(root) if root is not None else cache_directory()
-    dataset = LOADERS[name](Request(split, place, seed, mirror))
-    if binarize != "none" and len(dataset.input_shape) != 3:
-        raise ValueError(f"binarize is {binarize!r}; {name} are points, which take 'none'")
-    return replace(dataset, binarize=binarize, seed=seed)
+    return LOADERS[name](Request(split, place, seed, mirror)).binarized(binarize, seed)

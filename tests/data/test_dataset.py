@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rhovae_kernels.data import named
+from rhovae_kernels.data import Dataset, named
 
 
 class TestBinarization:
@@ -65,3 +65,66 @@ class TestBatches:
         digits = named.load("digits", split="test")
         batches = digits.batches(64, epoch=1, shuffle=False)
         assert torch.equal(torch.cat(list(batches)), digits.images)
+
+
+def as_bytes(dataset: Dataset) -> Dataset:
+    """The same pixels, stored as bytes."""
+    values = (dataset.values * 255).round().to(torch.uint8)
+    return Dataset(dataset.name, dataset.split, values, binarize=dataset.binarize)
+
+
+def as_floats(dataset: Dataset) -> Dataset:
+    values = dataset.values.float() / 255
+    return Dataset(dataset.name, dataset.split, values, binarize=dataset.binarize)
+
+
+class TestBytes:
+    @pytest.mark.parametrize("shuffle", [True, False], ids=["shuffled", "in order"])
+    @pytest.mark.parametrize("binarize", ["none", "round", "static", "dynamic"])
+    def test_batches_of_bytes_have_the_bits_of_those_of_floats(self, binarize, shuffle):
+        of_bytes = as_bytes(named.load("digits", binarize=binarize, split="test"))
+        of_floats = as_floats(of_bytes)
+        assert of_bytes.scaled and not of_floats.scaled
+        pairs = zip(
+            of_bytes.batches(100, 2, 3, shuffle), of_floats.batches(100, 2, 3, shuffle), strict=True
+        )
+        for one, other in pairs:
+            assert one.dtype is torch.float32 and torch.equal(one, other)
+        assert torch.equal(of_bytes.images, of_floats.images)
+        assert of_bytes.label == of_floats.label
+
+    def test_a_byte_counts_from_0_to_1(self):
+        values = torch.arange(256, dtype=torch.uint8).reshape(256, 1, 1, 1)
+        images = Dataset("mine", "train", values).images.flatten()
+        assert torch.equal(images, torch.arange(256) / 255)
+
+    @pytest.mark.parametrize("binarize", ["none", "round"])
+    def test_no_more_bytes_become_floats_than_a_batch_holds(self, binarize, monkeypatch):
+        dataset = as_bytes(named.load("digits", binarize=binarize, split="test"))
+        monkeypatch.setattr(Dataset, "images_of", None)  # which makes floats of all
+        assert [len(batch) for batch in dataset.batches(100)] == [100, 100, 100, 60]
+
+
+class TestBinarized:
+    @pytest.mark.parametrize(
+        ("values", "says"),
+        [
+            (torch.rand(5, 784), r"mine are points of shape \(784,\), which take 'none'"),
+            (torch.linspace(-1, 3, 5).reshape(5, 1, 1, 1), "mine holds values from -1 to 3"),
+        ],
+        ids=["points", "out of range"],
+    )
+    def test_what_are_no_pixels_is_not_made_binary(self, values, says):
+        dataset = Dataset("mine", "train", values)
+        with pytest.raises(ValueError, match=says):
+            dataset.binarized("round", seed=0)
+        assert dataset.binarized("none", seed=4) == Dataset("mine", "train", values, seed=4)
+
+    def test_an_unknown_way_is_refused_with_those_there_are(self):
+        with pytest.raises(ValueError, match="binarize is 'no'; it must be one of none, round"):
+            Dataset("mine", "train", torch.rand(5, 1, 2, 2)).binarized("no", seed=0)
+
+    def test_images_out_of_range_are_not_labelled_grey(self):
+        values = torch.randn(5, 1, 2, 2)
+        assert Dataset("mine", "train", values).label == "continuous"
+        assert Dataset("mine", "train", values.sigmoid()).label == "grey"

@@ -16,6 +16,9 @@ RECORD = 1 + 3 * 32 * 32
 ARCHIVE, FOLDER = "cifar-10-binary.tar.gz", "cifar-10-batches-bin"
 """What is published, and the directory in it that holds the files."""
 
+PICKLED = ("cifar-10-batches-py", "cifar-10-python.tar.gz")
+"""The version that torchvision stores, of pickled Python objects: not read."""
+
 FILES = {
     "train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
     "test": ("test_batch.bin",),
@@ -77,9 +80,11 @@ def load(split: str, root: Path, mirror: str | None) -> Dataset:
 
     Args:
         split: "train", "valid" or "test".
-        root: directory of the data sets: the files are in root/cifar-10 or in
-            root/cifar-10/cifar-10-batches-bin, or unpacked there from the published archive, which
-            is downloaded where it is not in root/cifar-10 either.
+        root: directory of the data sets. Each file is taken from root/cifar-10, from
+            cifar-10-batches-bin there or in root, or from root itself; where one is in none of
+            them it is unpacked from the published archive, which lies in root/cifar-10 or root or
+            is downloaded into the former. The version of pickled Python objects (torchvision's
+            cifar-10-batches-py) is not read.
         mirror: see `download.fetch`.
 
     Returns:
@@ -87,23 +92,44 @@ def load(split: str, root: Path, mirror: str | None) -> Dataset:
 
     Raises:
         ValueError: a file or the archive is truncated or corrupted.
-        OSError: the download failed.
+        OSError: the download failed; where there are pickled objects, it says that they are not
+            read.
+
+    Source:
+        A. Krizhevsky, 2009, Learning Multiple Layers of Features from Tiny Images,
+        https://www.cs.toronto.edu/~kriz/cifar.html
     """
-    directory = root / "cifar-10"
-    unpacked = directory / FOLDER
+    own = root / "cifar-10"
+    unpacked = own / FOLDER
 
     def place(name: str) -> Path:
-        return directory / name if (directory / name).exists() else unpacked / name
+        places = [directory / name for directory in (own, unpacked, root / FOLDER, root)]
+        return next((path for path in places if path.is_file()), unpacked / name)
 
     names = FILES["test" if split == "test" else "train"]
     if not all(place(name).exists() for name in names):
-        archive = directory / ARCHIVE
-        if not archive.exists():
-            fetch("cifar-10", archive, mirror)
         every = [name for names in FILES.values() for name in names]
-        unpack("cifar-10", archive, unpacked, [name for name in every if not place(name).exists()])
+        missing = [name for name in every if not place(name).exists()]
+        unpack("cifar-10", _archive(own, root, mirror), unpacked, missing)
     images, classes = zip(*(read(place(name)) for name in names), strict=True)
     pixels, labels = np.concatenate(images), np.concatenate(classes)
     chosen = rows(split, len(pixels))
     values = torch.from_numpy(pixels[chosen].astype(np.float32)).div_(255)
     return Dataset("cifar-10", split, values, torch.from_numpy(labels[chosen].astype(np.int64)))
+
+
+def _archive(own: Path, root: Path, mirror: str | None) -> Path:
+    """The published archive, downloaded where it is not there."""
+    for directory in (own, root):
+        if (directory / ARCHIVE).exists():
+            return directory / ARCHIVE
+    try:
+        return fetch("cifar-10", own / ARCHIVE, mirror)
+    except OSError as error:
+        for path in (directory / name for directory in (own, root) for name in PICKLED):
+            if path.exists():
+                raise OSError(
+                    f"{path}: CIFAR-10 as pickled Python objects, which are not read, as they run "
+                    f"code of their own when they are; its binary version is wanted, and {error}"
+                ) from error
+        raise

@@ -44,12 +44,12 @@ def load(
 
     `digits`: 1,797 images of 8×8, in scikit-learn; a fixed permutation holds out 180 for
     validation and 360 for test. `two-moons`: points (2,), drawn by scikit-learn. `mnist`,
-    `fashion-mnist`, `kmnist`: IDX files, as they are or compressed, in the directory root/name;
-    where there are none they are downloaded into it. `cifar-10`: the files of its binary version,
-    in root/cifar-10 or in root/cifar-10/cifar-10-batches-bin, or unpacked there from the published
-    archive, which is downloaded where it is not there either. The validation split of all that come
-    from files is the last tenth of the training images. "train+valid" is all of them, for
-    comparisons with sources that hold out none.
+    `fashion-mnist`, `kmnist`: IDX files. `cifar-10`: the files of its binary version. Files are
+    taken from the directory root/name, from root itself or under the names that torchvision gives
+    directories in root (each set's loader says which: `mnist.load`, `cifar.load`); where there are
+    none they are downloaded into root/name. The validation split of all that come from files is the
+    last tenth of the training images. "train+valid" is all of them, for comparisons with sources
+    that hold out none.
 
     Args:
         name: the data set.

@@ -46,10 +46,13 @@ def no_mirror(monkeypatch):
     monkeypatch.setenv(download.MIRROR_VARIABLE, "http://127.0.0.1:9")
 
 
-@pytest.mark.parametrize("folder", ["", "cifar-10-batches-bin"])
+@pytest.mark.parametrize(
+    "folder",
+    ["cifar-10", "cifar-10/cifar-10-batches-bin", "cifar-10-batches-bin", "."],
+)
 def test_the_last_tenth_of_the_five_files_in_their_order_validates(tmp_path, folder):
-    directory = tmp_path / "cifar-10" / folder
-    directory.mkdir(parents=True)
+    directory = tmp_path / folder
+    directory.mkdir(parents=True, exist_ok=True)
     for name, content in cifar_files(records=4).items():
         (directory / name).write_bytes(content)
     train, valid, test = (named.load("cifar-10", tmp_path, split=s) for s in named.SPLITS)
@@ -103,6 +106,27 @@ def test_a_file_that_is_not_whole_is_named_and_no_download_takes_its_place(tmp_p
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing: no such file"):
         cifar.read(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("name", ["cifar-10-batches-py", "cifar-10/cifar-10-python.tar.gz"])
+def test_pickled_objects_are_named_where_there_is_nothing_else_and_not_read(tmp_path, name):
+    (tmp_path / name).mkdir(parents=True)
+    says = f"{name}: CIFAR-10 as pickled Python objects, which are not read.*download from"
+    with pytest.raises(OSError, match=says):
+        named.load("cifar-10", tmp_path)
+    for file, content in cifar_files().items():
+        (tmp_path / file).write_bytes(content)
+    assert len(named.load("cifar-10", tmp_path)) == 18
+
+
+@pytest.mark.parametrize("folder", ["cifar-10", "."])
+def test_the_archive_is_unpacked_where_it_lies_already(tmp_path, monkeypatch, folder):
+    archive = tmp_path / folder / cifar.ARCHIVE
+    archive.parent.mkdir(exist_ok=True)
+    archive.write_bytes(cifar_archive(cifar_files()))
+    md5 = {archive.name: hashlib.md5(archive.read_bytes()).hexdigest()}
+    monkeypatch.setitem(download.SOURCES, "cifar-10", download.Source("nowhere", md5))
+    assert len(named.load("cifar-10", tmp_path)) == 18
 
 
 def test_a_damaged_archive_is_named_and_nothing_comes_of_it(tmp_path, monkeypatch):

@@ -33,7 +33,7 @@ def pixels(count: int) -> np.ndarray:
 def write_family(root: Path, name: str = "mnist", train: int = 20, test: int = 5) -> Path:
     """A small data set in MNIST's four files, one of them compressed."""
     directory = root / name
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     for prefix, count in (("train", train), ("t10k", test)):
         images = idx_bytes(pixels(count))
         (directory / f"{prefix}-labels-idx1-ubyte").write_bytes(
@@ -164,3 +164,65 @@ def test_data_that_were_given_no_directory_go_to_the_users_cache(monkeypatch, tm
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     write_family(tmp_path / "rhovae_kernels")
     assert len(named.load("mnist", split="test")) == 5
+
+
+@pytest.fixture
+def no_server(monkeypatch):
+    monkeypatch.setenv(download.MIRROR_VARIABLE, "http://127.0.0.1:9")
+
+
+@pytest.mark.usefixtures("no_server")
+class TestPlaces:
+    @pytest.mark.parametrize(
+        ("name", "folder"),
+        [
+            ("mnist", "MNIST/raw"),
+            ("fashion-mnist", "FashionMNIST/raw"),
+            ("kmnist", "KMNIST/raw"),
+            ("fashion-mnist", "fashion-mnist"),
+            ("kmnist", "."),
+        ],
+    )
+    def test_files_are_found_in_torchvisions_folders_and_in_the_root_itself(
+        self, tmp_path, name, folder
+    ):
+        write_family(tmp_path, folder)
+        dataset = named.load(name, tmp_path, split="train+valid")
+        assert len(dataset) == 20 and dataset.name == name
+        assert torch.equal(dataset.images[:, 0], torch.from_numpy(pixels(20)).float() / 255)
+
+    @pytest.mark.parametrize("compressed", [False, True], ids=["raw", "compressed"])
+    @pytest.mark.parametrize("mark", ["-", "."])
+    def test_files_are_found_under_the_names_of_publishers_and_mirrors(
+        self, tmp_path, mark, compressed
+    ):
+        for kind, content in (
+            (f"images{mark}idx3", idx_bytes(pixels(6))),
+            (f"labels{mark}idx1", idx_bytes(np.arange(6, dtype=np.uint8))),
+        ):
+            path = tmp_path / f"t10k-{kind}-ubyte{'.gz' if compressed else ''}"
+            path.write_bytes(gzip.compress(content) if compressed else content)
+        assert named.load("mnist", tmp_path, split="test").labels.tolist() == list(range(6))
+
+    def test_images_and_labels_come_from_one_directory(self, tmp_path):
+        write_family(tmp_path, "MNIST/raw", train=20)
+        directory = write_family(tmp_path, "mnist", train=30)
+        (directory / "train-labels-idx1-ubyte").unlink()
+        assert len(named.load("mnist", tmp_path, split="train+valid")) == 20
+
+    def test_a_directory_named_after_the_set_comes_first(self, tmp_path):
+        write_family(tmp_path, "MNIST/raw", train=20)
+        write_family(tmp_path, ".", train=20)
+        write_family(tmp_path, "mnist", train=30)
+        assert len(named.load("mnist", tmp_path, split="train+valid")) == 30
+
+    @pytest.mark.parametrize("folder", ["mnist", "MNIST/raw", "kmnist"])
+    def test_the_files_of_another_set_are_not_taken_for_those_asked_for(self, tmp_path, folder):
+        root = write_family(tmp_path, folder)
+        with pytest.raises(OSError, match=r"fashion-mnist/train-images.*: not there, and "):
+            named.load("fashion-mnist", root)
+
+    @needs_mnist
+    @pytest.mark.parametrize("root", [REAL_ROOT, REAL_ROOT / "mnist"], ids=["root", "folder"])
+    def test_the_subset_of_mnist_is_found(self, root):
+        assert len(named.load("mnist", root, split="test")) == 10_000

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from rhovae_kernels.data import cifar, digits, mnist, svhn, two_moons
+from rhovae_kernels.data import celeba, cifar, digits, mnist, svhn, two_moons
 from rhovae_kernels.data.dataset import BINARIZATIONS, SPLITS, WHOLE, Dataset, check_choice
 from rhovae_kernels.data.download import cache_directory
 
@@ -29,6 +29,7 @@ LOADERS: dict[str, Callable[[Request], Dataset]] = {
     "kmnist": lambda r: mnist.load("kmnist", r.split, r.root, r.mirror),
     "cifar-10": lambda r: cifar.load(r.split, r.root, r.mirror),
     "svhn": lambda r: svhn.load(r.split, r.root, r.mirror),
+    "celeba": lambda r: celeba.load(r.split, r.root),
 }
 """The data sets by name; the row says what each depends on."""
 
@@ -46,13 +47,14 @@ def load(
     `digits`: 1,797 images of 8×8, in scikit-learn; a fixed permutation holds out 180 for
     validation and 360 for test. `two-moons`: points (2,), drawn by scikit-learn. `mnist`,
     `fashion-mnist`, `kmnist`: IDX files. `cifar-10`: the files of its binary version. `svhn`: the
-    cropped digits of house numbers, in MATLAB's files.
+    cropped digits of house numbers, in MATLAB's files. `celeba`: faces, 64×64, from its aligned
+    images, with its own splits; not downloaded.
 
     Files are taken from the directory root/name, from root itself or under the names that
     torchvision gives directories in root (each set's loader says which: `mnist.load`, `cifar.load`,
-    `svhn.load`); where there are none they are downloaded into root/name. Their validation split
-    is the last tenth of the training images. "train+valid" is all of them, for comparisons with
-    sources that hold out none.
+    `svhn.load`, `celeba.load`); where there are none they are downloaded into root/name. The
+    validation split of all but `celeba` is the last tenth of the training images. "train+valid" is
+    all of them, for comparisons with sources that hold out none.
 
     Args:
         name: the data set.

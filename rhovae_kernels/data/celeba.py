@@ -88,7 +88,8 @@ def load(split: str, root: Path) -> Dataset:
         root: directory of the data sets.
 
     Returns:
-        Red, green and blue (N, 3, 64, 64), as bytes: 2 GB of train.
+        Red, green and blue (N, 3, 64, 64), as bytes: 2 GB of train, read in about a millisecond an
+        image.
 
     Raises:
         FileNotFoundError, ValueError, RuntimeError: see `read`.

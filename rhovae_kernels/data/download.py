@@ -1,14 +1,16 @@
 """Downloads that are checked, resumed, and whole or not there."""
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
 import tarfile
 import urllib.request
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from http.client import HTTPException
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 from urllib.error import HTTPError
 
 from rhovae_kernels.files import written_atomically
@@ -96,7 +98,8 @@ def fetch(name: str, path: Path, mirror: str | None = None) -> Path:
 def download(url: str, path: Path, md5: str) -> None:
     """Download `url` to `path`, going on from an earlier attempt where the server can.
 
-    Bytes go to `path` + ".part", which becomes `path` once its MD5 is right.
+    Bytes go to `path` + ".part", which becomes `path` once its MD5 is right. One process at a time
+    writes it: others wait, and find the file there or go on from what the first left.
 
     Args:
         url: what to download.
@@ -108,22 +111,56 @@ def download(url: str, path: Path, md5: str) -> None:
         ValueError: what came has another checksum; nothing is kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    with _claimed(path) as part:
+        if part is None:
+            return
+        try:
+            _fetch_rest(url, part)
+        except (OSError, HTTPException, ValueError) as error:
+            raise OSError(
+                f"{path}: not there, and its download from {url} failed: {error}. Run the same "
+                "again to go on with it, or put the file there"
+            ) from error
+        os.fsync(part.fileno())
+        if (found := _md5(Path(part.name))) != md5:
+            os.unlink(part.name)
+            raise ValueError(
+                f"{path}: not there, and what {url} sent was thrown away: its MD5 is {found}, not "
+                f"{md5}"
+            )
+        os.replace(part.name, path)
+
+
+@contextlib.contextmanager
+def _claimed(path: Path) -> Iterator[BinaryIO | None]:
+    """`path` + ".part", open for appending and locked against other processes.
+
+    None where another process has downloaded the file meanwhile. The lock goes with the process
+    that holds it, however that ends.
+    """
     part = path.with_name(path.name + ".part")
+    while True:
+        with part.open("ab") as file:
+            # Where a file system has no locks the checksum finds what two processes mixed.
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            # Whoever held it before may have renamed or removed it: then others see another file,
+            # or none, under its name.
+            if not _is_at(file, part):
+                continue
+            if path.exists():
+                part.unlink()
+                yield None
+            else:
+                yield file
+            return
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
     try:
-        _fetch_rest(url, part)
-    except (OSError, HTTPException, ValueError) as error:
-        raise OSError(
-            f"{path}: not there, and its download from {url} failed: {error}. Run the same again "
-            "to go on with it, or put the file there"
-        ) from error
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    if (found := _md5(part)) != md5:
-        part.unlink()
-        raise ValueError(
-            f"{path}: not there, and what {url} sent was thrown away: its MD5 is {found}, not {md5}"
-        )
-    os.replace(part, path)
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def unpack(name: str, archive: Path, directory: Path, wanted: Collection[str]) -> None:
@@ -156,9 +193,9 @@ def _md5(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _fetch_rest(url: str, part: Path) -> None:
+def _fetch_rest(url: str, part: BinaryIO) -> None:
     """Append to `part` what it lacks, or write it anew where the server sends everything."""
-    have = part.stat().st_size if part.exists() else 0
+    have = part.seek(0, os.SEEK_END)
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
@@ -167,11 +204,14 @@ def _fetch_rest(url: str, part: Path) -> None:
         if error.code == 416:  # range not satisfiable: there is nothing after what is here
             return
         raise
-    with response, part.open("ab" if response.status == 206 else "wb") as file:
+    with response:
+        if response.status != 206:
+            part.truncate(0)
         length = response.headers.get("Content-Length")
         received = 0
         while block := response.read(1 << 16):
-            file.write(block)
+            part.write(block)
             received += len(block)
+    part.flush()
     if length is not None and received != int(length):
         raise ConnectionError(f"the connection closed after {received} of {length} bytes")

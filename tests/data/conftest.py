@@ -15,10 +15,13 @@ class Server(http.server.ThreadingHTTPServer):
     content = b""
     ranges = True
     cut_after: int | None = None
+    # How much is sent before the event, for which the rest waits.
+    hold_after: int | None = None
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests: list[tuple[str, str | None]] = []
+        self.go_on = threading.Event()
 
     @property
     def url(self) -> str:
@@ -45,7 +48,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_response(200)
         self.send_header("Content-Length", str(len(rest)))
         self.end_headers()
-        self.wfile.write(rest[: self.server.cut_after])
+        rest = rest[: self.server.cut_after]
+        if (held := self.server.hold_after) is not None:
+            self.wfile.write(rest[:held])
+            self.server.go_on.wait()
+            rest = rest[held:]
+        self.wfile.write(rest)
 
     def log_message(self, *args: object) -> None:
         """Say nothing on standard error."""

@@ -47,6 +47,15 @@ def read(directory: Path, split: str, crop: int = CROP, size: int = SIZE) -> np.
         https://arxiv.org/abs/1411.7766
         The crop of 148 and the size of 64: L. Dinh, J. Sohl-Dickstein and S. Bengio, 2017, Density
         estimation using Real NVP, section 4.1, https://arxiv.org/abs/1605.08803
+
+    Example:
+        >>> import tempfile, PIL.Image
+        >>> directory = Path(tempfile.mkdtemp())
+        >>> (directory / FOLDER).mkdir()
+        >>> PIL.Image.new("RGB", (WIDTH, HEIGHT)).save(directory / FOLDER / "000001.jpg")
+        >>> _ = (directory / PARTITION).write_text("000001.jpg 0")
+        >>> read(directory, "train").shape
+        (1, 3, 64, 64)
     """
     check_choice("split", split, SPLITS)
     if not 1 <= crop <= WIDTH:
@@ -66,14 +75,14 @@ def read(directory: Path, split: str, crop: int = CROP, size: int = SIZE) -> np.
     left, top = (WIDTH - crop) // 2, (HEIGHT - crop) // 2
 
     def face(path: Path) -> "Image":
-        from PIL.Image import Resampling
-
         image = images.decode(path)
         if (image.width, image.height, image.mode) != (WIDTH, HEIGHT, "RGB"):
             raise ValueError(
                 f"{path} is {image.width}×{image.height} {image.mode}; CelebA's aligned images are "
                 f"{WIDTH}×{HEIGHT} RGB"
             )
+        from PIL.Image import Resampling
+
         square = image.crop((left, top, left + crop, top + crop))
         return square.resize((size, size), Resampling.BILINEAR)
 
@@ -102,7 +111,8 @@ def load(split: str, root: Path) -> Dataset:
 
 def _names(partition: Path, code: int) -> list[str]:
     """The images of a split: its lines hold a name and the split's number."""
-    lines = [line.split() for line in partition.read_text(encoding="utf-8").splitlines()]
+    text = partition.read_text(encoding="utf-8", errors="replace")
+    lines = [line.split() for line in text.splitlines()]
     for number, line in enumerate(lines, 1):
         if len(line) != 2 or line[1] not in ("0", "1", "2"):
             raise ValueError(

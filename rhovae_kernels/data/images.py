@@ -28,6 +28,13 @@ def decode(path: Path) -> "Image":
         ValueError: it is truncated or corrupted, holds several images, or has a palette, an alpha
             channel or more than 8 bits a channel.
         RuntimeError: Pillow is not installed.
+
+    Example:
+        >>> import tempfile, PIL.Image
+        >>> path = Path(tempfile.mkdtemp()) / "stroke.png"
+        >>> PIL.Image.new("1", (3, 2), 1).save(path)
+        >>> decode(path).mode, decode(path).getpixel((0, 0))
+        ('L', 255)
     """
     try:
         import PIL.Image
@@ -71,6 +78,13 @@ def stack(paths: Sequence[Path], opened: Callable[[Path], "Image"] = decode) -> 
 
     Raises:
         ValueError: an image has another size or mode than the first; both are named.
+
+    Example:
+        >>> import tempfile, PIL.Image
+        >>> path = Path(tempfile.mkdtemp()) / "grey.png"
+        >>> PIL.Image.new("L", (3, 2), 50).save(path)
+        >>> stack([path, path]).shape
+        (2, 1, 2, 3)
     """
 
     def kind(image: "Image") -> str:

@@ -1,6 +1,7 @@
 """CelebA, from small directories in torchvision's layout."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -105,11 +106,12 @@ def test_images_that_are_listed_and_not_there_are_counted_and_the_first_named(tm
         ("000001.jpg 0\n000002", "corrupted: line 2 is '000002'"),
         ("000002.jpg 1\n", "truncated: no image of train"),
         ("", "truncated: no image of train"),
+        ("\xff\xd8 0 0\n", "corrupted: line 1 is"),
     ],
-    ids=["number", "cut off", "no train", "empty"],
+    ids=["number", "cut off", "no train", "empty", "image"],
 )
 def test_a_list_of_splits_that_is_not_whole_is_named(tmp_path, text, says):
-    (write(tmp_path) / "list_eval_partition.txt").write_text(text)
+    (write(tmp_path) / "list_eval_partition.txt").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match=f"list_eval_partition.txt: {says}"):
         named.load("celeba", tmp_path)
 
@@ -126,4 +128,12 @@ def test_an_image_that_is_none_of_celebas_is_named(tmp_path, pixels, says):
     path = write(tmp_path) / "img_align_celeba" / "000003.jpg"
     Image.fromarray(pixels).save(path)
     with pytest.raises(ValueError, match=f"000003.jpg {says}"):
+        named.load("celeba", tmp_path)
+
+
+def test_that_pillow_is_missing_is_said_with_what_installs_it(tmp_path, monkeypatch):
+    write(tmp_path)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    with pytest.raises(RuntimeError, match=r"000001\.jpg: read by Pillow, .*pip install"):
         named.load("celeba", tmp_path)

@@ -10,6 +10,9 @@ from torch import Tensor
 KEYS = ("x", "image", "images", "pixel_values", "input", "inputs", "data", "features")
 """Where the data of an item that is a dictionary are looked for, in this order."""
 
+SCALED = "bytes are pixels: divided by 255"
+"""What is said of them."""
+
 Note = Callable[[str], Any]
 """Takes down what is done to the data that nobody asked for."""
 
@@ -21,7 +24,7 @@ def as_floating(x: Tensor, dtype: torch.dtype, what: str, note: Note) -> Tensor:
         ValueError: they are of a type that is not taken.
     """
     if x.dtype == torch.uint8:
-        note("pixels of bytes are scaled from 0 … 255 to 0 … 1")
+        note(SCALED)
         return x.to(dtype).div_(255)
     if x.dtype == torch.bool:
         note("booleans are taken as 0 and 1")

@@ -4,9 +4,10 @@ import zlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
+
+from rhovae_kernels.seeding import generator
 
 BINARIZATIONS = {"none": "grey", "round": "rounded", "static": "static", "dynamic": "dynamic"}
 """The ways to make pixels binary, and the label that results carry: four different data sets."""
@@ -76,10 +77,10 @@ class Dataset:
         if self.binarize == "static":
             # Of the data set alone: the same draw in every run and every epoch.
             name = zlib.crc32(f"{self.name}/{self.split}".encode())
-            return torch.bernoulli(_floats(self.values), generator=_generator("static", name))
+            return torch.bernoulli(_floats(self.values), generator=generator("static", name))
         if self.binarize == "dynamic":
-            generator = _generator("dynamic", seed, epoch)
-            return torch.bernoulli(_floats(self.values), generator=generator)
+            drawn = generator("dynamic", seed, epoch)
+            return torch.bernoulli(_floats(self.values), generator=drawn)
         return self._without_draws(self.values)
 
     def batches(
@@ -100,7 +101,7 @@ class Dataset:
         seed = self.seed if seed is None else seed
         order = torch.arange(len(self))
         if shuffle:
-            order = torch.randperm(len(self), generator=_generator("order", seed, epoch))
+            order = torch.randperm(len(self), generator=generator("order", seed, epoch))
         if self.scaled and self.binarize in ("none", "round"):
             for chosen in order.split(batch_size):
                 yield self._without_draws(self.values[chosen])
@@ -155,6 +156,19 @@ def _floats(values: Tensor) -> Tensor:
     return values.float().div_(255) if values.dtype is torch.uint8 else values
 
 
+def check_pixels(where: str, x: Tensor) -> None:
+    """Refuse bytes that are no shades of grey.
+
+    Raises:
+        ValueError: they are 0 and 1 alone.
+    """
+    if x.max() <= 1:
+        raise ValueError(
+            f"{where}: its bytes are 0 and 1 alone, and divided by 255 they would all be nearly "
+            "black; give binary pixels as floats, by x.astype('float32')"
+        )
+
+
 def check_choice(argument: str, value: str, known: Collection[str]) -> None:
     """Refuse a value that is none of those known.
 
@@ -178,10 +192,3 @@ def rows(split: str, count: int) -> slice:
     return {"train": slice(0, training), "valid": slice(training, count), "test": slice(None)}[
         split
     ]
-
-
-def _generator(purpose: str, *numbers: int) -> Generator:
-    """A generator of its own for each purpose and each tuple of numbers."""
-    entropy = [zlib.crc32(purpose.encode()), *(n % 2**64 for n in numbers)]
-    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
-    return Generator().manual_seed(int(state))

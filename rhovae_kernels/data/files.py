@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rhovae_kernels.data import images
-from rhovae_kernels.data.dataset import BINARIZATIONS, SPLITS, Dataset, check_choice
+from rhovae_kernels.data.dataset import BINARIZATIONS, SPLITS, Dataset, check_choice, check_pixels
 from rhovae_kernels.files import load_tensors
 
 SPLIT_NAMES = {
@@ -261,11 +261,7 @@ def _checked(where: str, x: Tensor) -> tuple[Tensor, list[str]]:
 
 def _pixels(where: str, x: Tensor) -> tuple[Tensor, list[str]]:
     """Bytes with their channels first, and what was changed."""
-    if x.max() <= 1:
-        raise ValueError(
-            f"{where}: its bytes are 0 and 1 alone, and divided by 255 they would all be nearly "
-            "black; store binary pixels as floats, by x.astype('float32')"
-        )
+    check_pixels(where, x)
     notes, shape = ["bytes are pixels: divided by 255"], tuple(x.shape)
     if x.ndim == 3:
         x = x[:, None]

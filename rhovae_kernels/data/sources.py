@@ -8,6 +8,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
-from rhovae_kernels.data.convert import as_floating, data_of
-from rhovae_kernels.data.named import Dataset
+from rhovae_kernels.data.convert import SCALED, as_floating, data_of
+from rhovae_kernels.data.dataset import Dataset, check_pixels
 from rhovae_kernels.seeding import generator, seeded
 
 LOOKED_AT = 32
@@ -130,36 +131,51 @@ class InMemory(Source):
 
     Args:
         dataset: the data and how their pixels are made binary.
+        dtype: type of the data in the batches.
         given: a description for `describe`; the data set's name where left out.
         notes: what was done to them before.
     """
 
     in_memory = True
+    count: int
 
-    def __init__(self, dataset: Dataset, given: Any = None, notes: Sequence[str] = ()) -> None:
-        self.dataset, self._given, self.notes = dataset, given, list(notes)
-        self.name, self.label, self.first = dataset.name, dataset.label, dataset.values
-        self.count, self.input_shape = len(dataset), dataset.input_shape
+    def __init__(
+        self,
+        dataset: Dataset,
+        dtype: torch.dtype = torch.float32,
+        given: Any = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.dataset, self.dtype, self.given = dataset, dtype, given
+        self.name, self.label, self.count = dataset.name, dataset.label, len(dataset)
+        self.notes = [*notes, *dataset.notes]
+        self.input_shape = dataset.input_shape
+        # Bytes are in range whatever they are; of these a few stand for all.
+        values = dataset.values[:LOOKED_AT] if dataset.scaled else dataset.values
+        self.first = replace(dataset, values=values, binarize="none").images
 
     def batches(self, batch_size, epoch=0, seed=None, shuffle=True, rank=0, processes=1):
         for x in self.dataset.batches(batch_size, epoch, seed, shuffle):
-            yield share(x, rank, processes)
+            yield share(x.to(self.dtype), rank, processes)
 
     def describe(self) -> Any:
-        return self.name if self._given is None else self._given
+        return self.name if self.given is None else self.given
 
     def hold_out(self, fraction: float, seed: int) -> tuple["InMemory", "InMemory"]:
         kept, held = split_rows(len(self.dataset), fraction, seed)
         return self._rows(kept, "train"), self._rows(held, "valid")
 
     def take(self, limit: int | None = None) -> Tensor:
-        return self.dataset.images[:limit]
+        d = self.dataset
+        # Each draw of "dynamic" is that of the whole set.
+        whole = d if d.binarize in ("static", "dynamic") else replace(d, values=d.values[:limit])
+        return whole.images[:limit].to(self.dtype)
 
     def _rows(self, rows: Tensor, split: str) -> "InMemory":
         d = self.dataset
-        labels = d.labels[rows] if len(d.labels) else d.labels
-        part = Dataset(d.name, split, d.values[rows], labels, d.binarize, d.seed)
-        return InMemory(part, self._given, self.notes)
+        labels = None if d.labels is None else d.labels[rows]
+        part = replace(d, split=split, values=d.values[rows], labels=labels)
+        return InMemory(part, self.dtype, self.given, self.notes)
 
 
 class Items(Source):
@@ -215,7 +231,7 @@ class Items(Source):
         return part
 
 
-def of_numbers(data: Tensor | np.ndarray, dtype: torch.dtype, binarize: str) -> InMemory:
+def of_numbers(data: Tensor | np.ndarray, dtype: torch.dtype, binarize: str, seed: int) -> InMemory:
     """The source of a tensor or an array (N, …)."""
     name = "tensor" if isinstance(data, Tensor) else "array"
     notes: list[str] = []
@@ -231,18 +247,24 @@ def of_numbers(data: Tensor | np.ndarray, dtype: torch.dtype, binarize: str) -> 
         )
     if not data.numel():
         raise ValueError(f"the {name} is of shape {tuple(data.shape)}: it holds no data")
-    values = as_floating(data.detach(), dtype, f"the {name}", notes.append)
-    digest = hashlib.sha256(_bytes(data)).hexdigest()[:16]
-    given = {"kind": name, "shape": list(data.shape), "type": str(data.dtype), "sha256": digest}
-    labels = torch.empty(0, dtype=torch.int64)
-    source = InMemory(Dataset(name, "given", values, labels, binarize), given, notes)
+    values = data.detach()
+    if values.dtype == torch.uint8:
+        check_pixels(f"the {name}", values)
+        notes.append(SCALED)
+    else:
+        values = as_floating(values, dtype, f"the {name}", notes.append)
+    dataset = Dataset(name, "given", values).binarized(binarize, seed)
+    source = InMemory(dataset, dtype, {"kind": name, **fingerprint(data)}, notes)
     if binarize == "none" and bool(((values == 0) | (values == 1)).all()):
         source.label = "binary"
     return source
 
 
-def _bytes(x: Tensor) -> memoryview:
-    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+def fingerprint(x: Tensor) -> dict[str, Any]:
+    """What tells a tensor from others, ready for JSON."""
+    memory = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    digest = hashlib.sha256(memory).hexdigest()[:16]
+    return {"shape": list(x.shape), "type": str(x.dtype), "sha256": digest}
 
 
 def split_rows(count: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

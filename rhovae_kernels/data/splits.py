@@ -1,6 +1,5 @@
 """`open_splits`: training, validation and test data, from whatever was given for each."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,13 +9,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 
+from rhovae_kernels.data.dataset import Dataset
+from rhovae_kernels.data.files import open_file
 from rhovae_kernels.data.loaders import Loader
-from rhovae_kernels.data.named import NAMES, Dataset, load
-from rhovae_kernels.data.sources import InMemory, Items, Source, of_numbers
+from rhovae_kernels.data.named import LOADERS, load
+from rhovae_kernels.data.sources import InMemory, Items, Source, fingerprint, of_numbers
 
 ACCEPTED = (
-    "a tensor, a NumPy array, a torch.utils.data.Dataset, a DataLoader or the name of a data set: "
-    + ", ".join(NAMES)
+    "a tensor, a NumPy array, a torch.utils.data.Dataset, a DataLoader, the path of a file or the "
+    f"name of a data set: {', '.join(LOADERS)}"
 )
 
 HELD_OUT = 0.1
@@ -37,6 +38,7 @@ def as_source(
     dtype: torch.dtype = torch.float32,
     workers: int = 0,
     binarize: str = "none",
+    seed: int = 0,
     argument: str = "data",
 ) -> Source:
     """The source that reads data of one's own.
@@ -46,6 +48,7 @@ def as_source(
         dtype: floating-point type to give the data in.
         workers: how many processes read the items of a `Dataset`.
         binarize: how the pixels of tensors and arrays are made binary, see `data.load`.
+        seed: of the draws of dynamic binarization.
         argument: what errors call the data.
 
     Raises:
@@ -61,9 +64,9 @@ def as_source(
         return data
     try:
         if isinstance(data, Dataset):
-            return InMemory(replace(data, values=data.values.to(dtype)))
+            return InMemory(data, dtype)
         if isinstance(data, Tensor | np.ndarray):
-            return of_numbers(data, dtype, binarize)
+            return of_numbers(data, dtype, binarize, seed)
         if binarize != "none":
             raise ValueError(
                 f"binarize is {binarize!r}; it is for pixels in memory: named sets, tensors, arrays"
@@ -112,18 +115,23 @@ def open_splits(
         TypeError, ValueError, OSError: see `as_source` and `data.load`.
     """
     options: dict[str, Any] = {"dtype": dtype, "workers": workers, "binarize": binarize}
-
-    def named(split: str) -> Source:
-        return as_source(load(data, root, binarize, split, seed), dtype=dtype)
-
-    if isinstance(data, str):
-        train = named(train_split)
-        valid = named("valid") if valid is None else valid
-        test = named("test") if test is None else test
+    options["seed"] = seed
+    of_name = names_set(data)
+    if not of_name and train_split != "train":
+        raise ValueError(f"train_split is {train_split!r}; it is of named data sets")
+    found: dict[str, Source]
+    if of_name:
+        found = {
+            split: InMemory(load(data, root, binarize, part, seed), dtype)
+            for split, part in (("train", train_split), ("valid", "valid"), ("test", "test"))
+        }
+    elif isinstance(data, str | Path):
+        found = of_file(data, dtype, binarize, seed)
     else:
-        if train_split != "train":
-            raise ValueError(f"train_split is {train_split!r}; it is of named data sets")
-        train = as_source(data, **options)
+        found = {"train": as_source(data, **options)}
+    train = found["train"]
+    valid = found.get("valid") if valid is None else valid
+    test = found.get("test") if test is None else test
     if valid is None or isinstance(valid, float):
         fraction = HELD_OUT if valid is None else valid
         train, valid = train.hold_out(fraction, seed)
@@ -136,3 +144,31 @@ def open_splits(
         as_source(valid, **options, argument="valid"),
         None if test is None else as_source(test, **options, argument="test"),
     )
+
+
+def names_set(data: Any) -> bool:
+    """Whether this is the name of a data set, right or wrong, and not the path of a file."""
+    if not isinstance(data, str):
+        return False
+    return data in LOADERS or not (Path(data).exists() or Path(data).suffix)
+
+
+def of_file(
+    path: str | Path, dtype: torch.dtype = torch.float32, binarize: str = "none", seed: int = 0
+) -> dict[str, Source]:
+    """The sources of the splits that a file or a folder of images holds.
+
+    Raises:
+        ValueError, OSError: see `data.open_file`; there is no data to train on.
+    """
+    found = open_file(path, binarize, seed)
+    if "train" not in found:
+        raise ValueError(f"{path} holds {', '.join(found)}; there is nothing to train on")
+    return {
+        split: InMemory(
+            dataset,
+            dtype,
+            {"kind": "file", "name": dataset.name, "split": split, **fingerprint(dataset.values)},
+        )
+        for split, dataset in found.items()
+    }

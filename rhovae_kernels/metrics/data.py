@@ -6,8 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from rhovae_kernels.data import load
-from rhovae_kernels.data.sources import Source
-from rhovae_kernels.data.splits import as_source
+from rhovae_kernels.data.sources import InMemory, Source
+from rhovae_kernels.data.splits import as_source, names_set, of_file
 from rhovae_kernels.vae.model import VAE
 
 
@@ -37,19 +37,29 @@ def data_of_run(
         ValueError: the run was trained on data of somebody's own, and none are given; data do not
             fit the model.
     """
-    named = run.get("data", "digits")
-    if data is None and not isinstance(named, str):
+    trained_on = run.get("data", "digits")
+    if data is None:
+        data = run.get("data_path") or trained_on
+    if isinstance(data, dict):
         raise ValueError(
-            f"data is missing: the run was trained on a {named['kind']}, which it does not hold; "
+            f"data is missing: the run was trained on a {data['kind']}, which it does not hold; "
             "give the data to measure on"
         )
-    own = data is not None and not isinstance(data, str)
     dtype = next(vae.parameters()).dtype
-    pixels = binarize or ("none" if own else run.get("binarize", "none"))
-    if not own:
+    same = data in (trained_on, run.get("data_path")) if isinstance(data, str) else False
+    pixels = binarize or (run.get("binarize", "none") if same or names_set(data) else "none")
+    seed = run.get("seed", seed)
+    if names_set(data):
         root = data_root if data_root is not None else run.get("data_root")
-        data = load(data or named, root, pixels, split, run.get("seed", seed))
-    source = as_source(data, dtype=dtype, binarize=pixels)
+        source: Source = InMemory(load(data, root, pixels, split, seed), dtype)
+    elif isinstance(data, str | Path):
+        found = of_file(data, dtype, pixels, seed)
+        if len(found) > 1 and split not in found:
+            raise ValueError(f"{data} holds {', '.join(found)}; there is no split {split!r}")
+        # A file of one array is measured as it is, whatever it is called.
+        source = found[split] if split in found else found["train"]
+    else:
+        source = as_source(data, dtype=dtype, binarize=pixels, seed=seed)
     if source.input_shape != vae.input_shape:
         raise ValueError(
             f"{source.name} holds data of shape {source.input_shape}; the model wants "

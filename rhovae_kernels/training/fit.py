@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from accelerate import Accelerator
 
-from rhovae_kernels.data.splits import Splits, open_splits
+from rhovae_kernels.data.splits import Splits, names_set, open_splits
 from rhovae_kernels.training.callbacks import Callback, EarlyStopping, State
 from rhovae_kernels.training.progress import ProgressBar
 from rhovae_kernels.training.run import LAST, History, Run
@@ -63,8 +63,9 @@ def fit(
     Args:
         vae: the model; trained in place.
         data: what to train on: a tensor or NumPy array (N, *input_shape); a
-            `torch.utils.data.Dataset` of items x, (x, y) or dictionaries; a `DataLoader`; or the
-            name of a data set, see `data.load`. Bytes (uint8) are pixels, scaled to [0, 1].
+            `torch.utils.data.Dataset` of items x, (x, y) or dictionaries; a `DataLoader`; the path
+            of a file or of a folder of images, see `data.open_file`; or the name of a data set, see
+            `data.load`. Bytes (uint8) are pixels, scaled to [0, 1].
         valid: what to choose the best epoch by, as `data`; or the fraction of `data` to hold out
             for it. Where left out, a named set's own, or a tenth.
         test: measured after each epoch as well; a named set's own, or none, where left out.
@@ -125,7 +126,7 @@ def fit(
     _check_splits(vae, splits, batch_size)
     described = {
         "recipe": recipe,
-        **_describe_data(splits, binarize, data_root, train_split),
+        **_describe_data(splits, data, binarize, data_root, train_split),
         "latent": vae.latent,
         **how.describe(),
         "batch_size": batch_size,
@@ -225,15 +226,17 @@ def _check_splits(vae: VAE, splits: Splits, batch_size: int) -> None:
 
 
 def _describe_data(
-    splits: Splits, binarize: str, data_root: str | Path | None, train_split: str
+    splits: Splits, data: Any, binarize: str, data_root: str | Path | None, train_split: str
 ) -> dict[str, Any]:
     own = {
         split: source.describe()
         for split, source in splits._asdict().items()
         if split != "train" and source is not None and source.describe() != splits.train.describe()
     }
+    of_file = isinstance(data, str | Path) and not names_set(data)
     return {
         "data": splits.train.describe(),
+        "data_path": str(Path(data).resolve()) if of_file else None,
         **own,
         "binarize": binarize,
         "label": splits.train.label,

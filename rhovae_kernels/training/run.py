@@ -21,7 +21,7 @@ RUN, HISTORY, BEST, LAST = "run.json", "history.json", "best.safetensors", "last
 DEFAULTS: dict[str, Any] = {**Settings().describe(), "notes": [], "schedule_epochs": None}
 """What a setting was in a run whose version did not write it down."""
 
-FREE = ("data_root", "notes", "trackers")
+FREE = ("data_root", "data_path", "notes", "trackers")
 """What a resumed run may have otherwise than before."""
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from rhovae_kernels.data.named import Dataset
+from rhovae_kernels.data.dataset import Dataset
 from rhovae_kernels.data.sources import InMemory, Source
 from rhovae_kernels.seeding import seeded
 from rhovae_kernels.vae.model import VAE

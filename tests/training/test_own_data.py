@@ -116,7 +116,11 @@ def test_what_is_done_to_data_is_said_aloud_and_written_down(tmp_path, capsys):
     train(tmp_path / "run", data, quiet=False, epochs=1)
     said = capsys.readouterr().out
     notes = json.loads((tmp_path / "run" / "run.json").read_text())["notes"]
-    for words in ("bytes are scaled", "labels are ignored", "9 of 90 data, drawn at random"):
+    for words in (
+        "bytes are pixels: divided by 255",
+        "labels are ignored",
+        "9 of 90 data, drawn at random",
+    ):
         assert words in said
         assert any(words in note for note in notes)
 

@@ -12,8 +12,8 @@ from rich.console import Console
 from torch import Tensor
 
 from rhovae_kernels import backends, ops, use_backend
-from rhovae_kernels.data import load
-from rhovae_kernels.files import write_json, written_atomically
+from rhovae_kernels.data.named import load
+from rhovae_kernels.files import write_json, write_text
 from rhovae_kernels.metrics.evaluate import evaluate
 from rhovae_kernels.nn import MADE, MaskedLinear
 from rhovae_kernels.plots import pictures
@@ -106,8 +106,7 @@ def demo(out: str | Path = "runs/demo") -> dict[str, Any]:
     table = markdown(header, rows)
     results = {"backends": [row._asdict() for row in backends.report()], "ops": checked}
     write_json(out / "results.json", {**results, "models": trained})
-    with written_atomically(out / "table.md") as temporary:
-        temporary.write_text(table + "\n", encoding="utf-8")
+    write_text(out / "table.md", table)
     console.rule(f"Test split of the digits, grey pixels, d = {LATENT}, {EPOCHS} epochs")
     _print(console, table)
     console.print(f"Pictures: {', '.join(sorted(p.name for p in out.glob('*.png')))} in {out}")

@@ -54,7 +54,19 @@ def write_json(path: str | Path, value: Any) -> None:
     Raises:
         ValueError: it holds a NaN or an infinity, which JSON does not have.
     """
-    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False)
+    write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write lines of text and the end of the last one, in UTF-8, atomically.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "table.md"
+        >>> write_text(path, "−ELBO")
+        >>> path.read_text(encoding="utf-8")
+        '−ELBO\\n'
+    """
     with written_atomically(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from rhovae_kernels.files import read_json, write_json, written_atomically
+from rhovae_kernels.files import read_json, write_json, write_text
 from rhovae_kernels.metrics.evaluate import evaluate
 from rhovae_kernels.plots import pictures
 from rhovae_kernels.seeding import seeded
@@ -129,5 +129,4 @@ def mean_curves(
 def write_table(out: Path, table: dict[str, Any], page: str) -> None:
     """Write table.json, and the page that describes it as table.md."""
     write_json(out / "table.json", table)
-    with written_atomically(out / "table.md") as temporary:
-        temporary.write_text(page + "\n", encoding="utf-8")
+    write_text(out / "table.md", page)

@@ -1,5 +1,6 @@
 """The command `rhovae`."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -327,13 +328,12 @@ def reproduce(
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress bar.")] = False,
 ) -> None:
     """Train a paper's comparison: what its sources report beside what is true."""
-    from rhovae_kernels.papers import dpvae, iaf, rho_vae
+    from rhovae_kernels.papers.registry import PAPERS
+    from rhovae_kernels.papers.runner import run
 
-    own = {"rho-vae": ("form", "latent"), "iaf": ("latent", "binarize", "likelihood")}
-    own["dpvae"] = ("objectives", "fid_weights")
-    if paper not in own:
-        raise ValueError(f"there is no reproduction of {paper!r}; there are {', '.join(own)}")
-    given = {
+    if paper not in PAPERS:
+        raise ValueError(f"there is no reproduction of {paper!r}; there are {', '.join(PAPERS)}")
+    own: dict[str, Any] = {
         "form": form,
         "latent": latent,
         "binarize": binarize,
@@ -341,55 +341,27 @@ def reproduce(
         "objectives": objectives,
         "fid_weights": fid_weights,
     }
-    for name, value in given.items():
-        if value is not None and name not in own[paper]:
+    taken = inspect.signature(PAPERS[paper]).parameters
+    for name, value in own.items():
+        if value is not None and name not in taken:
             raise ValueError(f"{name} is {str(value)!r}; a reproduction of {paper} takes none")
-    common: dict[str, Any] = {
-        "seeds": _numbers("seeds", seeds, int),
-        "data_root": data_root,
-        "limit": limit,
-        "quiet": quiet,
-    }
-    runs = Path("runs")
-    if paper == "rho-vae":
-        form, latent = form or "plain", 10 if latent is None else latent
-        describe = rho_vae.describe
-        table = rho_vae.reproduce(
-            dataset,
-            form,
-            latent=latent,
-            epochs=20 if epochs is None else epochs,
-            out=out or runs / f"rho-vae-{dataset}-{form}-d{latent}",
-            **common,
-        )
-    elif paper == "iaf":
-        likelihood = likelihood or "bernoulli"
-        pixels = binarize or iaf.default_binarize(dataset, likelihood)
-        named = f"{pixels}-logistic" if likelihood == "logistic" else pixels
-        describe = iaf.describe
-        table = iaf.reproduce(
-            dataset,
-            binarize=pixels,
-            likelihood=likelihood,
-            latent=latent,
-            epochs=epochs,
-            out=out or runs / f"iaf-{dataset}-{named}",
-            **common,
-        )
-    else:
-        describe = dpvae.describe
-        table = dpvae.reproduce(
-            dataset,
-            objectives=objectives.split(",") if objectives else tuple(dpvae.PUBLISHED),
-            epochs=epochs,
-            out=out or runs / f"dpvae-{dataset}",
-            fid_weights=fid_weights,
-            **common,
-        )
+    own |= {"objectives": objectives.split(",") if objectives else None, "epochs": epochs}
+    # An empty word, which an unset variable of a shell leaves, is an option not given.
+    given = {name: value for name, value in own.items() if value not in (None, "")}
+    numbers = _numbers("seeds", seeds, int)
+    study = PAPERS[paper](dataset, **given)
+    table = run(
+        study,
+        seeds=numbers,
+        out=out or Path("runs") / study.name,
+        data_root=data_root,
+        limit=limit,
+        quiet=quiet,
+    )
     if as_json:
         _print_json(table)
     else:
-        print(describe(table))
+        print(study.describe(table))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from typer.testing import CliRunner
 import rhovae_kernels as rk
 from rhovae_kernels import backends, cli, demo, nets
 from rhovae_kernels.data import cifar
-from rhovae_kernels.papers import dpvae, iaf, published
 from rhovae_kernels.plots import pictures
 from rhovae_kernels.vae.recipes import RECIPES
 
@@ -320,44 +319,6 @@ def test_reproduce_iaf_trains_on_cifar_10_and_prints_the_posts_rows_of_it(
             assert cells[-3:-1] == [f"{row['elbo_bits']:.2f}", f"{row['nll_bits']:.2f}"]
 
 
-@pytest.mark.parametrize(
-    ("data", "label", "likelihood", "together"),
-    [
-        ("mnist", "rounded", "bernoulli", True),
-        ("mnist", "dynamic", "bernoulli", False),
-        ("mnist", "grey", "logistic", False),
-        ("digits", "rounded", "bernoulli", False),
-    ],
-)
-def test_the_posts_figures_share_a_table_with_rounded_mnist_alone(
-    data, label, likelihood, together
-):
-    columns = {**iaf.COLUMNS, **iaf.BITS}
-    row = {"model": "VAE", "parameters": 1, **dict.fromkeys(columns, 1.0)}
-    table = {
-        "data": data,
-        "label": label,
-        "likelihood": likelihood,
-        "training_data": 54000,
-        "nll_data": 10,
-        "latent": 32,
-        "epochs": 1,
-        "batch_size": 100,
-        "lr": 1e-3,
-        "seeds": [0],
-        "rows": [row],
-        "published": {
-            name: [row._asdict() for row in rows] for name, rows in published.IAF_TABLE_1.items()
-        },
-    }
-    shown = iaf.describe(table)
-    assert ("The post, on other data" not in shown) == together
-    columns = {len(line.split("|")) for line in shown.splitlines() if line.startswith("|")}
-    assert len(columns) == (1 if together else 2)
-    for figure in ("70.92", "72.33", "40.19", "66.44", "70.89", "39.99"):
-        assert shown.count(figure) == 1
-
-
 def test_reproduce_dpvae_prints_both_priors_side_by_side_and_resumes(capsys, monkeypatch, tmp_path):
     command = "reproduce dpvae --data two-moons --objectives dpvae --epochs 1 --seeds 0,1"
     arguments = [command, "--limit 100 --quiet --out", tmp_path]
@@ -378,28 +339,6 @@ def test_reproduce_dpvae_prints_both_priors_side_by_side_and_resumes(capsys, mon
     status, again, _ = rhovae(capsys, monkeypatch, *arguments, "--json")
     assert status == 0 and json.loads(again) == table
     assert {path: path.stat().st_mtime_ns for path in runs} == runs
-
-
-def test_published_figures_stand_beside_ours_on_the_papers_data():
-    quantity = {"mean": 1.0, "spread": 0.5}
-    ours = {"skl": quantity, "leakage_mass": quantity, "negative_elbo": quantity, "nll": quantity}
-    published = dpvae._published("tc-dpvae", "mnist")
-    row = {"objective": "tc-dpvae", "plain": ours, "decoupled": ours, "published": published}
-    table = {
-        "data": "mnist",
-        "label": "grey",
-        "latent": 2,
-        "training_data": 54000,
-        "test_data": 10000,
-        "epochs": 20,
-        "batch_size": 100,
-        "lr": 1e-3,
-        "seeds": [0, 1],
-        "rows": [row],
-    }
-    shown = dpvae.describe(table)
-    assert "1.000 ± 0.500 (paper 4.48)" in shown and "1.000 ± 0.500 (paper 2.07)" in shown
-    assert "mnist (grey)" in shown and "10800 steps" in shown
 
 
 @pytest.mark.parametrize("mode", ["low-posterior", "high-posterior"])

@@ -1,4 +1,7 @@
-"""The dpVAE paper's Table 1 beside ours: six objectives, with and without the decoupled prior."""
+"""The comparison of the dpVAE paper's Table 1: six objectives, with and without decoupled prior.
+
+"dpVAEs: Fixing Sample Generation for Regularized VAEs"; here "the paper".
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -7,17 +10,15 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from rhovae_kernels.data import load
-from rhovae_kernels.files import read_json
 from rhovae_kernels.metrics import aggregate
-from rhovae_kernels.metrics.evaluate import evaluate
+from rhovae_kernels.metrics.evaluate import Result
 from rhovae_kernels.metrics.fid import check_weights
-from rhovae_kernels.papers import study
+from rhovae_kernels.papers.runner import run, seeded
+from rhovae_kernels.papers.study import NLL, NLL_SAMPLES, Measurement, Model, Outcome, Study
 from rhovae_kernels.plots import pictures
 from rhovae_kernels.plots.tables import markdown
-from rhovae_kernels.seeding import seeded
-from rhovae_kernels.training.run import RUN
 from rhovae_kernels.vae.model import VAE
 from rhovae_kernels.vae.recipes import recipe
 
@@ -40,6 +41,9 @@ PUBLISHED = {
 PRIORS = {"plain": "-plain", "decoupled": ""}
 """The two columns of each row, by what their recipes' names end in."""
 
+FID = {"fid": "fid", "fid_low_posterior": "fid-low-posterior"}
+"""The quantities that take the Inception network's weights, by their metrics."""
+
 QUANTITIES = {
     "fid": "FID",
     "fid_low_posterior": "FID, low posterior",
@@ -48,8 +52,63 @@ QUANTITIES = {
     "negative_elbo": "−ELBO",
     "nll": "NLL",
 }
+"""The quantities of the table; those of `FID` where they were measured."""
+
 PICTURED = 300
 """Samples of each kind in the picture of a plane of codes."""
+
+
+def study(
+    data: str = "mnist",
+    *,
+    epochs: int | None = None,
+    objectives: Sequence[str] = tuple(PUBLISHED),
+    fid_weights: str | Path | None = None,
+) -> Study:
+    """Two models for each objective, a row; `reproduce` says what its arguments are.
+
+    Raises:
+        ValueError: an unknown objective.
+        FileNotFoundError: the weights are not there.
+
+    Example:
+        >>> [[model.recipe for model in row] for row in study(objectives=["tc-dpvae"]).rows]
+        [['tc-dpvae-plain', 'tc-dpvae']]
+    """
+    unknown = [name for name in objectives if name not in PUBLISHED]
+    if unknown or not objectives:
+        raise ValueError(
+            f"objectives is {', '.join(objectives) or 'empty'}; there are {', '.join(PUBLISHED)}"
+        )
+    if fid_weights is not None:
+        check_weights(fid_weights)
+    weights = None if fid_weights is None else str(fid_weights)
+    first = recipe(objectives[0])
+    return Study(
+        name=f"dpvae-{data}",
+        data=data,
+        rows=[
+            [_model(name, prior, suffix) for prior, suffix in PRIORS.items()] for name in objectives
+        ],
+        epochs=EPOCHS.get(data, 20) if epochs is None else epochs,
+        # The family is trained alike.
+        batch_size=first.batch_size,
+        lr=first.lr,
+        weights="last",
+        measurement=Measurement(
+            metrics=["elbo", "skl", "leakage", NLL, *(FID.values() if weights else ())],
+            read=_read,
+            file="measures.json",
+            key="measured",
+            counted="test_data",
+            asked={"fid_weights": weights},
+            fid_weights=weights,
+        ),
+        read=lambda epoch, measured: measured,
+        row=partial(_row, data),
+        picture=partial(_picture, data),
+        describe=describe,
+    )
 
 
 def reproduce(
@@ -77,7 +136,7 @@ def reproduce(
         objectives: recipes of the dpVAE family, without their twins.
         data_root: directory of the data sets.
         out: directory for all of it.
-        limit: measure so many test data, the first ones.
+        limit: measure the first `limit` test samples.
         fid_weights: file of the Inception network's weights; without it no FID is measured.
         quiet: show no progress bar.
 
@@ -90,74 +149,17 @@ def reproduce(
         FileNotFoundError: the weights are not there.
 
     Source:
-        dpVAE paper, Table 1, §5.1 and appendix C. Ours are trained for fewer steps than its
+        Table 1, §5.1 and appendix C. Ours are trained for fewer steps than its
         100,000, with a network and weights of our own where the paper's are lost: see the recipes.
     """
-    unknown = [name for name in objectives if name not in PUBLISHED]
-    if unknown or not objectives:
-        raise ValueError(
-            f"objectives is {', '.join(objectives) or 'empty'}; there are {', '.join(PUBLISHED)}"
-        )
-    study.check(seeds, limit)
-    if fid_weights is not None:
-        check_weights(fid_weights)
-    out = Path(out)
-    epochs = EPOCHS.get(data, 20) if epochs is None else epochs
-    test = load(data, data_root, split="test")
-    on = {
-        "data": data,
-        "data_root": None if data_root is None else str(data_root),
-        "epochs": epochs,
-        "limit": limit,
-        "fid_weights": None if fid_weights is None else str(fid_weights),
-    }
-    rows = []
-    for name in objectives:
-        by_prior: dict[str, Any] = {}
-        pictured: dict[str, VAE] = {}
-        for prior, suffix in PRIORS.items():
-            entries = []
-            made = recipe(name + suffix)
-            for found in study.trained(
-                partial(made.build, test.input_shape),
-                out / made.name,
-                seeds,
-                weights="last",
-                data=data,
-                epochs=epochs,
-                batch_size=made.batch_size,
-                lr=made.lr,
-                data_root=data_root,
-                recipe=made.name,
-                quiet=quiet,
-            ):
-                measured = study.kept(
-                    found.run / "measures.json", "measured", on, partial(_measure, found.vae, on)
-                )
-                entries.append({"seed": found.seed, **measured})
-                pictured.setdefault(prior, found.vae)
-            by_prior[prior] = {"seeds": entries, **_over_seeds(entries)}
-        rows.append({"objective": name, **by_prior, "published": _published(name, data)})
-        if found.vae.latent == 2:
-            panels = {prior: _pockets(vae, test.images[:limit]) for prior, vae in pictured.items()}
-            pictures.pockets(out / f"pockets-{name}.png", panels, f"{name}, {data}")
-
-    settings = read_json(found.run / RUN)
-    table = {
-        "data": data,
-        "label": settings["label"],
-        "training_data": settings["training_data"],
-        "test_data": len(test.images[:limit]),
-        "latent": settings["latent"],
-        "epochs": epochs,
-        "batch_size": settings["batch_size"],
-        "lr": settings["lr"],
-        "seeds": list(seeds),
-        "versions": settings["versions"],
-        "rows": rows,
-    }
-    study.write_table(out, table, describe(table))
-    return table
+    return run(
+        study(data, epochs=epochs, objectives=objectives, fid_weights=fid_weights),
+        seeds=seeds,
+        out=out,
+        data_root=data_root,
+        limit=limit,
+        quiet=quiet,
+    )
 
 
 def describe(table: dict[str, Any]) -> str:
@@ -170,7 +172,7 @@ def describe(table: dict[str, Any]) -> str:
         f"deviation), {table['test_data']} test data; nats. sKL and leakage: "
         f"{aggregate.SAMPLES} samples, q(z) of the test data; leaking mass: what of q(z) has "
         f"log q − log p above {LEAK:g} (the paper's equation 6 is lost in our copy). NLL: "
-        f"{study.NLL_SAMPLES} importance samples. The paper's networks and weights "
+        f"{NLL_SAMPLES} importance samples. The paper's networks and weights "
         "differ from ours."
     )
     shown = [q for q in QUANTITIES if q in table["rows"][0]["plain"]]
@@ -198,33 +200,30 @@ def _published(name: str, data: str) -> dict[str, dict[str, float]]:
     }
 
 
-def _measure(vae: VAE, on: dict[str, Any]) -> dict[str, Any]:
-    """The quantities of a trained model on what `on` names."""
-    metrics = ["elbo", "skl", "leakage", study.NLL]
-    metrics += ["fid", "fid-low-posterior"] if on["fid_weights"] else []
-    result = evaluate(
-        vae,
-        on["data"],
-        metrics,
-        limit=on["limit"],
-        data_root=on["data_root"],
-        fid_weights=on["fid_weights"],
-    )
+def _model(name: str, prior: str, suffix: str) -> Model:
+    made = recipe(name + suffix)
+    return Model(name, prior, run=made.name, recipe=made.name, build=made.build)
+
+
+def _read(result: Result) -> dict[str, Any]:
     curve = result["leakage"]
-    measured = {
+    return {
         "skl": result["skl"]["mean"],
         "leakage_mass": curve["mass"][curve["thresholds"].index(LEAK)],
         "negative_elbo": -result["elbo"]["mean"],
         "rate": result["elbo"]["rate"],
-        "nll": result[study.NLL]["mean"],
+        "nll": result[NLL]["mean"],
         "leakage": curve,
+        **{name: result[metric]["mean"] for name, metric in FID.items() if metric in result},
     }
-    if on["fid_weights"]:
-        measured |= {
-            "fid": result["fid"]["mean"],
-            "fid_low_posterior": result["fid-low-posterior"]["mean"],
-        }
-    return measured
+
+
+def _row(data: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    name = outcomes[0].model.name
+    ours = {
+        model.label: {"seeds": entries, **_over_seeds(entries)} for model, _, entries in outcomes
+    }
+    return {"objective": name, **ours, "published": _published(name, data)}
 
 
 def _over_seeds(entries: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -237,7 +236,16 @@ def _over_seeds(entries: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return found
 
 
-def _pockets(vae: VAE, x: torch.Tensor) -> pictures.Pockets:
+def _picture(data: str, out: Path, outcomes: Sequence[Outcome], x: Tensor) -> None:
+    """Draw pockets and leaks, of codes in the plane."""
+    if any(vae.latent != 2 for _, vae, _ in outcomes):
+        return
+    name = outcomes[0].model.name
+    panels = {model.label: _pockets(vae, x) for model, vae, _ in outcomes}
+    pictures.pockets(out / f"pockets-{name}.png", panels, f"{name}, {data}")
+
+
+def _pockets(vae: VAE, x: Tensor) -> pictures.Pockets:
     with seeded(x.device, 0), torch.no_grad():
         kinds = {
             "aggregate posterior": aggregate.AggregatePosterior(vae, x).sample(3 * PICTURED)[0],

@@ -1,52 +1,21 @@
-"""What sources published: figures, and the rho-VAE sources' own sampler and objective.
+"""The sampler and the objective that the rho-VAE sources published.
 
-Sampler and objective are for comparison only: as published, not a bound. The sampler holds no ρ:
-what it draws is a random walk. The objective adds ‖μ‖² over the whole batch to terms averaged over
-it. Nothing else in this package uses either.
+Both are for comparison only: as published, not a bound. The sampler holds no ρ: what it draws is a
+random walk. The objective adds ‖μ‖² over the whole batch to terms averaged over it. Nothing else in
+this package uses either.
+
+Sohrab Ferdowsi, Maurits Diephuis, Shideh Rezaeifar, Slava Voloshynovskiy, 2019, README of
+https://github.com/sssohrab/rho_VAE: "change 3" and `reparameterize`.
 """
 
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, constraints, register_kl
 
 from rhovae_kernels.vae import objectives, posteriors
-
-LABEL = "as published: not a bound"
-
-
-class IafRow(NamedTuple):
-    """A row of the IAF post's Table 1, in nats per image.
-
-    Attributes:
-        model: "VAE" or "VAE+IAF".
-        training_loss: its "training loss", −ELBO.
-        validation_loss: its "validation loss", −ELBO.
-        test_distortion: its "P(x|z) test loss", −log p(x|z).
-    """
-
-    model: str
-    training_loss: float
-    validation_loss: float
-    test_distortion: float
-
-
-IAF_TABLE_1 = {
-    "mnist": (IafRow("VAE", 70.92, 72.33, 40.19), IafRow("VAE+IAF", 66.44, 70.89, 39.99)),
-    "cifar-10": (
-        IafRow("VAE", 1815.29, 1820.17, 1781.58),
-        IafRow("VAE+IAF", 1815.07, 1823.05, 1786.24),
-    ),
-}
-"""IAF post, Table 1: MNIST rounded at 0.5, z = 32; CIFAR-10, z = 128.
-
-The post does not say its likelihood of CIFAR-10. Its figures are 0.58 to 0.59 nats for each of 3072
-dimensions: the size of a Bernoulli's cross-entropy on values in [0, 1], log 2 = 0.69 at p = ½, and
-not of a probability of 256 values, log 256 = 5.55 where all are alike. That it is the former is our
-inference.
-"""
 
 
 def random_walk(mu: Tensor, log_s: Tensor, eps: Tensor) -> Tensor:

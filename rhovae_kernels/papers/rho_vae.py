@@ -1,17 +1,19 @@
-"""The honest reproduction of the rho-VAE sources: what they report beside what is true."""
+"""The rho-VAE paper's comparison: what its sources report beside what is true.
+
+Sohrab Ferdowsi, Maurits Diephuis, Shideh Rezaeifar, Slava Voloshynovskiy, 2019, "ρ-VAE:
+Autoregressive parametrization of the VAE encoder", https://arxiv.org/abs/1909.06236; its code is
+https://github.com/sssohrab/rho_VAE.
+"""
 
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
-from rhovae_kernels.data import load
-from rhovae_kernels.files import read_json
-from rhovae_kernels.papers import published, study
-from rhovae_kernels.plots import pictures
+from rhovae_kernels.papers import published
+from rhovae_kernels.papers.runner import run
+from rhovae_kernels.papers.study import NLL_SAMPLES, Curve, Model, Outcome, Study, means, nll
 from rhovae_kernels.plots.tables import markdown
-from rhovae_kernels.training.run import RUN, History
 from rhovae_kernels.vae.model import VAE
 from rhovae_kernels.vae.recipes import recipe
 
@@ -22,9 +24,61 @@ MODELS = {
     "diagonal": "diagonal Gaussian",
     "ar1": "AR(1), s·R",
     "scaled-ar1": "AR(1), D·R·D",
-    "published": published.LABEL,
+    "published": "as published: not a bound",
 }
 """The rows of the table."""
+
+COLUMNS = {
+    "reported_loss": "test loss as the sources report it",
+    "negative_elbo": "true −ELBO",
+    "nll": "true NLL",
+}
+"""The quantities of the table."""
+
+
+def study(data: str = "mnist", form: str = "plain", *, latent: int = 10, epochs: int = 20) -> Study:
+    """The four models of one form of the paper; `reproduce` says what its arguments are.
+
+    Raises:
+        ValueError: an unknown form.
+
+    Example:
+        >>> [model.label for row in study("digits").rows for model in row]
+        ['diagonal Gaussian', 'AR(1), s·R', 'AR(1), D·R·D', 'as published: not a bound']
+    """
+    if form not in FORMS:
+        raise ValueError(f"form is {form!r}; it must be one of {', '.join(FORMS)}")
+    plain = recipe(f"{FORMS[form]}vae")
+    models = [
+        Model(
+            name,
+            label,
+            run=f"{form}-{name}-d{latent}",
+            recipe=f"{form} {name}",
+            build=partial(_build, name, FORMS[form], latent),
+        )
+        for name, label in MODELS.items()
+    ]
+    return Study(
+        name=f"rho-vae-{data}-{form}-d{latent}",
+        data=data,
+        rows=[[model] for model in models],
+        epochs=epochs,
+        batch_size=plain.batch_size,
+        lr=plain.lr,
+        weights="last",
+        train_split="train+valid",
+        measurement=nll(),
+        read=_read,
+        row=_row,
+        describe=describe,
+        curves=[
+            Curve("reported_loss.png", "test_loss", "test loss as the sources report it"),
+            Curve("negative_elbo.png", "test_negative_elbo", "true test −ELBO, nats"),
+        ],
+        variant=f"{form} form",
+        facts={"form": form, "beta": plain.beta},
+    )
 
 
 def reproduce(
@@ -56,7 +110,7 @@ def reproduce(
         seeds: one training of each model per seed; the table holds their means.
         data_root: directory of the data sets.
         out: directory for all of it.
-        limit: NLL on so many test data, the first ones.
+        limit: NLL on the first `limit` test samples.
         quiet: show no progress bar.
 
     Returns:
@@ -66,84 +120,17 @@ def reproduce(
         ValueError: an unknown form, no seed, a limit below 2, or an argument that `fit` refuses.
 
     Source:
-        rho-VAE paper, section 4, figures 1 to 6; its repository's README for sampler and loss. The
-        paper does not give the beta of its beta-VAE: 4 is ours.
+        Section 4, figures 1 to 6; the repository's README for sampler and loss. The paper does not
+        give the beta of its beta-VAE: 4 is ours.
     """
-    if form not in FORMS:
-        raise ValueError(f"form is {form!r}; it must be one of {', '.join(FORMS)}")
-    study.check(seeds, limit)
-    out = Path(out)
-    on = {
-        "data": data,
-        "data_root": None if data_root is None else str(data_root),
-        "epochs": epochs,
-        "limit": limit,
-    }
-    plain = recipe(f"{FORMS[form]}vae")
-    input_shape = load(data, data_root, split="test").input_shape
-    rows: list[dict[str, Any]] = []
-    histories: dict[str, list[History]] = {}
-    for model, label in MODELS.items():
-        entries = []
-        histories[label] = []
-        for found in study.trained(
-            partial(_build, model, FORMS[form], input_shape, latent),
-            out / f"{form}-{model}-d{latent}",
-            seeds,
-            weights="last",
-            data=data,
-            epochs=epochs,
-            batch_size=plain.batch_size,
-            lr=plain.lr,
-            data_root=data_root,
-            train_split="train+valid",
-            recipe=f"{form} {model}",
-            quiet=quiet,
-        ):
-            histories[label].append(found.history)
-            nll = study.kept_nll(found.vae, found.run / "nll.json", on)
-            last = found.history.epochs[-1]
-            entries.append(
-                {
-                    "seed": found.seed,
-                    "reported_loss": last["test_loss"],
-                    "negative_elbo": last["test_negative_elbo"],
-                    "nll": nll["mean"],
-                    "nll_interval_95": nll["interval_95"],
-                    "effective_sample_size": nll["ess_mean"],
-                }
-            )
-            if found.seed == seeds[0]:
-                study.picture_samples(out / f"samples-{model}.png", found, label)
-        columns = ("reported_loss", "negative_elbo", "nll")
-        means = {name: mean(entry[name] for entry in entries) for name in columns}
-        rows.append({"model": label, **means, "seeds": entries})
-
-    settings = read_json(found.run / RUN)
-    table = {
-        "data": data,
-        "label": settings["label"],
-        "training_data": settings["training_data"],
-        "nll_data": nll["count"],
-        "form": form,
-        "beta": plain.beta,
-        "latent": latent,
-        "epochs": epochs,
-        "batch_size": plain.batch_size,
-        "lr": plain.lr,
-        "seeds": list(seeds),
-        "versions": settings["versions"],
-        "rows": rows,
-    }
-    study.write_table(out, table, describe(table))
-    title = f"{data} ({table['label']}), {form} form, d = {latent}"
-    for name, quantity, ylabel in (
-        ("reported_loss", "test_loss", "test loss as the sources report it"),
-        ("negative_elbo", "test_negative_elbo", "true test −ELBO, nats"),
-    ):
-        series = study.mean_curves(histories, quantity)
-        pictures.curves(out / f"{name}.png", series, ylabel, title)
-    return table
+    return run(
+        study(data, form, latent=latent, epochs=epochs),
+        seeds=seeds,
+        out=out,
+        data_root=data_root,
+        limit=limit,
+        quiet=quiet,
+    )
 
 
 def describe(table: dict[str, Any]) -> str:
@@ -153,21 +140,34 @@ def describe(table: dict[str, Any]) -> str:
         f"{table['data']} ({table['label']} pixels), {table['training_data']} training images, "
         f"{table['form']} form, {beta}d = {table['latent']}, {table['epochs']} epochs, batch "
         f"{table['batch_size']}, Adam {table['lr']:g}, seeds {', '.join(map(str, table['seeds']))} "
-        f"(means), nats per image. NLL: {study.NLL_SAMPLES} importance samples, first "
+        f"(means), nats per image. NLL: {NLL_SAMPLES} importance samples, first "
         f"{table['nll_data']} test images."
     )
     rows = [
-        [row["model"], *(f"{row[name]:.2f}" for name in ("reported_loss", "negative_elbo", "nll"))]
-        for row in table["rows"]
+        [row["model"], *(f"{row[quantity]:.2f}" for quantity in COLUMNS)] for row in table["rows"]
     ]
-    header = ["posterior", "test loss as the sources report it", "true −ELBO", "true NLL"]
-    return f"{setup}\n\n{markdown(header, rows)}"
+    return f"{setup}\n\n{markdown(['posterior', *COLUMNS.values()], rows)}"
 
 
-def _build(model: str, prefix: str, input_shape: tuple[int, ...], latent: int) -> VAE:
+def _read(epoch: dict[str, float], measured: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "reported_loss": epoch["test_loss"],
+        "negative_elbo": epoch["test_negative_elbo"],
+        "nll": measured["mean"],
+        "nll_interval_95": measured["interval_95"],
+        "effective_sample_size": measured["ess_mean"],
+    }
+
+
+def _row(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    ((model, _, entries),) = outcomes
+    return {"model": model.label, **means(entries, COLUMNS), "seeds": entries}
+
+
+def _build(name: str, prefix: str, latent: int, input_shape: tuple[int, ...]) -> VAE:
     kinds = {"diagonal": "vae", "ar1": "rho-vae", "scaled-ar1": "scaled-rho-vae"}
-    if model in kinds:
-        return recipe(prefix + kinds[model]).build(input_shape, latent)
+    if name in kinds:
+        return recipe(prefix + kinds[name]).build(input_shape, latent)
     exact = recipe(f"{prefix}rho-vae")
     same = exact.build(input_shape, latent)
     objective = published.Objective(exact.beta)

@@ -1,132 +1,155 @@
-"""What the reproductions share: models trained once per seed, measured once, and written down."""
+"""What a study is: the models compared, how each is trained and measured, and how it is told."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal, NamedTuple
 
-import torch
+from torch import Tensor
 
-from rhovae_kernels.files import read_json, write_json, write_text
-from rhovae_kernels.metrics.evaluate import evaluate
-from rhovae_kernels.plots import pictures
-from rhovae_kernels.seeding import seeded
-from rhovae_kernels.training.checkpoint import Checkpoint
-from rhovae_kernels.training.fit import fit
-from rhovae_kernels.training.run import LAST, History
+from rhovae_kernels.metrics.evaluate import Result
 from rhovae_kernels.vae.model import VAE
 
 NLL = "nll@256"
 NLL_SAMPLES = NLL.removeprefix("nll@")
 
 
-class Trained(NamedTuple):
-    """A model that was trained from one seed.
+@dataclass(frozen=True)
+class Model:
+    """A model of a study.
 
     Attributes:
-        seed: of its weights, the order of the data and every sample.
-        vae: the model.
-        run: its directory.
-        history: what `fit` measured.
+        name: in the names of its pictures.
+        label: in tables and pictures.
+        run: path of its runs in the study's directory, without the "-seedN" of each.
+        recipe: what a run records that it was built from.
+        build: makes the untrained model of samples of some shape.
     """
 
-    seed: int
+    name: str
+    label: str
+    run: str
+    recipe: str
+    build: Callable[[tuple[int, ...]], VAE]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What is measured of a trained model on the test split, and the file that caches it.
+
+    Attributes:
+        metrics: as `evaluate` takes them.
+        read: what is cached of the result of `evaluate`.
+        file: its name in the directory of the run.
+        key: what the file calls the cached result.
+        counted: what table.json calls the number of samples measured on.
+        asked: what the result depends on and the runner does not know of: beside the model, the
+            data and their directory, the epochs and the limit.
+        fid_weights: as `evaluate` takes them.
+    """
+
+    metrics: Sequence[str]
+    read: Callable[[Result], dict[str, Any]]
+    file: str
+    key: str
+    counted: str
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    fid_weights: str | None = None
+
+
+class Outcome(NamedTuple):
+    """What became of a model of a study.
+
+    Attributes:
+        model: which.
+        vae: the one trained from the first seed, with the weights that are measured.
+        entries: for each seed, "seed" and what `Study.read` gives.
+    """
+
+    model: Model
     vae: VAE
-    run: Path
-    history: History
+    entries: list[dict[str, Any]]
 
 
-def check(seeds: Sequence[int], limit: int | None) -> None:
-    """Refuse what would show only after the first training.
+class Curve(NamedTuple):
+    """A picture of one quantity over the epochs, a curve for each label, mean over seeds.
 
-    Raises:
-        ValueError: there is no seed, or a limit too small to measure on.
+    Attributes:
+        file: the picture's name.
+        quantity: column of the history.
+        ylabel: what the values are, with their unit.
     """
-    if limit is not None and limit < 2:
-        raise ValueError(f"limit is {limit}; a standard error takes 2 data at least")
-    if not seeds:
-        raise ValueError("seeds is empty; it must hold one seed at least")
+
+    file: str
+    quantity: str
+    ylabel: str
 
 
-def trained(
-    build: Callable[[], VAE],
-    run: Path,
-    seeds: Sequence[int],
-    *,
-    weights: Literal["best", "last"],
-    **settings: Any,
-) -> Iterator[Trained]:
-    """A model trained from each seed in turn, in the directory run-seedN; goes on where it was.
+@dataclass(frozen=True)
+class Study:
+    """A comparison of models: what is trained, what is measured, and how it is told.
+
+    Attributes:
+        name: of its directory in runs, where no other is asked for.
+        data: name of the data set, see `data.load`.
+        rows: the models of each row of the table.
+        epochs, batch_size, lr: as `fit` takes them.
+        weights: of which epoch is measured: the one of least −ELBO on the validation split, or the
+            last, as sources report it that hold out nothing to choose by.
+        measurement: what is measured of every trained model.
+        read: the quantities of one seed, from the history's row of the epoch that is measured and
+            from the measurement.
+        row: a row of table.json, from what became of its models.
+        describe: table.json as a page.
+        picture: draws the models of a row into a directory, given the measured test samples too;
+            where left out, samples of each model are drawn.
+        binarize, train_split: as `fit` takes them.
+        curves: pictures of the training.
+        variant: which of the paper's experiments, for the titles of the curves.
+        facts: what table.json says beside: options of the paper, its published figures.
+    """
+
+    name: str
+    data: str
+    rows: Sequence[Sequence[Model]]
+    epochs: int
+    batch_size: int
+    lr: float
+    weights: Literal["best", "last"]
+    measurement: Measurement
+    read: Callable[[dict[str, float], dict[str, Any]], dict[str, Any]]
+    row: Callable[[Sequence[Outcome]], dict[str, Any]]
+    describe: Callable[[dict[str, Any]], str]
+    picture: Callable[[Path, Sequence[Outcome], Tensor], None] | None = None
+    binarize: str = "none"
+    train_split: Literal["train", "train+valid"] = "train"
+    curves: Sequence[Curve] = ()
+    variant: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def nll(**asked: Any) -> Measurement:
+    """The NLL by 256 importance samples, and of how many test samples; cached in nll.json.
 
     Args:
-        build: makes the untrained model.
-        run: path that the directories' names begin with.
-        seeds: one training each.
-        weights: of which epoch the model is given back: the best, or the last, as sources report
-            it that hold out nothing to choose by.
-        settings: as `fit` takes them.
+        asked: see `Measurement`.
     """
-    for seed in seeds:
-        with seeded(torch.device("cpu"), seed):
-            vae = build()
-        out = run.with_name(f"{run.name}-seed{seed}")
-        history = fit(vae, out=out, seed=seed, resume="auto", **settings)
-        if weights == "last":
-            Checkpoint.load(out / LAST).restore(out / LAST, vae)
-        yield Trained(seed, vae, out, history)
+    return Measurement(
+        metrics=(NLL,),
+        read=lambda result: {**result[NLL], "count": result["count"]},
+        file="nll.json",
+        key="nll",
+        counted="nll_data",
+        asked={"metric": NLL, **asked},
+    )
 
 
-def kept(path: Path, name: str, asked: dict[str, Any], measure: Callable[[], Any]) -> Any:
-    """What was measured for the same question before, or now; kept in `path`, as it takes long.
+def means(entries: Sequence[Mapping[str, float]], quantities: Iterable[str]) -> dict[str, float]:
+    """The mean over seeds of each quantity.
 
-    Args:
-        path: the file.
-        name: of what is measured, in the file.
-        asked: the question, all that the answer depends on but the model.
-        measure: finds the answer.
+    Example:
+        >>> means([{"seed": 0, "nll": 2.0}, {"seed": 1, "nll": 4.0}], ["nll"])
+        {'nll': 3.0}
     """
-    if path.exists() and (before := read_json(path))["asked"] == asked:
-        return before[name]
-    found = measure()
-    write_json(path, {"asked": asked, name: found})
-    return found
-
-
-def kept_nll(vae: VAE, path: Path, on: dict[str, Any]) -> dict[str, Any]:
-    """The NLL of a trained model, and of how many data, on those that `on` names; see `kept`."""
-
-    def measure() -> dict[str, Any]:
-        result = evaluate(
-            vae,
-            on["data"],
-            [NLL],
-            limit=on["limit"],
-            data_root=on["data_root"],
-            binarize=on.get("binarize"),
-        )
-        return {**result[NLL], "count": result["count"]}
-
-    return kept(path, "nll", {**on, "metric": NLL}, measure)
-
-
-def picture_samples(path: Path, model: Trained, title: str) -> None:
-    """Draw 64 samples of a model."""
-    with seeded(next(model.vae.parameters()).device, model.seed):
-        drawn = model.vae.sample(64)
-    pictures.samples(path, drawn, title)
-
-
-def mean_curves(
-    histories: Mapping[str, Sequence[History]], quantity: str
-) -> dict[str, list[float]]:
-    """The mean over seeds of one quantity at each epoch, by model."""
-    return {
-        model: [mean(at) for at in zip(*(h.column(quantity) for h in runs), strict=True)]
-        for model, runs in histories.items()
-    }
-
-
-def write_table(out: Path, table: dict[str, Any], page: str) -> None:
-    """Write table.json, and the page that describes it as table.md."""
-    write_json(out / "table.json", table)
-    write_text(out / "table.md", page)
+    return {name: mean(entry[name] for entry in entries) for name in quantities}

@@ -1,0 +1,209 @@
+"""One runner for every study: models trained once per seed, measured once, and written down."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rhovae_kernels.data.named import load
+from rhovae_kernels.files import read_json, write_json, write_text
+from rhovae_kernels.metrics.evaluate import evaluate
+from rhovae_kernels.papers.study import Model, Outcome, Study
+from rhovae_kernels.plots import pictures
+from rhovae_kernels.training.fit import LAST, RUN, Checkpoint, History, fit, seeded
+from rhovae_kernels.vae.model import VAE
+
+
+def run(
+    study: Study,
+    *,
+    seeds: Sequence[int],
+    out: str | Path,
+    data_root: str | Path | None = None,
+    limit: int | None = None,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Train every model of a study once per seed, measure each once, and write down the result.
+
+    Writes table.json, table.md, the study's pictures, and the directory of a run for each model and
+    seed, which holds what was measured of it. A call that was stopped goes on where it was.
+
+    Args:
+        study: what is trained and measured.
+        seeds: one training of each model per seed.
+        out: directory for all of it.
+        data_root: directory of the data sets.
+        limit: measure the first `limit` samples of the test split; all where left out.
+        quiet: show no progress bar.
+
+    Returns:
+        What table.json holds.
+
+    Raises:
+        ValueError: there is no seed, a limit is below 2, or `fit` refuses an argument.
+
+    Example:
+        >>> import tempfile
+        >>> from rhovae_kernels.papers import dpvae
+        >>> study = dpvae.study("two-moons", epochs=1, objectives=["dpvae"])
+        >>> table = run(study, seeds=[0], out=tempfile.mkdtemp(), limit=50, quiet=True)
+        >>> table["test_data"], sorted(table["rows"][0])
+        (50, ['decoupled', 'objective', 'plain', 'published'])
+    """
+    # Refused before the first training, not after it.
+    if limit is not None and limit < 2:
+        raise ValueError(f"limit is {limit}; a standard error takes 2 data at least")
+    if not seeds:
+        raise ValueError("seeds is empty; it must hold one seed at least")
+    out = Path(out)
+    test = load(study.data, data_root, study.binarize, "test")
+    x = test.images[:limit]
+    rows = []
+    histories: dict[str, list[History]] = {}
+    for models in study.rows:
+        outcomes = []
+        for model in models:
+            entries: list[dict[str, Any]] = []
+            histories[model.label] = []
+            for seed in seeds:
+                trained = _train(study, model, seed, out, test.input_shape, data_root, quiet)
+                histories[model.label].append(trained.history)
+                measured = _measure(study, trained, data_root, limit)
+                quantities = study.read(_measured_epoch(study, trained.history), measured)
+                if not entries:
+                    first = trained.vae
+                entries.append({"seed": seed, **quantities})
+            outcomes.append(Outcome(model, first, entries))
+        rows.append(study.row(outcomes))
+        (study.picture or _picture_samples)(out, outcomes, x)
+    table = _table(study, read_json(trained.run / RUN), len(x), seeds, rows)
+    write_json(out / "table.json", table)
+    write_text(out / "table.md", study.describe(table))
+    _draw_curves(study, out, table, histories)
+    return table
+
+
+class _Trained(NamedTuple):
+    """A model that was trained from one seed, with the weights that the study measures."""
+
+    vae: VAE
+    run: Path
+    history: History
+
+
+def _train(
+    study: Study,
+    model: Model,
+    seed: int,
+    out: Path,
+    input_shape: tuple[int, ...],
+    data_root: str | Path | None,
+    quiet: bool,
+) -> _Trained:
+    """The model trained from a seed; goes on with the run that is there."""
+    with seeded(torch.device("cpu"), seed):
+        vae = model.build(input_shape)
+    directory = out / f"{model.run}-seed{seed}"
+    history = fit(
+        vae,
+        study.data,
+        epochs=study.epochs,
+        out=directory,
+        batch_size=study.batch_size,
+        lr=study.lr,
+        seed=seed,
+        data_root=data_root,
+        binarize=study.binarize,
+        train_split=study.train_split,
+        recipe=model.recipe,
+        resume="auto",
+        quiet=quiet,
+    )
+    if study.weights == "last":
+        Checkpoint.load(directory / LAST).restore(directory / LAST, vae)
+    return _Trained(vae, directory, history)
+
+
+def _measured_epoch(study: Study, history: History) -> dict[str, float]:
+    """The history's row of the epoch whose weights are measured."""
+    if study.weights == "last":
+        return history.epochs[-1]
+    return min(history.epochs, key=lambda row: row["valid_negative_elbo"])
+
+
+def _measure(
+    study: Study, trained: _Trained, data_root: str | Path | None, limit: int | None
+) -> dict[str, Any]:
+    """The measurement of a trained model: what was asked before is read, as it takes long."""
+    measurement = study.measurement
+    asked = {
+        "data": study.data,
+        "data_root": None if data_root is None else str(data_root),
+        "epochs": study.epochs,
+        "limit": limit,
+        **measurement.asked,
+    }
+    path = trained.run / measurement.file
+    if path.exists() and (before := read_json(path))["asked"] == asked:
+        return before[measurement.key]
+    result = evaluate(
+        trained.vae,
+        study.data,
+        measurement.metrics,
+        limit=limit,
+        data_root=data_root,
+        binarize=study.binarize,
+        fid_weights=measurement.fid_weights,
+    )
+    measured = measurement.read(result)
+    write_json(path, {"asked": asked, measurement.key: measured})
+    return measured
+
+
+def _table(
+    study: Study,
+    settings: dict[str, Any],
+    count: int,
+    seeds: Sequence[int],
+    rows: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """What table.json holds, of the settings that a run wrote down."""
+    return {
+        "data": study.data,
+        "label": settings["label"],
+        **study.facts,
+        "training_data": settings["training_data"],
+        study.measurement.counted: count,
+        "latent": settings["latent"],
+        "epochs": study.epochs,
+        "batch_size": study.batch_size,
+        "lr": study.lr,
+        "seeds": list(seeds),
+        "versions": settings["versions"],
+        "rows": rows,
+    }
+
+
+def _draw_curves(
+    study: Study, out: Path, table: dict[str, Any], histories: dict[str, list[History]]
+) -> None:
+    """Draw the study's curves, each the mean over seeds."""
+    where = [f"{study.data} ({table['label']})", study.variant, f"d = {table['latent']}"]
+    title = ", ".join(filter(None, where))
+    for file, quantity, ylabel in study.curves:
+        series = {}
+        for label, of_seeds in histories.items():
+            columns = [history.column(quantity) for history in of_seeds]
+            series[label] = [mean(at_epoch) for at_epoch in zip(*columns, strict=True)]
+        pictures.curves(out / file, series, ylabel, title)
+
+
+def _picture_samples(out: Path, outcomes: Sequence[Outcome], x: Tensor) -> None:
+    """Draw 64 samples of each model, into samples-NAME.png; the data play no part."""
+    for model, vae, entries in outcomes:
+        with seeded(next(vae.parameters()).device, entries[0]["seed"]):
+            drawn = vae.sample(64)
+        pictures.samples(out / f"samples-{model.name}.png", drawn, model.label)

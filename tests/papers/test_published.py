@@ -9,6 +9,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 
 import rhovae_kernels as rk
 from rhovae_kernels.papers import published
+from rhovae_kernels.vae import parts
 
 
 def ar1_covariance(s: float, rho: float, d: int) -> torch.Tensor:
@@ -203,3 +204,10 @@ def test_the_published_objective_refuses_a_posterior_that_is_not_the_published_o
     vae.objective = published.Objective()
     with pytest.raises(TypeError, match="AR1Normal; it wants a RandomWalkNormal"):
         vae(torch.rand(2, 1, 8, 8))
+
+
+def test_the_descriptions_that_saved_runs_hold_build_the_published_parts():
+    posterior = parts.build({"part": "published.Posterior", "latent": 3})
+    objective = parts.build({"part": "published.Objective", "beta": 4.0})
+    assert type(posterior) is published.Posterior and posterior.latent == 3
+    assert type(objective) is published.Objective and objective.beta == 4.0

@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from rhovae_kernels import backends, ops, use_backend
-from rhovae_kernels.data.named import load
+from rhovae_kernels.data import load
 from rhovae_kernels.files import write_json, write_text
 from rhovae_kernels.metrics.evaluate import evaluate
 from rhovae_kernels.nn import MADE, MaskedLinear

@@ -15,10 +15,11 @@ from torch import Tensor
 from rhovae_kernels.metrics import aggregate
 from rhovae_kernels.metrics.evaluate import Result
 from rhovae_kernels.metrics.fid import check_weights
-from rhovae_kernels.papers.runner import run, seeded
+from rhovae_kernels.papers.runner import run
 from rhovae_kernels.papers.study import NLL, NLL_SAMPLES, Measurement, Model, Outcome, Study
 from rhovae_kernels.plots import pictures
 from rhovae_kernels.plots.tables import markdown
+from rhovae_kernels.seeding import seeded
 from rhovae_kernels.vae.model import VAE
 from rhovae_kernels.vae.recipes import recipe
 

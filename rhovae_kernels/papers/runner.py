@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rhovae_kernels.data.named import load
+from rhovae_kernels.data import load
 from rhovae_kernels.files import read_json, write_json, write_text
 from rhovae_kernels.metrics.evaluate import evaluate
 from rhovae_kernels.papers.study import Model, Outcome, Study
 from rhovae_kernels.plots import pictures
-from rhovae_kernels.training.fit import LAST, RUN, Checkpoint, History, fit, seeded
+from rhovae_kernels.seeding import seeded
+from rhovae_kernels.training.checkpoint import Checkpoint
+from rhovae_kernels.training.fit import fit
+from rhovae_kernels.training.run import LAST, RUN, History
 from rhovae_kernels.vae.model import VAE
 
 

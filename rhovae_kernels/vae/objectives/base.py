@@ -1,0 +1,104 @@
+"""What an objective is: a loss made of the terms of a batch."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.optim import Optimizer
+
+from rhovae_kernels.vae.parts import Part
+from rhovae_kernels.vae.posteriors import Posterior
+from rhovae_kernels.vae.priors import Prior
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What an objective may be made of, for one batch.
+
+    Attributes:
+        log_px: log p(x|z) in nats, (B,).
+        kl: KL(q(z|x) ‖ p(z)) in nats, (B,), or its one-sample estimate.
+        x: the data, (B, *data shape).
+        z: the sample of q(z|x) that log_px was taken at, (B, latent).
+        h: the encoder's features, (B, features).
+        posterior: the module that makes q(z|x) of h.
+        prior: the module of p(z).
+        step: optimization steps taken so far.
+        data_size: how many data the batch is drawn of.
+    """
+
+    log_px: Tensor
+    kl: Tensor
+    x: Tensor
+    z: Tensor
+    h: Tensor
+    posterior: Posterior
+    prior: Prior
+    step: int
+    data_size: int
+
+    @property
+    def q(self) -> Distribution:
+        """q(z|x), made when asked for."""
+        return self.posterior(self.h)
+
+
+class Objective(Part):
+    """A loss to minimize, a function of `Terms`."""
+
+    def forward(self, terms: Terms) -> Tensor:
+        """The loss, a scalar in nats: the mean over the batch."""
+        raise NotImplementedError
+
+    def build(self, latent: int) -> None:
+        """Make what depends on the number of latent dimensions; a VAE calls it."""
+
+    def check(self, posterior: Posterior) -> None:
+        """Refuse a posterior that lacks what the objective asks of it; a VAE calls it.
+
+        Raises:
+            ValueError: it lacks something.
+        """
+
+    def adversary_optimizer(self) -> Optimizer | None:
+        """The optimizer of those of its parameters that play against the VAE, where it has any."""
+        return None
+
+
+class OnKL(Objective):
+    """Another objective, given another KL divergence.
+
+    Args:
+        objective: the objective.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def build(self, latent: int) -> None:
+        self.objective.build(latent)
+
+    def check(self, posterior: Posterior) -> None:
+        self.objective.check(posterior)
+
+    def adversary_optimizer(self) -> Optimizer | None:
+        return self.objective.adversary_optimizer()
+
+    def forward(self, terms: Terms) -> Tensor:
+        return self.objective(replace(terms, kl=self.kl(terms)))
+
+    def kl(self, terms: Terms) -> Tensor:
+        """What takes the place of the KL divergence, (B,)."""
+        raise NotImplementedError
+
+
+def not_negative(name: str, value: float) -> float:
+    """The value of an argument that takes a weight.
+
+    Raises:
+        ValueError: it is negative or no number.
+    """
+    if not value >= 0:
+        raise ValueError(f"{name} is {value}; it must not be negative")
+    return float(value)

@@ -1,0 +1,30 @@
+"""`BetaH`: the KL divergence weighs β."""
+
+from torch import Tensor
+
+from rhovae_kernels.vae.objectives.base import Objective, Terms, not_negative
+
+
+class BetaH(Objective):
+    """β-VAE: mean_b[β KL_b − log p(x_b|z_b)].
+
+    Args:
+        beta: weight of the KL divergence, not negative; at 1 this is `ELBO`.
+
+    Raises:
+        ValueError: beta is negative.
+
+    Source:
+        rho-VAE paper, section 4, its beta-VAE; the paper does not give its β.
+
+    Example:
+        >>> BetaH(4.0).beta
+        4.0
+    """
+
+    def __init__(self, beta: float) -> None:
+        super().__init__()
+        self.beta = not_negative("beta", beta)
+
+    def forward(self, terms: Terms) -> Tensor:
+        return (self.beta * terms.kl - terms.log_px).mean()

@@ -1,0 +1,34 @@
+"""`WarmUp`: the KL divergence gains its weight over the first steps."""
+
+from torch import Tensor
+
+from rhovae_kernels.vae.objectives.base import Objective, OnKL, Terms
+from rhovae_kernels.vae.parts import positive_integers
+
+
+class WarmUp(OnKL):
+    """An objective whose KL divergence weighs nothing at first and all after `steps` steps.
+
+    Args:
+        objective: the objective.
+        steps: optimization steps over which the weight rises, in a straight line.
+
+    Raises:
+        ValueError: steps is no positive integer.
+
+    Example:
+        >>> import rhovae_kernels as rk
+        >>> WarmUp(rk.objectives.ELBO(), steps=1000).weight_at(250)
+        0.25
+    """
+
+    def __init__(self, objective: Objective, steps: int) -> None:
+        super().__init__(objective)
+        (self.steps,) = positive_integers("steps", (steps,))
+
+    def weight_at(self, step: int) -> float:
+        """The weight after so many steps."""
+        return min(1.0, step / self.steps)
+
+    def kl(self, terms: Terms) -> Tensor:
+        return self.weight_at(terms.step) * terms.kl

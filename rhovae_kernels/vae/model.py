@@ -26,7 +26,9 @@ class Output(NamedTuple):
     Attributes:
         loss: the objective, a scalar in nats.
         distortion: −log p(x|z), (B,), in nats.
-        rate: KL(q(z|x) ‖ p(z)), (B,), in nats, or its one-sample estimate.
+        rate: KL(q(z|x) ‖ p(z)), (B,), in nats, or its estimate.
+
+    Where the objective draws more than one sample of each datum, the last two are means over them.
     """
 
     loss: Tensor
@@ -115,7 +117,7 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
                 aggregate posterior; the batch alone where left out.
         """
         terms = self._terms(x, step, data_size)
-        return Output(self.objective(terms), -terms.log_px, terms.kl)
+        return Output(self.objective(terms), terms.distortion, terms.rate)
 
     def check_data(self, x: Tensor, name: str = "x") -> None:
         """Refuse data that the model cannot be trained or measured on. Looks at every value.
@@ -150,8 +152,8 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
 
     def elbo(self, x: Tensor) -> Tensor:
         """log p(x|z) − KL(q(z|x) ‖ p(z)) at one sample z of q(z|x): (B,), in nats."""
-        terms = self._terms(x, step=0)
-        return terms.log_px - terms.kl
+        z, kl = self.posterior.rsample_and_kl(self.encode(x), self.prior)
+        return self.decoder.log_prob(x, z) - kl
 
     def posterior_for(self, x: Tensor) -> Distribution:
         """q(z|x), of batch shape (B,) and event shape (latent,)."""
@@ -194,11 +196,9 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         return self.decoder.mean(self.posterior_for(x).mean)
 
     def _terms(self, x: Tensor, step: int, data_size: int | None = None) -> Terms:
-        h = self.encode(x)
-        z, kl = self.posterior.rsample_and_kl(h, self.prior)
-        log_px = self.decoder.log_prob(x, z)
         size = len(x) if data_size is None else data_size
-        return Terms(log_px, kl, x, z, h, self.posterior, self.prior, step, size)
+        drawn = x, self.encode(x), self.posterior, self.prior, self.decoder
+        return self.objective.draw(*drawn, step, size)
 
     def save_pretrained(self, save_directory: str | Path, **hub: Any) -> str | None:
         """Write model.safetensors, and config.json that says how to build the parts, atomically.

@@ -15,6 +15,7 @@ from rhovae_kernels.training.run import LAST
 from rhovae_kernels.vae import divergences, parts, posteriors, priors
 from rhovae_kernels.vae.objectives import (
     ELBO,
+    IWAE,
     BetaB,
     BetaH,
     BetaTC,
@@ -45,7 +46,10 @@ OBJECTIVES = {
     "BetaTC": lambda: BetaTC(6.0),
     "Factor": lambda: Factor(6.0, hidden=(16, 16)),
     "InfoMMD": lambda: InfoMMD(0.5, 10.0),
+    "IWAE": lambda: IWAE(3),
+    "IWAE, doubly": lambda: IWAE(3, "doubly"),
     "WarmUp": lambda: WarmUp(BetaTC(6.0), steps=10),
+    "WarmUp of IWAE": lambda: WarmUp(IWAE(3, "doubly"), steps=10),
     "FreeBits": lambda: FreeBits(Factor(6.0, hidden=(16,)), nats=1.0),
 }
 every_objective = pytest.mark.parametrize("name", OBJECTIVES)

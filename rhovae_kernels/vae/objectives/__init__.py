@@ -8,10 +8,12 @@ from rhovae_kernels.vae.objectives.elbo import ELBO
 from rhovae_kernels.vae.objectives.factor import Factor
 from rhovae_kernels.vae.objectives.free_bits import FreeBits
 from rhovae_kernels.vae.objectives.info_mmd import InfoMMD
+from rhovae_kernels.vae.objectives.iwae import IWAE
 from rhovae_kernels.vae.objectives.warm_up import WarmUp
 
 __all__ = [
     "ELBO",
+    "IWAE",
     "BetaB",
     "BetaH",
     "BetaTC",

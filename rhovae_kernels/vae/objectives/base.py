@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.optim import Optimizer
 
+from rhovae_kernels.vae.decoders import Decoder
 from rhovae_kernels.vae.parts import Part
 from rhovae_kernels.vae.posteriors import Posterior
 from rhovae_kernels.vae.priors import Prior
@@ -25,6 +26,7 @@ class Terms:
         prior: the module of p(z).
         step: optimization steps taken so far.
         data_size: how many data the batch is drawn of.
+        kl_weight: the number that kl has been multiplied with.
     """
 
     log_px: Tensor
@@ -36,6 +38,17 @@ class Terms:
     prior: Prior
     step: int
     data_size: int
+    kl_weight: float = 1.0
+
+    @property
+    def distortion(self) -> Tensor:
+        """−log p(x|z), (B,), in nats."""
+        return -self.log_px
+
+    @property
+    def rate(self) -> Tensor:
+        """KL(q(z|x) ‖ p(z)), (B,), in nats, or its estimate at what was drawn."""
+        return self.kl
 
     @property
     def q(self) -> Distribution:
@@ -44,7 +57,37 @@ class Terms:
 
 
 class Objective(Part):
-    """A loss to minimize, a function of `Terms`."""
+    """A loss to minimize, a function of `Terms`.
+
+    Attributes:
+        averages_kl: whether the KL divergence enters the loss as its mean over the batch.
+    """
+
+    averages_kl = True
+
+    def draw(
+        self,
+        x: Tensor,
+        h: Tensor,
+        posterior: Posterior,
+        prior: Prior,
+        decoder: Decoder,
+        step: int,
+        data_size: int,
+    ) -> Terms:
+        """What the loss is made of, with samples of q(z|x): one of each datum, unless overridden.
+
+        Args:
+            x: the data, (B, *data shape).
+            h: the encoder's features, (B, features).
+            posterior: the module that makes q(z|x) of h.
+            prior: the module of p(z).
+            decoder: the module of p(x|z).
+            step: optimization steps taken so far.
+            data_size: how many data the batch is drawn of.
+        """
+        z, kl = posterior.rsample_and_kl(h, prior)
+        return Terms(decoder.log_prob(x, z), kl, x, z, h, posterior, prior, step, data_size)
 
     def forward(self, terms: Terms) -> Tensor:
         """The loss, a scalar in nats: the mean over the batch."""
@@ -68,13 +111,42 @@ class Objective(Part):
 class OnKL(Objective):
     """Another objective, given another KL divergence.
 
+    Attributes:
+        scales_kl: whether it multiplies the KL divergence by a number, and
+            `Terms.kl_weight` with it.
+
     Args:
         objective: the objective.
+
+    Raises:
+        ValueError: the objective does not average the KL divergence, and this does more than
+            scale it.
     """
+
+    scales_kl = False
 
     def __init__(self, objective: Objective) -> None:
         super().__init__()
+        if not (self.scales_kl or objective.averages_kl):
+            raise ValueError(
+                f"objective is {type(objective).__name__}, whose loss does not hold the mean KL "
+                f"divergence that {type(self).__name__} changes; an objective that averages it is "
+                "wanted"
+            )
         self.objective = objective
+        self.averages_kl = objective.averages_kl
+
+    def draw(
+        self,
+        x: Tensor,
+        h: Tensor,
+        posterior: Posterior,
+        prior: Prior,
+        decoder: Decoder,
+        step: int,
+        data_size: int,
+    ) -> Terms:
+        return self.objective.draw(x, h, posterior, prior, decoder, step, data_size)
 
     def build(self, latent: int) -> None:
         self.objective.build(latent)
@@ -89,7 +161,7 @@ class OnKL(Objective):
         return self.objective(replace(terms, kl=self.kl(terms)))
 
     def kl(self, terms: Terms) -> Tensor:
-        """What takes the place of the KL divergence, (B,)."""
+        """What takes the place of the KL divergence, of the shape of `terms.kl`."""
         raise NotImplementedError
 
 

@@ -15,7 +15,7 @@ class FreeBits(OnKL):
         nats: what is free, not negative.
 
     Raises:
-        ValueError: nats is negative.
+        ValueError: nats is negative; the objective does not average the KL divergence (`IWAE`).
 
     Example:
         >>> import rhovae_kernels as rk

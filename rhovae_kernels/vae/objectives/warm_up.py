@@ -1,5 +1,7 @@
 """`WarmUp`: the KL divergence gains its weight over the first steps."""
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from rhovae_kernels.vae.objectives.base import Objective, OnKL, Terms
@@ -22,6 +24,8 @@ class WarmUp(OnKL):
         0.25
     """
 
+    scales_kl = True
+
     def __init__(self, objective: Objective, steps: int) -> None:
         super().__init__(objective)
         (self.steps,) = positive_integers("steps", (steps,))
@@ -29,6 +33,10 @@ class WarmUp(OnKL):
     def weight_at(self, step: int) -> float:
         """The weight after so many steps."""
         return min(1.0, step / self.steps)
+
+    def forward(self, terms: Terms) -> Tensor:
+        weight = terms.kl_weight * self.weight_at(terms.step)
+        return super().forward(replace(terms, kl_weight=weight))
 
     def kl(self, terms: Terms) -> Tensor:
         return self.weight_at(terms.step) * terms.kl

@@ -53,7 +53,8 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
 
     Raises:
         ValueError: posterior and prior differ in their latent dimensions; the objective refuses
-            the posterior; a network does not take or give what its neighbours do.
+            the posterior, or the prior the encoder; a network does not take or give what its
+            neighbours do.
 
     Example:
         >>> import torch, rhovae_kernels as rk
@@ -87,6 +88,7 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         decoder.build(encoder, posterior.latent)
         check_decoder(decoder, posterior.latent, self._input_shape)
         objective.build(posterior.latent)
+        prior.bind(encoder, posterior)
         self.encoder = encoder
         self.posterior = posterior
         self.prior = prior

@@ -30,6 +30,7 @@ PRIORS = {
     "RealNVP": lambda latent: priors.RealNVP(latent, layers=2, hidden=(8,)),
     "MAF": lambda latent: priors.MAF(latent, steps=2, hidden=(8,)),
 }
+EVERY_PRIOR = PRIORS | {"VampPrior": lambda latent: priors.VampPrior(latent, components=4)}
 DECODERS = {
     "Bernoulli": decoders.Bernoulli,
     "Gaussian": decoders.Gaussian,
@@ -68,7 +69,7 @@ def loss_and_gradients(vae: rk.VAE, step: int = 0) -> tuple[Tensor, dict[str, Te
 
 @every_gradient
 @pytest.mark.parametrize("decoder", of(DECODERS))
-@pytest.mark.parametrize("prior", of(PRIORS))
+@pytest.mark.parametrize("prior", of(EVERY_PRIOR))
 @pytest.mark.parametrize("posterior", of(POSTERIORS))
 def test_with_every_part_the_loss_is_the_bound_of_the_weights(posterior, prior, decoder, gradient):
     vae = made(IWAE(6, gradient), posterior, prior, decoder)

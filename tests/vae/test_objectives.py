@@ -38,6 +38,10 @@ def maf(latent: int) -> priors.MAF:
     return priors.MAF(latent, steps=2, hidden=(8,))
 
 
+def vamp(latent: int) -> priors.VampPrior:
+    return priors.VampPrior(latent, components=4)
+
+
 PRIORS = [priors.StandardNormal, lambda latent: priors.RealNVP(latent, 2, (8,))]
 OBJECTIVES = {
     "ELBO": ELBO,
@@ -82,7 +86,11 @@ def terms_of(vae: rk.VAE, n: int = 12, step: int = 0, data_size: int | None = No
     return vae._terms(data(n), step, data_size)
 
 
-@pytest.mark.parametrize("prior", [*PRIORS, priors.AR1, maf], ids=["N", "decoupled", "AR1", "MAF"])
+@pytest.mark.parametrize(
+    "prior",
+    [*PRIORS, priors.AR1, maf, vamp],
+    ids=["N", "decoupled", "AR1", "MAF", "VampPrior"],
+)
 @pytest.mark.parametrize(
     "posterior", [*POSTERIORS, iaf], ids=["Diagonal", "AR1", "ScaledAR1", "IAF"]
 )

@@ -186,6 +186,8 @@ class Objective(objectives.Objective):
         The rho-VAE repository's README, change 3.
     """
 
+    repeats = False
+
     def __init__(self, beta: float = 1.0) -> None:
         super().__init__()
         self.beta = float(beta)

@@ -123,7 +123,7 @@ def fit(
         seed=how.seed,
     )
     batch_size = _batch_size(how, splits)
-    _check_splits(vae, splits, batch_size)
+    _check_splits(vae, splits, how.samples)
     described = {
         "recipe": recipe,
         **_describe_data(splits, data, binarize, data_root, train_split),
@@ -206,7 +206,7 @@ def _batch_size(how: Settings, splits: Splits) -> int:
     return given
 
 
-def _check_splits(vae: VAE, splits: Splits, batch_size: int) -> None:
+def _check_splits(vae: VAE, splits: Splits, samples: int) -> None:
     """Refuse data that do not fit the model, by what can be seen before the first step."""
     for split, source in splits._asdict().items():
         if source is None:
@@ -218,6 +218,7 @@ def _check_splits(vae: VAE, splits: Splits, batch_size: int) -> None:
                 f"{vae.input_shape}"
             )
         vae.check_data(source.first, name)
+    vae.check_samples(samples)
     if splits.train.count is None and vae.objective.needs_data_size:
         raise ValueError(
             f"{type(vae.objective).__name__} weighs by the number of data, which the "

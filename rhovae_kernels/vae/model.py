@@ -88,7 +88,7 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         decoder.build(encoder, posterior.latent)
         check_decoder(decoder, posterior.latent, self._input_shape)
         objective.build(posterior.latent)
-        prior.bind(encoder, posterior)
+        prior.bind(encoder, posterior, self._input_shape)
         self.encoder = encoder
         self.posterior = posterior
         self.prior = prior
@@ -109,7 +109,9 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         """Dimensions of the latent code."""
         return self.posterior.latent
 
-    def forward(self, x: Tensor, step: int = 0, data_size: int | None = None) -> Output:
+    def forward(
+        self, x: Tensor, step: int = 0, data_size: int | None = None, samples: int = 1
+    ) -> Output:
         """The loss of a batch and what it is made of.
 
         Args:
@@ -117,9 +119,19 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
             step: optimization steps taken so far, for objectives that change with them.
             data_size: how many data the batch is drawn of, for objectives that estimate the
                 aggregate posterior; the batch alone where left out.
+            samples: draws of z for each datum; distortion and rate are means over them.
+
+        Raises:
+            ValueError: x is of another shape; the objective takes one draw alone.
         """
-        terms = self._terms(x, step, data_size)
-        return Output(self.objective(terms), terms.distortion, terms.rate)
+        terms = self._terms(x, step, data_size, samples)
+        loss = self.objective(terms)
+        if samples == 1:
+            return Output(loss, terms.distortion, terms.rate)
+        distortion, rate = (
+            t.unflatten(0, (len(x), samples)).mean(1) for t in (terms.distortion, terms.rate)
+        )
+        return Output(loss, distortion, rate)
 
     def check_data(self, x: Tensor, name: str = "x") -> None:
         """Refuse data that the model cannot be trained or measured on. Looks at every value.
@@ -197,10 +209,24 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         """The decoder's mean at the posterior's mean, (B, *input_shape)."""
         return self.decoder.mean(self.posterior_for(x).mean)
 
-    def _terms(self, x: Tensor, step: int, data_size: int | None = None) -> Terms:
-        size = len(x) if data_size is None else data_size
-        drawn = x, self.encode(x), self.posterior, self.prior, self.decoder
-        return self.objective.draw(*drawn, step, size)
+    def _terms(self, x: Tensor, step: int, data_size: int | None = None, samples: int = 1) -> Terms:
+        h, size = self.encode(x), len(x) if data_size is None else data_size
+        if samples > 1:
+            self.check_samples(samples)
+            x, h = (t.repeat_interleave(samples, 0) for t in (x, h))
+        return self.objective.draw(x, h, self.posterior, self.prior, self.decoder, step, size)
+
+    def check_samples(self, samples: int) -> None:
+        """Refuse more draws of z for each datum than the objective can do with.
+
+        Raises:
+            ValueError: the objective takes one draw alone.
+        """
+        if samples > 1 and not self.objective.repeats:
+            raise ValueError(
+                f"samples is {samples}; {type(self.objective).__name__} takes each datum of a "
+                "batch once (IWAE has samples of its own)"
+            )
 
     def save_pretrained(self, save_directory: str | Path, **hub: Any) -> str | None:
         """Write model.safetensors, and config.json that says how to build the parts, atomically.

@@ -12,7 +12,6 @@ from rhovae_kernels import nn as blocks
 from rhovae_kernels.distributions.markov import AR1Normal
 from rhovae_kernels.distributions.mixture import UniformMixture
 from rhovae_kernels.ops import ar1_reparam
-from rhovae_kernels.vae.nets import Encoder
 from rhovae_kernels.vae.parts import Part, positive_integers
 
 if TYPE_CHECKING:
@@ -34,8 +33,15 @@ class Prior(Part):
 
     loc: Tensor
 
-    def bind(self, encoder: Encoder, posterior: "Posterior") -> None:
+    def bind(
+        self, encoder: nn.Module, posterior: "Posterior", input_shape: tuple[int, ...]
+    ) -> None:
         """Take what makes q(z|x), where p(z) is made of it; a VAE calls it.
+
+        Args:
+            encoder: from data (B, *input_shape) to features.
+            posterior: from features to q(z|x).
+            input_shape: shape of one datum.
 
         Raises:
             ValueError: the prior cannot be made of them.
@@ -243,9 +249,11 @@ class VampPrior(Prior):
         super().__init__(latent)
         (self.components,) = positive_integers("components", (components,))
         # In a tuple they are no submodules: their parameters belong to the VAE.
-        self._bound: tuple[Encoder, Posterior] | None = None
+        self._bound: tuple[nn.Module, Posterior] | None = None
 
-    def bind(self, encoder: Encoder, posterior: "Posterior") -> None:
+    def bind(
+        self, encoder: nn.Module, posterior: "Posterior", input_shape: tuple[int, ...]
+    ) -> None:
         for module in encoder.modules():
             if isinstance(module, _BATCH_NORMS):
                 raise ValueError(
@@ -254,7 +262,7 @@ class VampPrior(Prior):
                     "normalization is wanted"
                 )
         self._bound = encoder, posterior
-        start = torch.rand(self.components, *encoder.input_shape).to(self.loc)
+        start = torch.rand(self.components, *input_shape).to(self.loc)
         self.pseudo_inputs = nn.Parameter(start)
 
     @torch.no_grad()
@@ -288,7 +296,7 @@ class VampPrior(Prior):
         with _drawing_from(generator, self.loc.device):
             return self().sample((n,))
 
-    def _parts(self) -> "tuple[Encoder, Posterior]":
+    def _parts(self) -> "tuple[nn.Module, Posterior]":
         if self._bound is None:
             raise RuntimeError(
                 "this VampPrior has no encoder and posterior: make a VAE of it, or call bind"

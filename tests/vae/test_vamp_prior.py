@@ -180,7 +180,7 @@ class TestBinding:
     def test_other_priors_draw_nothing_when_bound(self):
         encoder, posterior = nets.MLP((2,)), posteriors.AR1(2)
         before = torch.get_rng_state()
-        priors.StandardNormal(2).bind(encoder, posterior)
+        priors.StandardNormal(2).bind(encoder, posterior, (2,))
         assert torch.equal(torch.get_rng_state(), before)
 
     @pytest.mark.parametrize(

@@ -61,9 +61,13 @@ class Objective(Part):
 
     Attributes:
         averages_kl: whether the KL divergence enters the loss as its mean over the batch.
+        needs_data_size: whether it weighs by the number of data.
+        repeats: whether a datum may be in a batch several times, with a sample of its own each.
     """
 
     averages_kl = True
+    needs_data_size = False
+    repeats = True
 
     def draw(
         self,
@@ -135,6 +139,8 @@ class OnKL(Objective):
             )
         self.objective = objective
         self.averages_kl = objective.averages_kl
+        self.needs_data_size = objective.needs_data_size
+        self.repeats = objective.repeats
 
     def draw(
         self,

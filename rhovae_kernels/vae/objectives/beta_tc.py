@@ -31,6 +31,9 @@ class BetaTC(Objective):
         6.0
     """
 
+    needs_data_size = True
+    repeats = False
+
     def __init__(self, beta: float) -> None:
         super().__init__()
         self.beta = not_negative("beta", beta)

@@ -85,6 +85,7 @@ class IWAE(Objective):
     """
 
     averages_kl = False
+    repeats = False
 
     def __init__(self, samples: int, gradient: str = "standard") -> None:
         super().__init__()

@@ -122,8 +122,89 @@ def test_points_in_the_plane_are_trained_on_and_drawn(capsys, monkeypatch, tmp_p
     assert (out / "samples.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.fixture
+def own_file(tmp_path) -> Path:
+    path = tmp_path / "mine.npy"
+    np.save(path, (255 * rk.data.load("digits").values[:80, 0]).to(torch.uint8).numpy())
+    return path
+
+
+def test_a_file_of_ones_own_is_trained_on_measured_and_drawn(
+    capsys, monkeypatch, tmp_path, own_file
+):
+    out = tmp_path / "run"
+    options = "--latent 2 --epochs 2 --batch-size 32 --optimizer adamw --schedule cosine"
+    options += " --weight-decay 0.01 --clip 5 --average 0.9 --accumulate 2 --patience 5 --samples 2"
+    status, shown, error = rhovae(
+        capsys, monkeypatch, "train", own_file, options, "--valid 0.25 --out", out
+    )
+    assert status == 0, error
+    assert "bytes are pixels: divided by 255" in shown
+    assert "20 of 80 data, drawn at random, are held out" in shown
+    settings = json.loads((out / "run.json").read_text())
+    assert settings["data"]["kind"] == "file" and settings["data_path"] == str(own_file)
+    assert settings["optimizer"] == "adamw" and settings["average"] == 0.9
+    # The run knows its file.
+    status, shown, error = rhovae(capsys, monkeypatch, "evaluate", out, "--metrics elbo --json")
+    assert status == 0, error
+    assert json.loads(shown)["count"] == 80
+    for command in ("sample", "traverse"):
+        assert rhovae(capsys, monkeypatch, command, out)[0] == 0
+    own_file.unlink()
+    status, _, error = rhovae(capsys, monkeypatch, "evaluate", out, "--metrics elbo")
+    assert status == 1 and "mine.npy: no such file" in error
+
+
+PARTS = """
+import torch
+
+def parts():
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.Tanh())
+    return {"encoder": net}
+"""
+
+
+def test_a_run_with_a_network_of_ones_own_takes_it_from_a_file(capsys, monkeypatch, tmp_path):
+    source = tmp_path / "mine.py"
+    source.write_text(PARTS)
+    encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.Tanh())
+    own = rk.VAE(
+        encoder,
+        rk.posteriors.AR1(2),
+        rk.priors.StandardNormal(2),
+        rk.decoders.Bernoulli(nets.MLP((1, 8, 8), hidden=(8,)).mirror(2)),
+        input_shape=(1, 8, 8),
+    )
+    out = tmp_path / "run"
+    rk.fit(own, "digits", epochs=1, out=out, quiet=True)
+    status, _, error = rhovae(capsys, monkeypatch, "evaluate", out, "--metrics elbo --limit 20")
+    assert status == 1 and "was defined outside rhovae_kernels" in error
+    source.write_text(
+        PARTS.replace('{"encoder": net}', '{"encoder": net, "decoder": decoder()}')
+        + """
+def decoder():
+    import rhovae_kernels as rk
+    return rk.decoders.Bernoulli(rk.nets.MLP((1, 8, 8), hidden=(8,)).mirror(2))
+"""
+    )
+    parts = f"--parts {source}:parts"
+    options = ["evaluate", out, parts, "--metrics elbo --limit 20 --json"]
+    status, shown, error = rhovae(capsys, monkeypatch, *options)
+    assert status == 0, error
+    wanted = rk.evaluate(own, "digits", ["elbo"], limit=20)
+    assert json.loads(shown)["elbo"] == wanted["elbo"]
+    assert rhovae(capsys, monkeypatch, "sample", out, parts)[0] == 0
+    status, _, error = rhovae(capsys, monkeypatch, "sample", out, f"--parts {source}:nothing")
+    assert status == 1 and "holds no function 'nothing'" in error
+
+
 ERRORS = {
     "recipe": ("train digits --recipe sigma-vae", "there is no recipe 'sigma-vae'"),
+    "file": ("train nothing.npy", "nothing.npy: no such file"),
+    "kind of file": ("train .", "holds no images"),
+    "optimizer": ("train digits --optimizer adamm", "optimizer is 'adamm'"),
+    "schedule": ("train digits --schedule slow", "schedule is 'slow'"),
+    "tracker": ("train digits --tracker wall", "trackers holds 'wall'"),
     "data set": ("train imagenet", "name is 'imagenet'; it must be one of digits"),
     "latent": ("train digits --latent 0", "latent is 0"),
     "epochs": ("train digits --epochs 0", "epochs is 0; it must be at least 1"),

@@ -1,0 +1,3 @@
+from rhovae_kernels.cli import main
+
+main()

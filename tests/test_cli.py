@@ -201,7 +201,7 @@ def decoder():
 ERRORS = {
     "recipe": ("train digits --recipe sigma-vae", "there is no recipe 'sigma-vae'"),
     "file": ("train nothing.npy", "nothing.npy: no such file"),
-    "kind of file": ("train .", "holds no images"),
+    "kind of file": ("train .", "holds no image, no file .bmp"),
     "optimizer": ("train digits --optimizer adamm", "optimizer is 'adamm'"),
     "schedule": ("train digits --schedule slow", "schedule is 'slow'"),
     "tracker": ("train digits --tracker wall", "trackers holds 'wall'"),

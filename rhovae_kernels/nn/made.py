@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from python_ref.made_inverse import ACTIVATIONS, SCALES
 from python_ref.precision import upcast
 from rhovae_kernels.nn import orders
+from rhovae_kernels.nn.degrees import even_degrees, given_degrees, refuse_unread
 from rhovae_kernels.nn.masked_linear import MaskedLinear, positive_integer
 from rhovae_kernels.ops import iaf_gate, made_inverse
 from rhovae_kernels.ops.made_inverse import check_scale
@@ -90,9 +91,9 @@ class MADE(nn.Module):
             raise ValueError("hidden is empty; one hidden layer at least is wanted")
         lowest = -1 if context or d == 1 else 0
         if degrees is None:
-            of_hidden = _even_degrees(sizes, lowest, d)
+            of_hidden = even_degrees(sizes, lowest, d)
         else:
-            of_hidden = _given_degrees(degrees, sizes, lowest, d)
+            of_hidden = given_degrees(degrees, sizes, lowest, d)
         of_outputs = torch.arange(d).repeat_interleave(heads)
         # A unit of degree k reads those of degree k and below; an output, of degree below its own.
         of_layers = [torch.arange(d), *of_hidden, of_outputs]
@@ -102,7 +103,7 @@ class MADE(nn.Module):
         ]
         self._build(d, heads, context, activation, prefixes, [*sizes, heads * d])
         self.reverse = reverse
-        _refuse_unread(prefixes, d, heads)
+        refuse_unread(prefixes, d, heads)
 
     def _build(
         self,
@@ -168,7 +169,7 @@ class MADE(nn.Module):
         weights = [torch.as_tensor(w) for w in weights]
         biases = [b if b is None else torch.as_tensor(b) for b in biases]
         masks = [torch.as_tensor(m).bool() for m in masks]
-        d, heads = _check_network(weights, biases, masks, context)
+        d, heads = orders.check_network(weights, biases, masks, context)
         masks[0] = masks[0][:, :d]
         interleaved = torch.arange(heads * d, device=masks[-1].device)
         if heads_first:
@@ -304,77 +305,3 @@ def expand_together(y: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
     """Both with all leading dimensions that either has, nothing copied."""
     leading = torch.broadcast_shapes(y.shape[:-1], offset.shape[:-1])
     return y.expand(*leading, y.shape[-1]), offset.expand(*leading, offset.shape[-1])
-
-
-def _even_degrees(sizes: Sequence[int], lowest: int, d: int) -> list[Tensor]:
-    """Degrees lowest … d−2 (lowest alone for d = 1), shared out over the units of each layer."""
-    count = max(1, d - 1 - lowest)
-    for i, size in enumerate(sizes):
-        if size < count:
-            raise ValueError(
-                f"hidden[{i}] is {size}; one unit at least for each of the degrees {lowest} … "
-                f"{lowest + count - 1} is wanted: {count}. Give `degrees` to leave some out"
-            )
-    return [lowest + torch.arange(size) * count // size for size in sizes]
-
-
-def _given_degrees(degrees, sizes: Sequence[int], lowest: int, d: int) -> list[Tensor]:
-    highest = max(lowest, d - 2)
-    if [len(of_layer) for of_layer in degrees] != list(sizes):
-        found = [len(of_layer) for of_layer in degrees]
-        raise ValueError(f"degrees are {found} numbers; hidden is {list(sizes)}")
-    tensors = [torch.as_tensor(of_layer) for of_layer in degrees]
-    for i, of_layer in enumerate(tensors):
-        if bool((of_layer.diff() < 0).any()):
-            raise ValueError(f"degrees[{i}] decrease; they must be sorted")
-        least, most = int(of_layer[0]), int(of_layer[-1])
-        if least < lowest or most > highest:
-            raise ValueError(
-                f"degrees[{i}] go from {least} to {most}; they must be within {lowest} … {highest}"
-            )
-    return tensors
-
-
-def _refuse_unread(prefixes: Sequence[Tensor], d: int, heads: int) -> None:
-    """Refuse degrees by which an output, but those of dimension 0, reads no input."""
-    reached = orders.inputs_reached(prefixes, d)[::heads]
-    if d > 1 and not bool(reached.any()):
-        raise ValueError("degrees leave every output without an input: the Jacobian is null")
-    unread = (reached[1:] == 0).nonzero()
-    if unread.numel():
-        raise ValueError(f"degrees leave the outputs of dimension {int(unread[0]) + 1} no input")
-
-
-def _check_network(weights, biases, masks, context: int) -> tuple[int, int]:
-    """Refuse what does not fit together; dimensions, and heads of each."""
-    if not len(weights) == len(biases) == len(masks) >= 2:
-        raise ValueError(
-            f"{len(weights)} weights, {len(biases)} biases and {len(masks)} masks; "
-            "as many of each are wanted, and two layers at least"
-        )
-    read = weights[0].shape[-1]
-    for i, (weight, bias, mask) in enumerate(zip(weights, biases, masks, strict=True)):
-        if weight.dim() != 2 or weight.shape[1] != read:
-            raise ValueError(
-                f"weights[{i}] is of shape {tuple(weight.shape)}; "
-                f"it must be of shape (out, {read}), to read what comes before it"
-            )
-        read = weight.shape[0]
-        if mask.shape != weight.shape:
-            raise ValueError(
-                f"masks[{i}] is of shape {tuple(mask.shape)}; "
-                f"it must be of shape {tuple(weight.shape)}, as weights[{i}] is"
-            )
-        if bias is not None and bias.shape != (read,):
-            raise ValueError(
-                f"biases[{i}] is of shape {tuple(bias.shape)}; it must be of shape ({read},)"
-            )
-    d = weights[0].shape[1] - context
-    if d < 1 or read % d:
-        raise ValueError(
-            f"weights read {weights[0].shape[1]} numbers, {context} of them context, and give "
-            f"{read}, which are not as many for each of {d} dimensions"
-        )
-    if not bool(masks[0][:, d:].all()):
-        raise ValueError("masks[0]: a unit does not read all of the context")
-    return d, read // d

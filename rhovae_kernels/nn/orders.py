@@ -32,6 +32,41 @@ def rank(order: Tensor) -> Tensor:
     return order.argsort()
 
 
+def check_network(weights, biases, masks, context: int) -> tuple[int, int]:
+    """Refuse what does not fit together; dimensions, and heads of each."""
+    if not len(weights) == len(biases) == len(masks) >= 2:
+        raise ValueError(
+            f"{len(weights)} weights, {len(biases)} biases and {len(masks)} masks; "
+            "as many of each are wanted, and two layers at least"
+        )
+    read = weights[0].shape[-1]
+    for i, (weight, bias, mask) in enumerate(zip(weights, biases, masks, strict=True)):
+        if weight.dim() != 2 or weight.shape[1] != read:
+            raise ValueError(
+                f"weights[{i}] is of shape {tuple(weight.shape)}; "
+                f"it must be of shape (out, {read}), to read what comes before it"
+            )
+        read = weight.shape[0]
+        if mask.shape != weight.shape:
+            raise ValueError(
+                f"masks[{i}] is of shape {tuple(mask.shape)}; "
+                f"it must be of shape {tuple(weight.shape)}, as weights[{i}] is"
+            )
+        if bias is not None and bias.shape != (read,):
+            raise ValueError(
+                f"biases[{i}] is of shape {tuple(bias.shape)}; it must be of shape ({read},)"
+            )
+    d = weights[0].shape[1] - context
+    if d < 1 or read % d:
+        raise ValueError(
+            f"weights read {weights[0].shape[1]} numbers, {context} of them context, and give "
+            f"{read}, which are not as many for each of {d} dimensions"
+        )
+    if not bool(masks[0][:, d:].all()):
+        raise ValueError("masks[0]: a unit does not read all of the context")
+    return d, read // d
+
+
 def check_nested(masks: Sequence[Tensor]) -> None:
     """Refuse, naming the layer, a mask that is a staircase under no order of its units."""
     for layer, mask in enumerate(masks):

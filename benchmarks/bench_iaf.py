@@ -1,4 +1,4 @@
-"""Four steps of an inverse autoregressive flow, of the size of the post's recipe, against zuko.
+"""Four steps of an inverse autoregressive flow, of the size of the recipe `iaf-vae`, against zuko.
 
 The same flow in both: zuko's masked transforms with the gate as their univariate transform, their
 weights carried over into ours.
@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 
 from rhovae_kernels.nn import IAF, MADE
 
-D, HIDDEN, STEPS = 32, (320, 320), 4
+D, HIDDEN, TRANSFORMS = 32, (320, 320), 4
 
 
 class Gate(Transform):
@@ -37,22 +37,22 @@ class Gate(Transform):
 def zuko_flow(zuko):
     torch.manual_seed(0)
     return zuko.flows.MAF(
-        D, transforms=STEPS, hidden_features=HIDDEN, activation=ELU, univariate=Gate
+        D, transforms=TRANSFORMS, hidden_features=HIDDEN, activation=ELU, univariate=Gate
     ).transform
 
 
 def ours(transforms):
     """The IAF that computes what these transforms do."""
-    iaf = IAF(D, STEPS, HIDDEN)
-    for step, transform in zip(iaf.steps, transforms, strict=True):
-        layers = [layer for layer in transform.hyper if hasattr(layer, "mask")]
+    iaf = IAF(D, TRANSFORMS, HIDDEN)
+    for mine, theirs in zip(iaf.transforms, transforms, strict=True):
+        layers = [layer for layer in theirs.hyper if hasattr(layer, "mask")]
         made = MADE.from_masks(
             [layer.weight.detach() for layer in layers],
             [layer.bias.detach() for layer in layers],
             [layer.mask for layer in layers],
             activation="elu",
         )
-        step.made.layers.load_state_dict(made.layers.state_dict())
+        mine.made.layers.load_state_dict(made.layers.state_dict())
     return iaf
 
 
@@ -80,10 +80,10 @@ def test_four_steps_forward_and_backward(compare, rows, limit):
     verify([exact[1][0]], [torch.linalg.slogdet(jacobian).logabsdet], 1e-10)
     theirs.float()
     variants = {
-        "rhovae": training(iaf, iaf.parameters(), z),
+        "rhovae": training(iaf.call_and_log_det, iaf.parameters(), z),
         "zuko": training(lambda z: theirs().call_and_ladj(z), theirs.parameters(), z),
     }
-    verify(iaf(z), exact)
+    verify(iaf.call_and_log_det(z), exact)
     verify(theirs().call_and_ladj(z), exact)
     verify(variants["rhovae"]()[:1], variants["zuko"]()[:1])
     compare(

@@ -13,14 +13,14 @@ from torch import nn
 
 from rhovae_kernels.nn import RealNVP
 
-LAYERS, HIDDEN = 6, (64, 64)
+TRANSFORMS, HIDDEN = 6, (64, 64)
 
 
 def ours(d):
     torch.manual_seed(0)
-    flow = RealNVP(d, LAYERS, HIDDEN)
+    flow = RealNVP(d, TRANSFORMS, HIDDEN)
     with torch.no_grad():
-        for coupling in flow.couplings:
+        for coupling in flow.transforms:
             coupling.net[-1].reset_parameters()
             # A last layer of this size moves x little: the check would see the identity.
             coupling.net[-1].weight.mul_(3)
@@ -39,7 +39,7 @@ def in_zuko(flow, d):
             self.scale = self.log_scale.exp()
 
     layers = nn.ModuleList()
-    for coupling in flow.couplings:
+    for coupling in flow.transforms:
         passing = coupling.mask
         layer = GeneralCouplingTransform(
             d, mask=passing, univariate=TanhAffine, shapes=[(), ()], hidden_features=HIDDEN
@@ -77,7 +77,7 @@ def in_nflows(flow):
             return super().forward(inputs)
 
     layers = []
-    for coupling in flow.couplings:
+    for coupling in flow.transforms:
 
         def net(inputs, outputs, coupling=coupling):
             network = Network([inputs], [outputs], HIDDEN)

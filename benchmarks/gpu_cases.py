@@ -319,7 +319,8 @@ def iaf_step(shape, dtype, device) -> Work:
     from rhovae_kernels.ops.cost import Cost
 
     torch.manual_seed(0)
-    step = IAF(shape[1], steps=1, hidden=(320, 320)).steps[0].to(device)
+    iaf = IAF(shape[1], transforms=1, hidden_features=(320, 320))
+    step = iaf.transforms[0].to(device)
     z = randn(*shape, dtype=dtype, device=device, seed=0, scale=1.0).requires_grad_()
     layers = list(step.made.layers)
     masks = [staircase_mask(x.prefix, x.in_features) for x in layers]

@@ -128,7 +128,7 @@ def _cases(device: str) -> dict[str, tuple[Callable[..., Any], list[Tensor]]]:
         drawn = torch.randn(layer.weight.shape, generator=generator).to(device)
         return 0.3 * drawn / layer.in_features**0.5
 
-    first, last = MADE(COLUMNS, hidden=(ROWS,)).to(device).layers
+    first, last = MADE(COLUMNS, hidden_features=(ROWS,)).to(device).layers
     bias = torch.ones(2 * COLUMNS, device=device)
     alternate = torch.arange(COLUMNS, device=device) % 2 == 0
 

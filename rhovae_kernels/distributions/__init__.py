@@ -4,13 +4,11 @@ from rhovae_kernels.distributions.flow import NormalizingFlow
 from rhovae_kernels.distributions.markov import AR1Normal
 from rhovae_kernels.distributions.mixture import UniformMixture
 from rhovae_kernels.distributions.normal import DiagonalNormal, StandardNormal
-from rhovae_kernels.distributions.pushforward import Pushforward
 
 __all__ = [
     "AR1Normal",
     "DiagonalNormal",
     "NormalizingFlow",
-    "Pushforward",
     "StandardNormal",
     "UniformMixture",
 ]

@@ -1,88 +1,182 @@
-"""`NormalizingFlow`: the density that a flow gives to what it maps onto a standard normal."""
+"""`NormalizingFlow`: the distribution of the data that a flow makes of noise."""
 
-import math
+from collections.abc import Iterator
 from typing import Any, ClassVar, Protocol
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor, nn
 from torch.distributions import Distribution, constraints
+
+from rhovae_kernels.distributions.normal import DiagonalNormal, StandardNormal
+
+MEAN_PAIRS = 64
+"""Pairs (ε, −ε) that the mean is estimated from."""
 
 
 class _Flow(Protocol):
+    """What is asked of a flow; `rhovae_kernels.nn.Flow` has it."""
+
     features: int
     context: int
 
-    def parameters(self) -> Any: ...
+    @property
+    def samples_in_parallel(self) -> bool: ...
 
-    def call_and_log_det(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
 
-    def inverse(self, u: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]: ...
+    def to_data(self, noise: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]: ...
+
+    def to_noise(self, data: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]: ...
 
 
 class NormalizingFlow(Distribution):
-    """The distribution of x where u = f(x) is standard normal.
+    """The distribution of x = f(u, c), u ~ base, f a flow from noise to data.
 
-    log p(x) = log N(f(x); 0, I) + log|det ∂f/∂x|
+    log p(x) = log base(u) − log|det ∂x/∂u|
+
+    Of the sample that `rsample` gave last, `log_prob` knows the noise where the flow takes it from
+    data in sequence, and costs nothing; of any other x, and inside `torch.compile`, it takes the
+    flow's direction from data to noise.
 
     Args:
-        flow: a module with `call_and_log_det(x, context)` for f and `inverse(u, context)`, as
-            `MAF` and `IAF` are.
-        context: what f depends on beside x, shape (…,context); its leading dimensions are the
-            batch shape.
+        flow: the flow, an `nn.Flow`.
+        context: c, shape (…,context); None for a flow without one.
+        base: the distribution of the noise, of event shape (d,); N(0, I) where left out.
+
+    The batch shape is that of the base and of the leading dimensions of context, broadcast.
 
     Raises:
-        ValueError: the context does not go with the flow.
+        ValueError: the context or the base does not go with the flow, or with one another.
+
+    Source:
+        Rezende and Mohamed, 2015, "Variational inference with normalizing flows",
+        https://arxiv.org/abs/1505.05770, eqs. 5 to 7.
 
     Example:
         >>> import torch, rhovae_kernels as rk
-        >>> p = rk.nn.NormalizingFlow(rk.nn.MAF(3, steps=2, hidden=(8,)))
+        >>> p = rk.nn.NormalizingFlow(rk.nn.MAF(3, transforms=2, hidden_features=(8,)))
         >>> p.rsample((4,)).shape, p.log_prob(torch.zeros(5, 3)).shape
         (torch.Size([4, 3]), torch.Size([5]))
+        >>> base = torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3))
+        >>> rk.nn.NormalizingFlow(p.flow, base=base).rsample((4,)).shape
+        torch.Size([4, 3])
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {}
     support = constraints.real_vector
-    has_rsample = True
 
-    def __init__(self, flow: _Flow, context: Tensor | None = None) -> None:
-        self.flow, self.context = flow, context
-        batch_shape = torch.Size() if context is None else context.shape[:-1]
+    def __init__(
+        self, flow: _Flow, context: Tensor | None = None, base: Distribution | None = None
+    ) -> None:
         event_shape = torch.Size((flow.features,))
-        # PyTorch's own checks would look at every value.
+        if context is None:
+            if flow.context:
+                raise ValueError(f"context is missing; it must be of shape (…,{flow.context})")
+            rows = torch.Size()
+        elif context.dim() == 0 or context.shape[-1] != flow.context:
+            wanted = f"of shape (…,{flow.context})" if flow.context else "None"
+            raise ValueError(f"context is of shape {tuple(context.shape)}; it must be {wanted}")
+        else:
+            rows = context.shape[:-1]
+        if base is None:
+            like = next(flow.parameters(), torch.empty(0))
+            base = StandardNormal(rows + event_shape, like.dtype, like.device, validate_args=False)
+        if base.event_shape != event_shape:
+            raise ValueError(
+                f"base is of event shape {tuple(base.event_shape)}; it must be of event shape "
+                f"{tuple(event_shape)}, the features of the flow"
+            )
+        batch_shape = base.batch_shape
+        if rows != batch_shape:
+            try:
+                batch_shape = torch.broadcast_shapes(rows, batch_shape)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"base is of batch shape {tuple(batch_shape)}, context has leading dimensions "
+                    f"{tuple(rows)}: they must broadcast"
+                ) from error
+        self.flow, self.context = flow, context
+        self.base = base if base.batch_shape == batch_shape else base.expand(batch_shape)
+        self._last: tuple[Tensor, int, Tensor] | None = None
+        # Nothing is left to check; the base checks the noise that a value stands for.
         super().__init__(batch_shape, event_shape, validate_args=False)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        return self.base.has_rsample
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "NormalizingFlow":
         new = self._get_checked_instance(NormalizingFlow, _instance)
-        batch_shape = torch.Size(batch_shape)
-        new.flow = self.flow
-        new.context = (
-            None
-            if self.context is None
-            else self.context.expand(batch_shape + self.context.shape[-1:])
-        )
-        super(NormalizingFlow, new).__init__(batch_shape, self.event_shape, validate_args=False)
+        batch = torch.Size(batch_shape)
+        context = self.context
+        new.context = None if context is None else context.expand(batch + context.shape[-1:])
+        new.flow, new.base, new._last = self.flow, self.base.expand(batch), None
+        super(NormalizingFlow, new).__init__(batch, self.event_shape, validate_args=False)
         return new
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x], estimated: the mean over 64 pairs (ε, −ε), the same for every row and call.
+
+        There is no closed form. Of an affine f this is exact, and as all rows share the noise,
+        what differs between them is no noise.
+
+        Raises:
+            NotImplementedError: the base is no `DiagonalNormal`, `StandardNormal` among them.
+        """
+        if not isinstance(self.base, DiagonalNormal):
+            raise NotImplementedError(
+                "the mean is estimated for a base that is a DiagonalNormal, "
+                f"not for {type(self.base).__name__}"
+            )
+        shape = (MEAN_PAIRS, *(1,) * len(self.batch_shape), *self.event_shape)
+        half = torch.randn(shape, generator=Generator().manual_seed(0)).to(self.base.loc)
+        noise = self.base.at(torch.cat([half, -half]))
+        return self.flow.to_data(noise, self.context)[0].mean(0).expand(self._extended_shape())
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        with torch.no_grad():
+            if self.has_rsample:
+                return self.rsample(sample_shape)
+            return self.flow.to_data(self.base.sample(sample_shape), self.context)[0]
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        x, log_p = self.rsample_and_log_prob(sample_shape)
+        # A graph has no versions of tensors to compare.
+        if self.flow.samples_in_parallel and not torch.compiler.is_compiling():
+            self._last = x, x._version, log_p
+        return x
+
+    def rsample_and_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
+        """A reparametrized sample x and log p(x) in nats, in one pass from noise to data."""
+        if isinstance(self.base, DiagonalNormal | NormalizingFlow):
+            u, log_p = self.base.rsample_and_log_prob(sample_shape)
+        else:
+            u = self.base.rsample(sample_shape)
+            log_p = self.base.log_prob(u)
+        x, log_det = self.flow.to_data(u, self.context)
+        return x, log_p - log_det
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(x) in nats, (…), for x (…,d)."""
-        u, log_det = self.flow.call_and_log_det(value, self.context)
-        return (_standard_normal(u) + log_det).expand(
-            torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
-        )
+        known = self._log_prob_of_last(value)
+        if known is not None:
+            return known
+        if self.flow.samples_in_parallel:
+            # Before and not after the flow: gradients are summed over the batch as in 0.1.0.
+            value = value.expand(torch.broadcast_shapes(value.shape, self._extended_shape()))
+        u, log_det = self.flow.to_noise(value, self.context)
+        return self.base.log_prob(u) + log_det
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self.rsample_and_log_prob(sample_shape)[0]
+    def _log_prob_of_last(self, value: Tensor) -> Tensor | None:
+        """log p of the last sample; None where `value` is another, or has changed since.
 
-    def rsample_and_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
-        """A reparametrized sample and its log p, in one pass of the sequential direction."""
-        leader = next(iter(self.flow.parameters()))
-        shape = self._extended_shape(sample_shape)
-        u = torch.randn(shape, dtype=leader.dtype, device=leader.device)
-        x, log_det = self.flow.inverse(u, self.context)
-        return x, _standard_normal(u) - log_det
-
-
-def _standard_normal(u: Tensor) -> Tensor:
-    """log N(u; 0, I)."""
-    wide = u.to(torch.float64 if u.dtype == torch.float64 else torch.float32)
-    return -0.5 * (wide.square().sum(-1) + u.shape[-1] * math.log(2 * math.pi))
+        A sample that was drawn without a graph, or taken out of its graph, is a constant: its
+        log p has other derivatives than that of the noise.
+        """
+        if self._last is None or self._last[0] is not value:
+            return None
+        x, version, log_p = self._last
+        tracked = x.requires_grad and log_p.requires_grad
+        same = x._version == version and (tracked or not torch.is_grad_enabled())
+        return log_p if same else None

@@ -1,7 +1,9 @@
 """Modules made of the ops: masked networks, couplings, and the flows that stand on them."""
 
 from rhovae_kernels.distributions.flow import NormalizingFlow
+from rhovae_kernels.nn.autoregressive import AffineAutoregressive
 from rhovae_kernels.nn.coupling import AffineCoupling
+from rhovae_kernels.nn.flow import Flow, Transform
 from rhovae_kernels.nn.iaf import IAF
 from rhovae_kernels.nn.made import MADE
 from rhovae_kernels.nn.maf import MAF
@@ -12,8 +14,11 @@ __all__ = [
     "IAF",
     "MADE",
     "MAF",
+    "AffineAutoregressive",
     "AffineCoupling",
+    "Flow",
     "MaskedLinear",
     "NormalizingFlow",
     "RealNVP",
+    "Transform",
 ]

@@ -6,11 +6,13 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from rhovae_kernels.legacy import takes_old_keywords
+from rhovae_kernels.nn.flow import Transform
 from rhovae_kernels.ops import affine_coupling
 from rhovae_kernels.ops.affine_coupling import BOUNDS
 
 
-class AffineCoupling(nn.Module):
+class AffineCoupling(Transform):
     """An invertible layer that scales and shifts some columns by functions of the others.
 
     y = b⊙x + (1−b)⊙(x⊙eˢ + t); log|det ∂y/∂x| = Σ(1−b) s; [s, t] = net(b⊙x, context)
@@ -22,7 +24,7 @@ class AffineCoupling(nn.Module):
         mask: b, one truth value per column, true where x passes unchanged. Some columns must pass
             and some must not; where there is one column alone, it may be transformed, by constants
             that are learned or by functions of the context.
-        hidden: widths of the network's hidden layers; none for an affine function.
+        hidden_features: widths of the network's hidden layers; none for an affine function.
         context: how many numbers of context the network sees beside b⊙x.
         bound: "tanh", |s| < 1, or "none".
 
@@ -30,7 +32,10 @@ class AffineCoupling(nn.Module):
         ValueError: a degenerate mask, a width or context that is none, an unknown bound.
 
     Source:
-        dpVAE paper, equations 3 and 4 and appendix A: two hidden layers of 64, tanh on s alone.
+        Dinh, Sohl-Dickstein and Bengio, 2017, "Density estimation using Real NVP",
+        https://arxiv.org/abs/1605.08803, section 3. Two hidden layers of 64, and tanh on s alone:
+        Bhalodia, Lee and Elhabian, 2019, "dpVAEs: Fixing sample generation for regularized VAEs",
+        https://arxiv.org/abs/1911.10506, equations 3 and 4 and appendix A.
 
     Example:
         >>> layer = AffineCoupling([True, False])
@@ -44,10 +49,11 @@ class AffineCoupling(nn.Module):
     moved: Tensor
     none: Tensor
 
+    @takes_old_keywords("nn.AffineCoupling")
     def __init__(
         self,
         mask: Tensor | Sequence[bool],
-        hidden: Sequence[int] = (64, 64),
+        hidden_features: Sequence[int] = (64, 64),
         context: int = 0,
         bound: str = "tanh",
     ) -> None:
@@ -64,8 +70,10 @@ class AffineCoupling(nn.Module):
                 f"mask is {bool(mask[0])} in all {features} columns: a coupling wants columns that "
                 "pass and columns that do not"
             )
-        if any(width < 1 for width in hidden):
-            raise ValueError(f"hidden is {tuple(hidden)}; widths must be positive")
+        if any(width < 1 for width in hidden_features):
+            raise ValueError(
+                f"hidden_features is {tuple(hidden_features)}; widths must be positive"
+            )
         if context < 0:
             raise ValueError(f"context is {context}; it must not be negative")
         if bound not in BOUNDS:
@@ -77,7 +85,7 @@ class AffineCoupling(nn.Module):
         self.context = context
         self.bound = bound
         # Where one column is all there is, the network sees a zero in its place.
-        widths = (max(1, len(self.passing)) + context, *hidden, 2 * len(self.moved))
+        widths = (max(1, len(self.passing)) + context, *hidden_features, 2 * len(self.moved))
         layers: list[nn.Module] = []
         for pair in pairwise(widths):
             # In place: what a layer gives is not asked for again, and of many rows is large.
@@ -104,8 +112,6 @@ class AffineCoupling(nn.Module):
             context: shape (…,context); its leading dimensions broadcast with those of y.
         """
         return self._run(y, context, inverse=True)
-
-    forward = call_and_log_det
 
     def extra_repr(self) -> str:
         passing = int(self.mask.sum())

@@ -14,8 +14,9 @@ def even_degrees(sizes: Sequence[int], lowest: int, d: int) -> list[Tensor]:
     for i, size in enumerate(sizes):
         if size < count:
             raise ValueError(
-                f"hidden[{i}] is {size}; one unit at least for each of the degrees {lowest} … "
-                f"{lowest + count - 1} is wanted: {count}. Give `degrees` to leave some out"
+                f"hidden_features[{i}] is {size}; one unit at least for each of the degrees "
+                f"{lowest} … {lowest + count - 1} is wanted: {count}. Give `degrees` to leave "
+                "some out"
             )
     return [lowest + torch.arange(size) * count // size for size in sizes]
 
@@ -25,7 +26,7 @@ def given_degrees(degrees, sizes: Sequence[int], lowest: int, d: int) -> list[Te
     highest = max(lowest, d - 2)
     if [len(of_layer) for of_layer in degrees] != list(sizes):
         found = [len(of_layer) for of_layer in degrees]
-        raise ValueError(f"degrees are {found} numbers; hidden is {list(sizes)}")
+        raise ValueError(f"degrees are {found} numbers; hidden_features is {list(sizes)}")
     tensors = [torch.as_tensor(of_layer) for of_layer in degrees]
     for i, of_layer in enumerate(tensors):
         if bool((of_layer.diff() < 0).any()):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from python_ref.made_inverse import ACTIVATIONS, SCALES
 from python_ref.precision import upcast
+from rhovae_kernels.legacy import takes_old_keywords
 from rhovae_kernels.nn import orders
 from rhovae_kernels.nn.degrees import even_degrees, given_degrees, refuse_unread
 from rhovae_kernels.nn.masked_linear import MaskedLinear, positive_integer
@@ -38,7 +39,8 @@ class MADE(nn.Module):
 
     Args:
         features: dimensions d.
-        hidden: sizes of the hidden layers, one at least; each must have a unit for every degree.
+        hidden_features: sizes of the hidden layers, one at least; each must have a unit for every
+            degree.
         heads: outputs a dimension.
         context: width of the context; 0 for none.
         activation: "relu", "elu", "tanh" or "sigmoid".
@@ -54,11 +56,13 @@ class MADE(nn.Module):
             decrease, are out of range, or leave an output with no input to read.
 
     Source:
-        MADE, eqs. 8–13 of the paper, with units sorted by degree; IAF post, for the context.
+        Germain, Gregor, Murray and Larochelle, 2015, "MADE: Masked autoencoder for distribution
+        estimation", https://arxiv.org/abs/1502.03509, eqs. 8–13, with units sorted by degree. The
+        context: Keng, 2017, as cited by `IAF`.
 
     Example:
         >>> import torch, rhovae_kernels as rk
-        >>> made = rk.nn.MADE(4, hidden=(16, 16), heads=1)
+        >>> made = rk.nn.MADE(4, (16, 16), heads=1)
         >>> jacobian = torch.autograd.functional.jacobian(lambda x: made(x)[..., 0], torch.ones(4))
         >>> (jacobian != 0).int()
         tensor([[0, 0, 0, 0],
@@ -71,10 +75,11 @@ class MADE(nn.Module):
     order: Tensor | None
     context_layer: Any
 
+    @takes_old_keywords("nn.MADE")
     def __init__(
         self,
         features: int,
-        hidden: Sequence[int] = (512, 512),
+        hidden_features: Sequence[int] = (512, 512),
         heads: int = 2,
         context: int = 0,
         activation: str = "elu",
@@ -86,9 +91,12 @@ class MADE(nn.Module):
         positive_integer("heads", heads)
         if context:
             positive_integer("context", context)
-        sizes = [positive_integer(f"hidden[{i}]", size) for i, size in enumerate(hidden)]
+        sizes = [
+            positive_integer(f"hidden_features[{i}]", size)
+            for i, size in enumerate(hidden_features)
+        ]
         if not sizes:
-            raise ValueError("hidden is empty; one hidden layer at least is wanted")
+            raise ValueError("hidden_features is empty; one hidden layer at least is wanted")
         lowest = -1 if context or d == 1 else 0
         if degrees is None:
             of_hidden = even_degrees(sizes, lowest, d)

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import nn
 
+from rhovae_kernels import legacy
+
 _HOMES = {
     "nets": "rhovae_kernels.vae.nets",
     "posteriors": "rhovae_kernels.vae.posteriors",
@@ -68,7 +70,7 @@ def describe(part: nn.Module) -> dict[str, Any]:
 
 
 def build(description: dict[str, Any]) -> Part:
-    """The part that `describe` described, freshly initialized.
+    """The part that `describe` described, here or in 0.1.0, freshly initialized.
 
     Raises:
         ValueError: the description names no part of this package.
@@ -84,6 +86,7 @@ def build(description: dict[str, Any]) -> Part:
             f"{description['given']} was defined outside rhovae_kernels, so its description does "
             "not say how to build it: hand in the part that holds it"
         )
+    description = legacy.description(description)
     arguments = {
         name: build(value)
         if isinstance(value, dict)

@@ -11,6 +11,7 @@ from torch.distributions import Distribution, Independent, Normal
 from rhovae_kernels import nn as blocks
 from rhovae_kernels.distributions.markov import AR1Normal
 from rhovae_kernels.distributions.mixture import UniformMixture
+from rhovae_kernels.legacy import takes_old_keywords
 from rhovae_kernels.ops import ar1_reparam
 from rhovae_kernels.vae.parts import Part, positive_integers
 
@@ -126,7 +127,7 @@ class AR1(Prior):
 class _Flow(Prior):
     """The density that a flow g, learned with the VAE, gives to what it maps onto N(0, I)."""
 
-    flow: blocks.RealNVP | blocks.MAF
+    flow: blocks.Flow
 
     def forward(self) -> blocks.NormalizingFlow:
         return self.flow()
@@ -136,10 +137,10 @@ class _Flow(Prior):
         return self.to_representation(self._noise(n, generator))
 
     def to_generation(self, z: Tensor) -> Tensor:
-        return self.flow.call_and_log_det(z)[0]
+        return self.flow.to_noise(z)[0]
 
     def to_representation(self, z0: Tensor) -> Tensor:
-        return self.flow.inverse(z0)[0]
+        return self.flow.to_data(z0)[0]
 
 
 class RealNVP(_Flow):
@@ -151,11 +152,12 @@ class RealNVP(_Flow):
 
     Args:
         latent: dimensions of the code.
-        layers: how many couplings.
-        hidden: widths of the network of each.
+        transforms: how many couplings.
+        hidden_features: widths of the network of each.
 
     Source:
-        dpVAE paper, §4.2; 6 couplings of 64×2.
+        Bhalodia, Lee and Elhabian, 2019, "dpVAEs: Fixing sample generation for regularized VAEs",
+        https://arxiv.org/abs/1911.10506, section 4.2; 6 couplings of 64×2.
 
     Example:
         >>> import torch
@@ -164,11 +166,14 @@ class RealNVP(_Flow):
         tensor([-1.8379])
     """
 
-    def __init__(self, latent: int, layers: int = 6, hidden: tuple[int, ...] = (64, 64)) -> None:
+    @takes_old_keywords("priors.RealNVP")
+    def __init__(
+        self, latent: int, transforms: int = 6, hidden_features: tuple[int, ...] = (64, 64)
+    ) -> None:
         super().__init__(latent)
-        (self.layers,) = positive_integers("layers", (layers,))
-        self.hidden = positive_integers("hidden", hidden)
-        self.flow = blocks.RealNVP(latent, layers, self.hidden)
+        (self.transforms,) = positive_integers("transforms", (transforms,))
+        self.hidden_features = positive_integers("hidden_features", hidden_features)
+        self.flow = blocks.RealNVP(latent, transforms, self.hidden_features)
 
 
 class MAF(_Flow):
@@ -179,30 +184,34 @@ class MAF(_Flow):
 
     Args:
         latent: dimensions of the code.
-        steps: transforms, each in the order that is the reverse of the one before it.
-        hidden: sizes of the hidden layers of each MADE, latent − 1 units at least in each.
+        transforms: how many, each in the order that is the reverse of the one before it.
+        hidden_features: sizes of the hidden layers of each MADE, latent − 1 units at least in each.
 
     Raises:
         ValueError: a size does not fit.
 
     Source:
-        Lecture notes, which set it against an IAF posterior: the same family of pairs (q, p), the
-        sequential direction in the decoder in place of nowhere.
+        Thickstun, "Expressive variational autoencoders" (lecture notes), which sets it against an
+        IAF posterior: the same family of pairs (q, p), the sequential direction in the decoder in
+        place of nowhere. The flow: as cited by `nn.MAF`.
 
     Example:
         >>> import torch
-        >>> prior = MAF(2, steps=2, hidden=(8,))
+        >>> prior = MAF(2, transforms=2, hidden_features=(8,))
         >>> prior.log_prob(torch.zeros(1, 2)).detach()
         tensor([-1.8379])
     """
 
-    def __init__(self, latent: int, steps: int = 2, hidden: tuple[int, ...] = (64, 64)) -> None:
+    @takes_old_keywords("priors.MAF")
+    def __init__(
+        self, latent: int, transforms: int = 2, hidden_features: tuple[int, ...] = (64, 64)
+    ) -> None:
         super().__init__(latent)
-        (self.steps,) = positive_integers("steps", (steps,))
-        self.hidden = positive_integers("hidden", hidden)
-        self.flow = blocks.MAF(latent, steps, self.hidden)
-        for made in self.flow.steps:
-            last = made.layers[-1]
+        (self.transforms,) = positive_integers("transforms", (transforms,))
+        self.hidden_features = positive_integers("hidden_features", hidden_features)
+        self.flow = blocks.MAF(latent, transforms, self.hidden_features)
+        for transform in self.flow.transforms:
+            last = transform.made.layers[-1]
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 

@@ -55,7 +55,11 @@ _ALIASES = {
 def _iaf(latent: int, separate: bool = False) -> posteriors.IAF:
     """The IAF post's: hidden layers of ten units a latent dimension; a context as wide as z."""
     return posteriors.IAF(
-        latent, steps=4, hidden=(10 * latent, 10 * latent), context=latent, separate=separate
+        latent,
+        transforms=4,
+        hidden_features=(10 * latent, 10 * latent),
+        context=latent,
+        separate=separate,
     )
 
 

@@ -46,10 +46,10 @@ def at(*means: list[float]) -> Tensor:
 
 def shifted(shift: float, log_scale: float) -> rk.priors.RealNVP:
     """The prior N(shift, e^{2 log_scale}) in one dimension, as a flow of one layer."""
-    prior = rk.priors.RealNVP(1, layers=1, hidden=(4,))
+    prior = rk.priors.RealNVP(1, transforms=1, hidden_features=(4,))
     with torch.no_grad():
         # z0 = z e^{−log_scale} − shift e^{−log_scale}
-        bias = prior.flow.couplings[0].net[-1].bias
+        bias = prior.flow.transforms[0].net[-1].bias
         bias[0] = math.atanh(-log_scale)
         bias[1] = -shift * math.exp(-log_scale)
     return prior

@@ -10,7 +10,7 @@ from torch.distributions import Independent, Normal
 
 import rhovae_kernels as rk
 from rhovae_kernels import decoders, nets, posteriors, priors
-from rhovae_kernels.distributions.pushforward import Pushforward
+from rhovae_kernels.distributions import NormalizingFlow
 from rhovae_kernels.files import load_tensors
 from rhovae_kernels.metrics.likelihood import log_mean_weights
 from rhovae_kernels.seeding import seeded
@@ -31,7 +31,9 @@ def stirred(module: torch.nn.Module, scale: float = 0.5) -> torch.nn.Module:
 
 
 def posterior(d: int = D, context: int = 3, separate: bool = False) -> posteriors.IAF:
-    made = posteriors.IAF(d, steps=3, hidden=(8, 8), context=context, separate=separate)
+    made = posteriors.IAF(
+        d, transforms=3, hidden_features=(8, 8), context=context, separate=separate
+    )
     made.build(features=5)
     return stirred(made)
 
@@ -45,10 +47,10 @@ def noise(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
 
-def push(q: Pushforward, eps: Tensor) -> Tensor:
+def push(q: NormalizingFlow, eps: Tensor) -> Tensor:
     """The posterior's map of noise to codes, of one datum, written out."""
-    z = q.loc[0] + torch.exp(0.5 * q.log_var[0]) * eps
-    return q.flow(z, None if q.context is None else q.context[0])[0]
+    z = q.base.loc[0] + torch.exp(0.5 * q.base.log_var[0]) * eps
+    return q.flow.to_data(z, None if q.context is None else q.context[0])[0]
 
 
 class TestDensity:
@@ -177,10 +179,10 @@ class TestMean:
     def test_it_is_exact_where_the_flow_is_affine(self):
         module = posterior()
         with torch.no_grad():
-            for step in module.flow.steps:
-                step.made.layers[-1].weight.zero_()
+            for transform in module.flow.transforms:
+                transform.made.layers[-1].weight.zero_()
         q = module(features())
-        expected = q.flow(q.loc, q.context)[0]
+        expected = q.flow.to_data(q.base.loc, q.context)[0]
         torch.testing.assert_close(q.mean, expected)
 
     def test_it_is_the_same_for_equal_rows_and_at_every_call(self):
@@ -192,34 +194,34 @@ class TestMean:
 class TestModule:
     def test_the_posts_settings_are_the_defaults(self):
         flow = posteriors.IAF(32).flow
-        assert len(flow.steps) == 4
-        for i, step in enumerate(flow.steps):
-            sizes = [layer.out_features for layer in step.made.layers]
-            assert sizes == [320, 320, 64]
-            assert step.made.activation == "sigmoid" and step.made.reverse == (i % 2 == 1)
+        assert len(flow.transforms) == 4
+        for i, transform in enumerate(flow.transforms):
+            made = transform.made
+            assert [layer.out_features for layer in made.layers] == [320, 320, 64]
+            assert made.activation == "sigmoid" and made.reverse == (i % 2 == 1)
 
     @torch.no_grad()
-    @pytest.mark.parametrize("steps", [1, 4, 10])
-    def test_it_starts_about_as_wide_as_a_diagonal_gaussian(self, steps):
-        """Where σ(1.5) a step would leave 0.82, 0.45 and 0.13 of the width."""
+    @pytest.mark.parametrize("transforms", [1, 4, 10])
+    def test_it_starts_about_as_wide_as_a_diagonal_gaussian(self, transforms):
+        """Where σ(1.5) each would leave 0.82, 0.45 and 0.13 of the width."""
         torch.manual_seed(0)
-        module = posteriors.IAF(16, steps, hidden=(32, 32), context=4)
+        module = posteriors.IAF(16, transforms, hidden_features=(32, 32), context=4)
         module.build(features=5)
         z = module(torch.zeros(1, 5)).sample((5_000,))[:, 0]
         assert 0.9 < z.std(0).mean() < 1.1
 
-    def test_with_context_every_dimension_of_a_step_depends_on_it(self):
+    def test_with_context_every_dimension_depends_on_it(self):
         q = posterior()(features(1))
         z = noise(D)
-        by_context = jacobian(lambda c: q.flow(z, c)[0], q.context[0])
+        by_context = jacobian(lambda c: q.flow.to_data(z, c)[0], q.context[0])
         assert (by_context.abs().sum(1) > 0).all()
 
     @pytest.mark.parametrize(
         ("arguments", "says"),
         [
-            ({"steps": 0}, "steps is 0; positive integers are wanted"),
-            ({"hidden": ()}, "hidden is empty"),
-            ({"hidden": (2,)}, r"hidden\[0\] is 2; one unit at least"),
+            ({"transforms": 0}, "transforms is 0; positive integers are wanted"),
+            ({"hidden_features": ()}, "hidden_features is empty"),
+            ({"hidden_features": (2,)}, r"hidden_features\[0\] is 2; one unit at least"),
             ({"context": -1}, "context is -1; an integer that is not negative"),
             ({"context": 1.5}, "context is 1.5; an integer that is not negative"),
             ({"activation": "gelu"}, "activation is 'gelu'"),
@@ -237,7 +239,7 @@ class TestAutoregressivePrior:
         torch.testing.assert_close(priors.MAF(D).double().log_prob(z), expected)
 
     def test_its_density_is_that_of_the_noise_and_the_dense_jacobian(self):
-        prior = stirred(priors.MAF(D, steps=3, hidden=(8, 8)))
+        prior = stirred(priors.MAF(D, transforms=3, hidden_features=(8, 8)))
         z = noise(D)
         u = prior.to_generation(z)
         log_det = torch.linalg.slogdet(jacobian(prior.to_generation, z)).logabsdet
@@ -253,7 +255,9 @@ class TestAutoregressivePrior:
         assert (u.mean(0).abs() < 5 / 200).all()
         torch.testing.assert_close(u.var(0), torch.ones(D).double(), rtol=0.036, atol=0)
 
-    @pytest.mark.parametrize("arguments", [{"steps": 0}, {"hidden": ()}, {"hidden": (0,)}])
+    @pytest.mark.parametrize(
+        "arguments", [{"transforms": 0}, {"hidden_features": ()}, {"hidden_features": (0,)}]
+    )
     def test_sizes_that_are_none_are_refused(self, arguments):
         with pytest.raises(ValueError, match="positive integers are wanted"):
             priors.MAF(2, **arguments)
@@ -263,8 +267,8 @@ def small(latent: int = 4) -> rk.VAE:
     torch.manual_seed(0)
     return rk.VAE(
         nets.MLP((1, 8, 8), hidden=(32,)),
-        posteriors.IAF(latent, steps=2, hidden=(16, 16), context=8),
-        priors.MAF(latent, steps=2, hidden=(16,)),
+        posteriors.IAF(latent, transforms=2, hidden_features=(16, 16), context=8),
+        priors.MAF(latent, transforms=2, hidden_features=(16,)),
         decoders.Bernoulli(),
     )
 
@@ -295,7 +299,7 @@ class TestTraining:
         """p(z) = N(0, I), p(x|z) = N(z, I): p(x) = N(0, 2I)."""
         vae = rk.VAE(
             nets.MLP((3,), hidden=(8,)),
-            posteriors.IAF(3, steps=2, hidden=(8, 8), context=4),
+            posteriors.IAF(3, transforms=2, hidden_features=(8, 8), context=4),
             priors.StandardNormal(3),
             decoders.Gaussian(torch.nn.Identity()),
         ).double()
@@ -315,33 +319,33 @@ class TestErrata:
     def test_erratum_equations_16_and_17_want_log_of_the_gate_in_place_of_log_s(self):
         q = posterior()(features(1))
         eps = noise(D)
-        z = q.loc[0] + torch.exp(0.5 * q.log_var[0]) * eps
+        z = q.base.loc[0] + torch.exp(0.5 * q.base.log_var[0]) * eps
         printed = right = -0.5 * (eps.square().sum() + D * math.log(2 * math.pi))
-        right = right - 0.5 * q.log_var[0].sum()
-        for step in q.flow.steps:
-            s = step.made(z, q.context[0])[..., 1]
+        right = right - 0.5 * q.base.log_var[0].sum()
+        for transform in q.flow.transforms:
+            s = transform.made(z, q.context[0])[..., 1]
             printed = printed - s.abs().log().sum()
             right = right - torch.nn.functional.logsigmoid(s).sum()
-            z, _ = step(z, q.context[0])
+            z, _ = transform(z, q.context[0])
         torch.testing.assert_close(q.log_prob(z)[0], right, rtol=0, atol=1e-10)
         # Even with log |s|, and with what σ_0 adds: as printed it is another number.
-        assert abs(printed - 0.5 * q.log_var[0].sum() - right) > 0.1
+        assert abs(printed - 0.5 * q.base.log_var[0].sum() - right) > 0.1
 
     def test_erratum_equation_17_sums_the_steps_up_to_t_and_no_further(self):
         """Three steps of four dimensions: T terms, of which the printed limit D has one more."""
         q = posterior()(features(1))
-        z, total = q.loc[0], []
-        for step in q.flow.steps:
-            z, log_det = step(z, q.context[0])
+        z, total = q.base.loc[0], []
+        for transform in q.flow.transforms:
+            z, log_det = transform(z, q.context[0])
             total.append(log_det)
         assert len(total) == 3 != D
-        log_normal = -0.5 * (D * math.log(2 * math.pi) + q.log_var[0].sum())
+        log_normal = -0.5 * (D * math.log(2 * math.pi) + q.base.log_var[0].sum())
         torch.testing.assert_close(q.log_prob(z)[0], log_normal - sum(total))
 
     def test_erratum_equation_9_has_its_corner_the_wrong_way_round(self):
         """The last output depends on the first input; the first output on its own alone."""
-        step = stirred(rk.nn.IAF(D, steps=1, hidden=(8, 8)))
-        dense = jacobian(lambda z: step(z)[0], noise(D))
+        flow = stirred(rk.nn.IAF(D, transforms=1, hidden_features=(8, 8)))
+        dense = jacobian(lambda z: flow.to_data(z)[0], noise(D))
         assert torch.equal(dense, dense.tril())
         assert dense[0, D - 1] == 0, "∂x_0/∂y_D, as printed"
         assert dense[D - 1, 0].abs() > 1e-4, "∂x_D/∂y_0, as it is"

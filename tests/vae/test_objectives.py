@@ -31,11 +31,11 @@ POSTERIORS = [posteriors.Diagonal, posteriors.AR1, posteriors.ScaledAR1]
 
 
 def iaf(latent: int) -> posteriors.IAF:
-    return posteriors.IAF(latent, steps=2, hidden=(8, 8), context=4)
+    return posteriors.IAF(latent, transforms=2, hidden_features=(8, 8), context=4)
 
 
 def maf(latent: int) -> priors.MAF:
-    return priors.MAF(latent, steps=2, hidden=(8,))
+    return priors.MAF(latent, transforms=2, hidden_features=(8,))
 
 
 def vamp(latent: int) -> priors.VampPrior:

@@ -25,11 +25,11 @@ POSTERIORS = [posteriors.Diagonal, posteriors.AR1, posteriors.ScaledAR1]
 PRIORS = [priors.StandardNormal, priors.AR1]
 # Priors to which a Gaussian has no KL divergence in closed form.
 FLOWS = [
-    lambda latent: priors.RealNVP(latent, layers=3, hidden=(8, 8)),
-    lambda latent: priors.MAF(latent, steps=2, hidden=(8, 8)),
+    lambda latent: priors.RealNVP(latent, transforms=3, hidden_features=(8, 8)),
+    lambda latent: priors.MAF(latent, transforms=2, hidden_features=(8, 8)),
 ]
 # Posteriors that have no KL divergence, no entropy and no mean in closed form.
-SAMPLED = [lambda latent: posteriors.IAF(latent, steps=2, hidden=(8, 8), context=4)]
+SAMPLED = [lambda latent: posteriors.IAF(latent, transforms=2, hidden_features=(8, 8), context=4)]
 DECODERS = [
     decoders.Bernoulli,
     decoders.Gaussian,
@@ -196,7 +196,9 @@ def test_without_an_entropy_either_the_density_of_the_sample_stands_in(prior):
 @pytest.mark.parametrize("posterior", [*POSTERIORS, WithoutEntropy])
 def test_the_rate_under_the_decoupled_prior_is_the_mean_of_log_q_over_p(posterior):
     """Constants, entropy and Jacobian included: a million samples of each estimate."""
-    vae = made(posterior, prior=lambda latent: priors.RealNVP(latent, layers=2, hidden=(8,)))
+    vae = made(
+        posterior, prior=lambda latent: priors.RealNVP(latent, transforms=2, hidden_features=(8,))
+    )
     h = vae.encoder(some_data(vae, 1))
     torch.manual_seed(0)
     rates, ratios = [], []
@@ -237,12 +239,14 @@ class TestDecoupledPrior:
 
     def test_the_papers_flow_is_the_default(self):
         flow = priors.RealNVP(2).flow
-        assert len(flow.couplings) == 6
-        for coupling in flow.couplings:
+        assert len(flow.transforms) == 6
+        for coupling in flow.transforms:
             widths = [m.out_features for m in coupling.net if isinstance(m, nn.Linear)]
             assert widths[:-1] == [64, 64] and coupling.bound == "tanh"
 
-    @pytest.mark.parametrize("arguments", [{"layers": 0}, {"hidden": (0,)}, {"hidden": ()}])
+    @pytest.mark.parametrize(
+        "arguments", [{"transforms": 0}, {"hidden_features": (0,)}, {"hidden_features": ()}]
+    )
     def test_sizes_that_are_none_are_refused(self, arguments):
         with pytest.raises(ValueError, match="positive integers are wanted"):
             priors.RealNVP(2, **arguments)
@@ -791,7 +795,8 @@ class TestRecipes:
             assert isinstance(vae.posterior, posteriors.Diagonal)
             return
         posterior = vae.posterior
-        assert (posterior.steps, posterior.hidden) == (4, (10 * latent, 10 * latent))
+        assert posterior.transforms == 4
+        assert posterior.hidden_features == (10 * latent, 10 * latent)
         assert (posterior.activation, posterior.context) == ("sigmoid", latent)
         assert posterior.separate == name.endswith("-separate")
 

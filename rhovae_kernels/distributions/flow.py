@@ -164,7 +164,8 @@ class NormalizingFlow(Distribution):
             return known
         if self.flow.samples_in_parallel:
             # Before and not after the flow: gradients are summed over the batch as in 0.1.0.
-            value = value.expand(torch.broadcast_shapes(value.shape, self._extended_shape()))
+            rows = torch.broadcast_shapes(value.shape[:-1], self.batch_shape)
+            value = value.expand(*rows, -1)
         u, log_det = self.flow.to_noise(value, self.context)
         return self.base.log_prob(u) + log_det
 

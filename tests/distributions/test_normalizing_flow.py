@@ -178,6 +178,14 @@ def test_what_does_not_go_with_the_flow_is_refused(context, base, says):
         NormalizingFlow(FLOWS["MAF"](2), context, base)
 
 
+@flows
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_a_value_of_another_width_is_refused(make, width):
+    p = NormalizingFlow(make(), base=StandardNormal((5, D), torch.float64))
+    with pytest.raises(ValueError, match=rf"x is of shape .*{width}\); this flow wants \(…,3\)"):
+        p.log_prob(draw(5, width))
+
+
 def test_a_context_that_no_flow_wants_is_refused():
     with pytest.raises(ValueError, match=r"context is of shape \(4, 2\); it must be None"):
         NormalizingFlow(FLOWS["MAF"](), draw(4, 2))

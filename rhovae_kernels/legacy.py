@@ -1,4 +1,4 @@
-"""The names of 0.1.0 and what took their place: keywords, descriptions of parts, state dicts."""
+"""The names of 0.1.0 and what took their place: keywords, descriptions, states."""
 
 import functools
 import re
@@ -35,6 +35,10 @@ FLOW_KEYS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"couplings\."), "transforms."),
 )
 """Beginning of a key in the state dict of a flow, as a pattern -> what stands there now."""
+
+
+STATES = {"adam": "optimizer"}
+"""Beginning of the names of an optimizer's states in a checkpoint -> what stands there now."""
 
 
 def takes_old_keywords(

@@ -1,3 +1,6 @@
+"""`python -m rhovae_kernels.cli`."""
+
 from rhovae_kernels.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from rhovae_kernels import legacy
 from rhovae_kernels.files import load_tensors, save_tensors
 
 States = dict[int, dict[str, Any]]
 """What an optimizer knows of each parameter, by the parameter's number."""
 
-_OPTIMIZERS = {"optimizer": "states", "adam": "states", "adversary": "adversary"}
-"""What the names of an optimizer's tensors begin with; 0.1.0 wrote "adam"."""
+_OPTIMIZERS = {"optimizer": "states", "adversary": "adversary"}
+"""What the names of an optimizer's states begin with, and the field that holds these."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Checkpoint:
         found |= {"states": {}, "adversary": {}}
         for key, x in (*tensors.items(), *more.pop("numbers", {}).items()):
             kind, _, name = key.partition(".")
+            kind = legacy.STATES.get(kind, kind)
             if kind in _OPTIMIZERS:
                 index, _, name = name.partition(".")
                 found[_OPTIMIZERS[kind]].setdefault(int(index), {})[name] = x

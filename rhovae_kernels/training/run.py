@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import rhovae_kernels
+from rhovae_kernels import legacy
 from rhovae_kernels.files import read_json, write_json
 from rhovae_kernels.seeding import seeded
 from rhovae_kernels.training.checkpoint import Checkpoint
@@ -77,7 +78,7 @@ class Run:
                 f"{out} already holds a run; resume='auto' (--resume auto) goes on with it, "
                 "another out starts a new one"
             )
-        stored = read_json(out / RUN)
+        stored = legacy.description(read_json(out / RUN))
         for name, value in json.loads(json.dumps(settings)).items():
             before = stored.get(name, DEFAULTS.get(name))
             if name not in FREE and before != value:

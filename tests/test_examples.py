@@ -1,0 +1,45 @@
+"""The programs in examples/ run, and say what they say."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+SAYS = {
+    "own_array.py": "nll@256",
+    "own_dataset.py": "drawn: (4, 1, 16, 16)",
+    "own_loop.py": "epoch 10: −ELBO",
+    "several_processes.py": "2 processes: test −ELBO",
+    "patched_flow.py": "one pass in either direction",
+}
+
+
+def test_every_example_is_run():
+    assert sorted(SAYS) == EXAMPLES
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_runs_as_its_docstring_says(tmp_path, name):
+    if name == "patched_flow.py":
+        pytest.importorskip("zuko", reason="zuko, whose flow is patched, is not installed")
+    command = [sys.executable]
+    if name == "several_processes.py":
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    ended = subprocess.run(
+        [*command, str(ROOT / "examples" / name)],
+        cwd=tmp_path,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "ACCELERATE_USE_CPU": "true",
+            "PYTHONIOENCODING": "utf-8",
+        },
+        capture_output=True,
+        timeout=240,
+    )
+    assert ended.returncode == 0, ended.stderr.decode()
+    assert SAYS[name] in ended.stdout.decode("utf-8")

@@ -274,7 +274,7 @@ class Suite:
     def measure_as_set(self, entry: Entry, shape: tuple[int, int], dtype: torch.dtype) -> None:
         import rhovae_kernels as rk
         from rhovae_kernels import backends
-        from rhovae_kernels.ops.registration import ROOMS
+        from rhovae_kernels.ops.op import REGISTRY
 
         gc.collect()
         if not self.dry_run:
@@ -286,8 +286,8 @@ class Suite:
         for backend in ("cpu", "triton") if self.dry_run else ("cuda", "triton"):
             reason = backends.missing(backend, self.device)
             for op in entry.uses or (entry.op,):
-                if reason is None and op in ROOMS:
-                    reason = backends.unwritten(backend, self.device, ROOMS[op], op)
+                if reason is None and op in REGISTRY:
+                    reason = backends.unwritten(backend, REGISTRY[op])
             if reason is None:
                 case.ours[f"rhovae {backend}"] = backend
             else:

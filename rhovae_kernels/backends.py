@@ -7,13 +7,10 @@ back to the reference by itself: where no kernel is built, the op raises with th
 builds it.
 """
 
-import importlib
-import importlib.util
 import os
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -79,29 +76,30 @@ def missing(backend: str, device_type: str) -> str | None:
     return None
 
 
-def unwritten(backend: str, device_type: str, room: str, name: str) -> str | None:
-    """Why `backend`, which runs on this device, holds no kernel of op `name`, or None."""
-    if backend in ("cpu", "cuda"):
-        kernel = (f"rhovae_{backend}::{name}", device_type.upper())
-        there = torch._C._dispatch_has_kernel_for_dispatch_key(*kernel)
-    elif backend == "triton":
-        module = f"rhovae_kernels.triton.{room}"
-        there = importlib.util.find_spec(module) is not None and hasattr(
-            importlib.import_module(module), name
-        )
-    else:
-        there = True
-    return None if there else f"it has no kernel of rhovae::{name}"
+class Implemented(Protocol):
+    """What is asked of an op here."""
+
+    @property
+    def name(self) -> str: ...
+
+    def is_written(self, backend: str) -> bool:
+        """Whether the op has an implementation in this backend."""
+
+    def implementation(self, backend: str) -> Callable:
+        """What implements the op in this backend, which it is written in."""
 
 
-def choose(device_type: str, room: str | None = None, name: str | None = None) -> tuple[str, str]:
-    """The backend that runs for tensors of this device, and why; of op `name` where it is given."""
+def unwritten(backend: str, op: Implemented) -> str | None:
+    """Why `backend` cannot run the op on the tensors that it takes, or None where it can."""
+    return None if op.is_written(backend) else f"it has no kernel of rhovae::{op.name}"
+
+
+def choose(device_type: str, op: Implemented | None = None) -> tuple[str, str]:
+    """The backend that runs for tensors of this device, and why; of one op where it is given."""
 
     def reason_against(backend: str) -> str | None:
         reason = missing(backend, device_type)
-        if reason is None and room is not None and name is not None:
-            reason = unwritten(backend, device_type, room, name)
-        return reason
+        return unwritten(backend, op) if reason is None and op is not None else reason
 
     if _forced is not None:
         backend, source = _forced
@@ -126,37 +124,6 @@ def choose(device_type: str, room: str | None = None, name: str | None = None) -
     )
 
 
-def _reference(room: str, name: str, *args):
-    implementation = getattr(importlib.import_module(f"python_ref.{room}"), name)
-    if not name.endswith("_backward"):
-        return implementation(*args)
-    # The specification gives every gradient; the op those asked for, and empty ones for the rest.
-    *given, needs = args
-    gradients = implementation(*given)
-    return tuple(g if need else g.new_empty(0) for g, need in zip(gradients, needs, strict=True))
-
-
-def implementation(room: str, name: str, backend: str) -> Callable:
-    """The callable that implements op `name`, which lives in `room`, in `backend`.
-
-    It refuses arguments that do not fit: in Python with an error that names the argument; compiled,
-    in C++ (csrc/arguments.h), with a RuntimeError.
-    """
-    if backend in ("cpu", "cuda"):
-        # The dispatcher's own entry, without the Python call that an overload is around it.
-        return getattr(getattr(torch.ops, f"rhovae_{backend}"), name).default._op
-    if backend == "reference":
-        kernel: Callable = partial(_reference, room, name)
-    else:
-        kernel = getattr(importlib.import_module(f"rhovae_kernels.triton.{room}"), name)
-
-    def checked(*args):
-        CHECKS[name](*args)
-        return kernel(*args)
-
-    return checked
-
-
 _forced: tuple[str, str] | None = None
 if os.environ.get("RHOVAE_BACKEND"):
     _forced = (os.environ["RHOVAE_BACKEND"], "the environment variable RHOVAE_BACKEND")
@@ -164,18 +131,15 @@ if os.environ.get("RHOVAE_BACKEND"):
 # By name and type of device, what `select` has chosen.
 selected: dict[tuple[str, str], Callable] = {}
 
-# Of each op, what refuses arguments that do not fit. Compiled kernels look for themselves.
-CHECKS: dict[str, Callable[..., None]] = {}
 
-
-def select(room: str, name: str, device_type: str) -> Callable:
-    """The implementation of op `name` that runs for tensors of this device."""
+def select(op: Implemented, device_type: str) -> Callable:
+    """The implementation of the op that runs for tensors of this device."""
     # A switch in another thread replaces the dictionary: what is chosen here stays with this one.
     chosen = selected
-    found = chosen.get((name, device_type))
+    found = chosen.get((op.name, device_type))
     if found is None:
-        found = implementation(room, name, choose(device_type, room, name)[0])
-        chosen[name, device_type] = found
+        found = op.implementation(choose(device_type, op)[0])
+        chosen[op.name, device_type] = found
     return found
 
 
@@ -240,16 +204,14 @@ class Row(NamedTuple):
     why: str
 
 
-def report() -> list[Row]:
-    """For each op and each device of this machine: the implementation that runs, and why."""
-    from rhovae_kernels.ops.registration import PUBLIC_OPS, ROOMS
-
+def report(ops: Iterable[Implemented]) -> list[Row]:
+    """For each of these ops and each device of this machine: what runs, and why."""
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     rows = []
-    for op in PUBLIC_OPS:
+    for op in ops:
         for device in devices:
             try:
-                rows.append(Row(op, device, *choose(device, ROOMS[op], op)))
+                rows.append(Row(op.name, device, *choose(device, op)))
             except BackendError as error:
-                rows.append(Row(op, device, "none", str(error)))
+                rows.append(Row(op.name, device, "none", str(error)))
     return rows

@@ -8,6 +8,7 @@ import torch
 
 import rhovae_kernels as rk
 from rhovae_kernels import backends
+from rhovae_kernels.ops.op import Op
 
 try:
     from hypothesis import settings
@@ -60,7 +61,7 @@ def backend(request, monkeypatch):
     if name == "cuda_host":
         # No backend of the package: it stands in for the one that is forced.
         request.getfixturevalue("cuda_host_library")
-        monkeypatch.setattr(backends, "implementation", cuda_host.implementation)
+        monkeypatch.setattr(Op, "implementation", cuda_host.implementation)
     torch.set_num_threads(2 if name == "cpu" else THREADS)
     with rk.use_backend("reference" if name == "cuda_host" else name):
         yield Backend(name, device)

@@ -10,6 +10,8 @@ import torch
 
 import rhovae_kernels as rk
 from rhovae_kernels import backends
+from rhovae_kernels.ops import eager
+from rhovae_kernels.ops.op import REGISTRY, Op, public_ops
 
 ROOT = Path(__file__).resolve().parent.parent
 SCAN = "import torch, rhovae_kernels as rk; print(rk.ops.linear_scan(torch.ones(1), torch.ones(3)))"
@@ -32,15 +34,20 @@ def scan():
 def test_the_default_on_the_cpu_is_the_compiled_backend():
     with rk.use_backend(None):
         assert backends.choose("cpu") == ("cpu", backends.DEFAULTS["cpu"][0][1])
-        assert {row.backend for row in backends.report() if row.device == "cpu"} == {"cpu"}
+        assert {row.backend for row in backends.report(public_ops()) if row.device == "cpu"} == {
+            "cpu"
+        }
 
 
 def test_a_block_forces_a_backend_and_gives_back_what_was_there(monkeypatch):
     used = []
-    original = backends.implementation
-    monkeypatch.setattr(
-        backends, "implementation", lambda *args: used.append(args[-1]) or original(*args)
-    )
+    original = Op.implementation
+
+    def implementation(op, backend):
+        used.append(backend)
+        return original(op, backend)
+
+    monkeypatch.setattr(Op, "implementation", implementation)
     with rk.use_backend("reference"):
         with rk.use_backend("cpu"):
             scan()
@@ -101,14 +108,14 @@ def test_as_a_function_it_holds_until_the_next_call():
 def test_an_op_that_a_backend_lacks_runs_on_the_next_or_is_named(monkeypatch):
     monkeypatch.setattr(backends, "missing", lambda backend, device_type: None)
     # As where an op is written in neither C++ nor CUDA C++.
-    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda op, key: False)
-    op = ("philox", "philox")
+    monkeypatch.setattr(eager, "has_kernel", lambda name, device_type: False)
+    op = REGISTRY["philox"]
     with rk.use_backend(None):
-        assert backends.choose("cuda", *op)[0] == "triton"
+        assert backends.choose("cuda", op)[0] == "triton"
         with pytest.raises(rk.BackendError, match="cpu: it has no kernel of rhovae::philox"):
-            backends.choose("cpu", *op)
+            backends.choose("cpu", op)
     with rk.use_backend("cuda"), pytest.raises(rk.BackendError, match="asks for 'cuda': it has no"):
-        backends.choose("cuda", *op)
+        backends.choose("cuda", op)
 
 
 def test_a_compiled_function_follows_the_backend_in_force():

@@ -9,6 +9,7 @@ import typer
 
 from rhovae_kernels import backends
 from rhovae_kernels.cli.app import AsJson, app, print_json
+from rhovae_kernels.ops.op import public_ops
 
 
 @app.command()
@@ -17,7 +18,7 @@ def doctor(as_json: AsJson = False) -> None:
 
     Exits with 1 where an op has none.
     """
-    rows, build = backends.report(), backends.build_info()
+    rows, build = backends.report(public_ops()), backends.build_info()
     if as_json:
         print_json({"ops": [row._asdict() for row in rows], "build": build})
     else:

@@ -1,15 +1,14 @@
 """`affine_coupling`: one layer of a flow of affine couplings, in either direction."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from python_ref.affine_coupling import affine_coupling as specification
 from python_ref.affine_coupling import affine_coupling_backward as specification_backward
-from rhovae_kernels.ops import checks, registration
+from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.cost import Cost, per_row, wanted
+from rhovae_kernels.ops.op import Op, of_those_asked_for, register
 
 BOUNDS = ("none", "tanh")
 
@@ -60,7 +59,7 @@ def affine_coupling(
         >>> rk.ops.affine_coupling(y, 0.5 * x, x, half, inverse=True)
         (tensor([[1., 1., 1., 1.]]), tensor([-1.]))
     """
-    return registration.call("affine_coupling", x, log_scale, shift, mask, inverse, bound)
+    return AFFINE_COUPLING.call(x, log_scale, shift, mask, inverse, bound)
 
 
 def _check(
@@ -137,7 +136,7 @@ def _cost_backward(
 def _vmapped(op, mask_at: int, info, in_dims, args) -> tuple[Tensor, ...]:
     """vmap: one more leading dimension, which a mask does not have; over masks, a loop."""
     front = [
-        x if i == mask_at and dim is None else registration.to_front(info.batch_size, x, dim)
+        x if i == mask_at and dim is None else autograd.to_front(info.batch_size, x, dim)
         for i, (x, dim) in enumerate(zip(args, in_dims, strict=True))
     ]
     if in_dims[mask_at] is None:
@@ -149,8 +148,6 @@ def _vmapped(op, mask_at: int, info, in_dims, args) -> tuple[Tensor, ...]:
 
 
 class AffineCoupling(Function):
-    forward = registration.call_below("affine_coupling")
-
     @staticmethod
     def setup_context(ctx, inputs, output):
         *tensors, ctx.inverse, ctx.bound = inputs
@@ -162,7 +159,7 @@ class AffineCoupling(Function):
     def backward(ctx, grad_out, grad_log_det):
         args = (grad_out, grad_log_det, *ctx.saved_tensors, ctx.inverse, ctx.bound)
         needs = ctx.needs_input_grad[:3]
-        gradients = registration.gradients("affine_coupling_backward", args, needs)
+        gradients = AFFINE_COUPLING_BACKWARD.gradients(args, needs)
         return *gradients, None, None, None
 
     @staticmethod
@@ -172,48 +169,61 @@ class AffineCoupling(Function):
         def formula(x, log_scale, shift):
             return specification(x, log_scale, shift, mask, ctx.inverse, ctx.bound)
 
-        return registration.forward_mode(formula, primals, tangents[:3])
+        return autograd.forward_mode(formula, primals, tangents[:3])
 
     @staticmethod
     def vmap(info, in_dims, *args):
         return _vmapped(torch.ops.rhovae.affine_coupling.default, 3, info, in_dims, args), (0, 0)
 
 
-_Backward: Any = registration.backward_function(
-    "affine_coupling_backward", 6, specification_backward
+def _vmap_backward(info, in_dims, *args):
+    op = torch.ops.rhovae.affine_coupling_backward.default
+    # A gradient that was not asked for is empty, in one piece or in many.
+    return _vmapped(op, 5, info, in_dims, args), tuple(0 if n else None for n in args[-1])
+
+
+def _triton():
+    from rhovae_kernels.triton import affine_coupling
+
+    return affine_coupling
+
+
+AFFINE_COUPLING = register(
+    Op(
+        file="affine_coupling",
+        schema=(
+            "affine_coupling(Tensor x, Tensor log_scale, Tensor shift, Tensor mask,"
+            ' bool inverse=False, str bound="none") -> (Tensor, Tensor)'
+        ),
+        check=_check,
+        fake=lambda x, *rest: (
+            x.new_empty(x.shape),
+            x.new_empty(x.shape[:-1], dtype=checks.per_row_dtype(x.dtype)),
+        ),
+        cost=_cost,
+        reference=specification,
+        triton=lambda: _triton().affine_coupling,
+        function=AffineCoupling,
+        autocast=torch.float32,
+    )
 )
-
-
-class AffineCouplingBackward(_Backward):
-    @staticmethod
-    def vmap(info, in_dims, *args):
-        op = torch.ops.rhovae.affine_coupling_backward.default
-        # A gradient that was not asked for is empty, in one piece or in many.
-        return _vmapped(op, 5, info, in_dims, args), tuple(0 if n else None for n in args[-1])
-
-
-registration.define(
-    "affine_coupling",
-    "affine_coupling(Tensor x, Tensor log_scale, Tensor shift, Tensor mask, bool inverse=False,"
-    ' str bound="none") -> (Tensor, Tensor)',
-    check=_check,
-    fake=lambda x, *rest: (
-        x.new_empty(x.shape),
-        x.new_empty(x.shape[:-1], dtype=checks.per_row_dtype(x.dtype)),
-    ),
-    cost=_cost,
-    function=AffineCoupling,
-    autocast=torch.float32,
-)
-registration.define(
-    "affine_coupling",
-    "affine_coupling_backward(Tensor? grad_out, Tensor? grad_log_det, Tensor x, Tensor log_scale,"
-    " Tensor shift, Tensor mask, bool inverse, str bound, bool[3] needs)"
-    " -> (Tensor, Tensor, Tensor)",
-    check=_check_backward,
-    fake=lambda grad_out, grad_log_det, x, log_scale, shift, mask, inverse, bound, needs: (
-        registration.empty_gradients((x, log_scale, shift), needs)
-    ),
-    cost=_cost_backward,
-    function=AffineCouplingBackward,
+AFFINE_COUPLING_BACKWARD = register(
+    Op(
+        file="affine_coupling",
+        schema=(
+            "affine_coupling_backward(Tensor? grad_out, Tensor? grad_log_det, Tensor x,"
+            " Tensor log_scale, Tensor shift, Tensor mask, bool inverse, str bound,"
+            " bool[3] needs) -> (Tensor, Tensor, Tensor)"
+        ),
+        check=_check_backward,
+        fake=lambda grad_out, grad_log_det, x, log_scale, shift, mask, inverse, bound, needs: (
+            autograd.empty_gradients((x, log_scale, shift), needs)
+        ),
+        cost=_cost_backward,
+        reference=of_those_asked_for(specification_backward),
+        triton=lambda: _triton().affine_coupling_backward,
+        function=autograd.backward_function(
+            "affine_coupling_backward", 6, specification_backward, vmap=_vmap_backward
+        ),
+    )
 )

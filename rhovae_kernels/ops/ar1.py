@@ -1,17 +1,15 @@
-"""`ar1_reparam`, `ar1_reparam_rng`, `ar1_log_prob`: the AR(1) Gaussian N(μ, D R D)."""
+"""`ar1_reparam`, `ar1_log_prob`: the AR(1) Gaussian N(μ, D R D)."""
 
-import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
 from python_ref import ar1 as specification
-from python_ref.precision import compute_dtype
-from rhovae_kernels.ops import checks, registration
+from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.cost import Cost, per_row, wanted
+from rhovae_kernels.ops.op import Op, of_those_asked_for, register
 
 
 def ar1_reparam(
@@ -47,41 +45,7 @@ def ar1_reparam(
         >>> z.shape, kl
         (torch.Size([2, 3]), tensor([0.2402, 0.2402]))
     """
-    return registration.call("ar1_reparam", mu, log_var, rho_logit, eps)
-
-
-def ar1_reparam_rng(
-    mu: Tensor, log_var: Tensor, rho_logit: Tensor, rng_state: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`ar1_reparam` with its noise drawn inside the kernel and never stored.
-
-    ε_j of row r comes from Philox4x32-10 under key `seed` at counter (offset, r, j div 4) (j div 2
-    in float64) by Box–Muller; the backward pass draws it again.
-
-    Args:
-        mu: mean, shape (…,d). log_var: log variance, (…,1) or (…,d). rho_logit: (…,1).
-        rng_state: int64 (2,) [seed, offset], on the device of mu. The op does not change it: the
-            caller advances it in place between draws (`rng_state[1] += 1`), inside a captured CUDA
-            graph too.
-
-    Returns:
-        z (…,d), kl (…) as `ar1_reparam`, and rng_used, a copy of rng_state, not differentiable.
-
-    Raises:
-        ValueError: a shape, type or device does not fit, or there are 2³² rows or more.
-
-    Source:
-        As `ar1_reparam`; Philox: see `philox`.
-
-    Example:
-        >>> import torch, rhovae_kernels as rk
-        >>> state = torch.tensor([7, 0])
-        >>> arguments = torch.zeros(2, 3), torch.zeros(2, 1), torch.zeros(2, 1)
-        >>> z, kl, used = rk.ops.ar1_reparam_rng(*arguments, state)
-        >>> torch.equal(z, rk.ops.ar1_reparam_rng(*arguments, used)[0])
-        True
-    """
-    return registration.call("ar1_reparam_rng", mu, log_var, rho_logit, rng_state)
+    return AR1_REPARAM.call(mu, log_var, rho_logit, eps)
 
 
 def ar1_log_prob(z: Tensor, mu: Tensor, log_var: Tensor, rho_logit: Tensor) -> Tensor:
@@ -109,10 +73,10 @@ def ar1_log_prob(z: Tensor, mu: Tensor, log_var: Tensor, rho_logit: Tensor) -> T
         >>> rk.ops.ar1_log_prob(zero, zero, one, one)
         tensor([-1.8379])
     """
-    return registration.call("ar1_log_prob", z, mu, log_var, rho_logit)
+    return AR1_LOG_PROB.call(z, mu, log_var, rho_logit)
 
 
-def _check_parameters(op: str, leader: str, x: Tensor, log_var: Tensor, rho_logit: Tensor) -> None:
+def check_parameters(op: str, leader: str, x: Tensor, log_var: Tensor, rho_logit: Tensor) -> None:
     if x.dim() == 0:
         checks.refuse(op, leader, "a scalar", "of shape (…,d)")
     checks.last_one_or(op, "log_var", log_var, x.shape, leader)
@@ -120,7 +84,7 @@ def _check_parameters(op: str, leader: str, x: Tensor, log_var: Tensor, rho_logi
     checks.shape(op, "rho_logit", rho_logit, per_row, f"one for each row of {leader}")
 
 
-def _check_upstream(op: str, mu: Tensor, grad_z: Tensor | None, grad_kl: Tensor | None) -> None:
+def check_upstream(op: str, mu: Tensor, grad_z: Tensor | None, grad_kl: Tensor | None) -> None:
     checks.like(op, "mu", mu, grad_z=grad_z)
     if grad_z is not None:
         checks.shape(op, "grad_z", grad_z, mu.shape, "as mu is")
@@ -130,33 +94,19 @@ def _check_upstream(op: str, mu: Tensor, grad_z: Tensor | None, grad_kl: Tensor 
 
 def _check_reparam(mu, log_var, rho_logit, eps, op: str = "ar1_reparam") -> None:
     checks.like(op, "mu", mu, log_var=log_var, rho_logit=rho_logit, eps=eps)
-    _check_parameters(op, "mu", mu, log_var, rho_logit)
+    check_parameters(op, "mu", mu, log_var, rho_logit)
     checks.shape(op, "eps", eps, mu.shape, "as mu is")
 
 
 def _check_reparam_backward(grad_z, grad_kl, mu, log_var, rho_logit, eps, needs) -> None:
     checks.needs("ar1_reparam_backward", needs, 4)
     _check_reparam(mu, log_var, rho_logit, eps, "ar1_reparam_backward")
-    _check_upstream("ar1_reparam_backward", mu, grad_z, grad_kl)
-
-
-def _check_rng(mu, log_var, rho_logit, rng_state, op: str = "ar1_reparam_rng") -> None:
-    checks.like(op, "mu", mu, log_var=log_var, rho_logit=rho_logit)
-    _check_parameters(op, "mu", mu, log_var, rho_logit)
-    checks.rng_state(op, "rng_state", rng_state, mu.device)
-    if math.prod(mu.shape[:-1]) >= 2**32:
-        checks.refuse(op, "mu", f"of shape {tuple(mu.shape)}", "of fewer than 2**32 rows")
-
-
-def _check_rng_backward(grad_z, grad_kl, mu, log_var, rho_logit, rng_used, needs) -> None:
-    checks.needs("ar1_reparam_rng_backward", needs, 3)
-    _check_rng(mu, log_var, rho_logit, rng_used, "ar1_reparam_rng_backward")
-    _check_upstream("ar1_reparam_rng_backward", mu, grad_z, grad_kl)
+    check_upstream("ar1_reparam_backward", mu, grad_z, grad_kl)
 
 
 def _check_log_prob(z, mu, log_var, rho_logit, op: str = "ar1_log_prob") -> None:
     checks.like(op, "z", z, mu=mu, log_var=log_var, rho_logit=rho_logit)
-    _check_parameters(op, "z", z, log_var, rho_logit)
+    check_parameters(op, "z", z, log_var, rho_logit)
     checks.shape(op, "mu", mu, z.shape, "as z is")
 
 
@@ -166,12 +116,12 @@ def _check_log_prob_backward(grad, z, mu, log_var, rho_logit, needs) -> None:
     checks.per_row("ar1_log_prob_backward", "grad", grad, z)
 
 
-def _reparam_flops(mu: Tensor, log_var: Tensor) -> int:
+def reparam_flops(mu: Tensor, log_var: Tensor) -> int:
     # σε, u: 3; z: 2; ‖μ‖²: 2. For each log s: √s: 2; s − 1 − log s and its sum: 3.
     return 7 * mu.numel() + 5 * log_var.numel()
 
 
-def _reparam_backward_flops(grad_z, grad_kl, mu, log_var, needs) -> int:
+def reparam_backward_flops(grad_z, grad_kl, mu, log_var, needs) -> int:
     d_mu, d_log_var, d_logit, d_eps = needs
     g, k, n = grad_z is not None, grad_kl is not None, mu.numel()
     adjoint, sample = g and (d_logit or d_eps), g and (d_logit or d_log_var)
@@ -185,12 +135,7 @@ def _reparam_backward_flops(grad_z, grad_kl, mu, log_var, needs) -> int:
     return per_element * n + per_log_var * log_var.numel()
 
 
-def _normals_flops(mu: Tensor) -> int:
-    # v, w: 3; r: 3; πw: 1; its cosine and sine: 2; two products: 11 for a pair.
-    return 11 * mu.shape[:-1].numel() * -(-mu.shape[-1] // 2)
-
-
-def _backward_reads(grad_z, grad_kl, mu, log_var, rho_logit, noise, needs):
+def backward_reads(grad_z, grad_kl, mu, log_var, rho_logit, noise, needs):
     """What the gradients of a sample and its KL that are asked for depend on."""
     d_mu, d_log_var, d_logit, d_eps = needs
     g, k = grad_z is not None, grad_kl is not None
@@ -206,36 +151,16 @@ def _backward_reads(grad_z, grad_kl, mu, log_var, rho_logit, noise, needs):
 
 def _cost_reparam(mu, log_var, rho_logit, eps) -> Cost:
     """Three passes: μ, ε, z."""
-    flops = _reparam_flops(mu, log_var)
+    flops = reparam_flops(mu, log_var)
     return Cost.of(read=(mu, log_var, rho_logit, eps), written=(mu, per_row(mu)), flops=flops)
 
 
 def _cost_reparam_backward(grad_z, grad_kl, mu, log_var, rho_logit, eps, needs) -> Cost:
     """Four passes: g, μ, ε, ∂μ; one more where ∂ε is asked for."""
     return Cost.of(
-        read=_backward_reads(grad_z, grad_kl, mu, log_var, rho_logit, eps, needs),
+        read=backward_reads(grad_z, grad_kl, mu, log_var, rho_logit, eps, needs),
         written=wanted((mu, log_var, rho_logit, eps), needs),
-        flops=_reparam_backward_flops(grad_z, grad_kl, mu, log_var, needs),
-    )
-
-
-def _cost_rng(mu, log_var, rho_logit, rng_state) -> Cost:
-    """Two passes: μ, z."""
-    return Cost.of(
-        read=(mu, log_var, rho_logit, rng_state),
-        written=(mu, per_row(mu), rng_state),
-        flops=_reparam_flops(mu, log_var) + _normals_flops(mu),
-    )
-
-
-def _cost_rng_backward(grad_z, grad_kl, mu, log_var, rho_logit, rng_used, needs) -> Cost:
-    """Three passes: g, μ, ∂μ."""
-    drawn = grad_z is not None and (needs[1] or needs[2])
-    flops = _reparam_backward_flops(grad_z, grad_kl, mu, log_var, (*needs, False))
-    return Cost.of(
-        read=_backward_reads(grad_z, grad_kl, mu, log_var, rho_logit, rng_used, (*needs, False)),
-        written=wanted((mu, log_var, rho_logit), needs),
-        flops=flops + drawn * _normals_flops(mu),
+        flops=reparam_backward_flops(grad_z, grad_kl, mu, log_var, needs),
     )
 
 
@@ -259,11 +184,11 @@ def _cost_log_prob_backward(grad, z, mu, log_var, rho_logit, needs) -> Cost:
     return Cost.of(read=(grad, *inputs), written=wanted(inputs, needs), flops=flops)
 
 
-def _per_row(x: Tensor) -> Tensor:
+def per_row_like(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[:-1], dtype=checks.per_row_dtype(x.dtype))
 
 
-def _scanned(formula: Callable) -> Callable:
+def scanned(formula: Callable) -> Callable:
     """A formula of the specification on the fused scan: fast, and differentiable to any order."""
 
     def composed(*args):
@@ -272,15 +197,13 @@ def _scanned(formula: Callable) -> Callable:
     return composed
 
 
-def _reparam_tangents(mu, log_var, rho_logit, eps, tangents):
+def reparam_tangents(mu, log_var, rho_logit, eps, tangents):
     """Forward mode of (z, kl): the composed formula's."""
     primals = (mu, log_var, rho_logit, eps)
-    return registration.forward_mode(_scanned(specification.ar1_reparam), primals, tangents)
+    return autograd.forward_mode(scanned(specification.ar1_reparam), primals, tangents)
 
 
 class Ar1Reparam(Function):
-    forward = registration.call_below("ar1_reparam")
-
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.set_materialize_grads(False)
@@ -290,108 +213,19 @@ class Ar1Reparam(Function):
     @staticmethod
     def backward(ctx, grad_z, grad_kl):
         args = (grad_z, grad_kl, *ctx.saved_tensors)
-        return registration.gradients("ar1_reparam_backward", args, ctx.needs_input_grad)
+        return AR1_REPARAM_BACKWARD.gradients(args, ctx.needs_input_grad)
 
     @staticmethod
     def jvp(ctx, *tangents):
-        return _reparam_tangents(*ctx.saved_tensors, tangents)
+        return reparam_tangents(*ctx.saved_tensors, tangents)
 
     @staticmethod
     def vmap(info, in_dims, *args):
         op = torch.ops.rhovae.ar1_reparam
-        return registration.batch_over_leading(op, info, in_dims, args), (0, 0)
-
-
-class Ar1ReparamRng(Function):
-    forward = registration.call_below("ar1_reparam_rng")
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        # The copy that the op returned, not the caller's tensor: that one is advanced in place.
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(output[2])
-        ctx.save_for_backward(*inputs[:3], output[2])
-        ctx.save_for_forward(*inputs[:3], output[2])
-
-    @staticmethod
-    def backward(ctx, grad_z, grad_kl, _):
-        args, needs = (grad_z, grad_kl, *ctx.saved_tensors), ctx.needs_input_grad[:3]
-        return *registration.gradients("ar1_reparam_rng_backward", args, needs), None
-
-    @staticmethod
-    def jvp(ctx, *tangents):
-        mu, log_var, rho_logit, rng_used = ctx.saved_tensors
-        noise = _noise(mu, rng_used)
-        return *_reparam_tangents(mu, log_var, rho_logit, noise, (*tangents[:3], None)), None
-
-    @staticmethod
-    def vmap(info, in_dims, mu, log_var, rho_logit, rng_state):
-        if in_dims[3] is None and info.randomness == "error":
-            raise RuntimeError(
-                "rhovae::ar1_reparam_rng: vmap with randomness='error' (its default) over one "
-                "rng_state; say randomness='different' or 'same', or vmap over states as well"
-            )
-        op, args = torch.ops.rhovae.ar1_reparam_rng.default, (mu, log_var, rho_logit, rng_state)
-        if in_dims[3] is None and info.randomness == "different":
-            # The vmapped dimension is one more leading dimension: its rows draw on.
-            front = _to_front(info, in_dims, args, 3)
-            return op(*front, rng_state), (0, 0, None)
-        return _one_draw_each(op, info, in_dims, args, 3), (0, 0, 0)
-
-
-def _noise(mu: Tensor, rng_used: Tensor) -> Tensor:
-    """The ε that a draw used: a sample of mean 0, variance 1 and ρ = 0."""
-    zero = torch.zeros_like(mu, dtype=compute_dtype(mu.dtype))
-    column = zero.new_zeros((*mu.shape[:-1], 1))
-    return torch.ops.rhovae.ar1_reparam_rng.default(zero, column, column, rng_used)[0]
-
-
-def _to_front(info, in_dims, args, count):
-    return [
-        registration.to_front(info.batch_size, x, dim)
-        for x, dim in zip(args[:count], in_dims[:count], strict=True)
-    ]
-
-
-def _one_draw_each(op, info, in_dims, args, state_at):
-    """vmap as a loop: each entry draws from its own state, or from the same one again."""
-    front = _to_front(info, in_dims, args, state_at + 1)
-    rest = args[state_at + 1 :]
-    draws = [
-        op(*(x[i] if isinstance(x, Tensor) else x for x in front), *rest)
-        for i in range(info.batch_size)
-    ]
-    return tuple(torch.stack(outputs) for outputs in zip(*draws, strict=True))
-
-
-def _rng_backward_formula(grad_z, grad_kl, mu, log_var, rho_logit, rng_used):
-    return _scanned(specification.ar1_reparam_backward)(
-        grad_z, grad_kl, mu, log_var, rho_logit, _noise(mu, rng_used)
-    )[:3]
-
-
-_RngBackward: Any = registration.backward_function(
-    "ar1_reparam_rng_backward", 6, _rng_backward_formula
-)
-
-
-class Ar1ReparamRngBackward(_RngBackward):
-    @staticmethod
-    def vmap(info, in_dims, *args):
-        op = torch.ops.rhovae.ar1_reparam_rng_backward.default
-        out_dims = tuple(0 if need else None for need in args[-1])
-        if in_dims[5] is None and any(dim is not None for dim in in_dims[2:5]):
-            # The forward pass drew for the vmapped dimension as for one more leading dimension.
-            return op(*_to_front(info, in_dims, args, 5), *args[5:]), out_dims
-        gradients = _one_draw_each(op, info, in_dims, args, 5)
-        return tuple(
-            g if need else g[0] for g, need in zip(gradients, args[-1], strict=True)
-        ), out_dims
+        return autograd.batch_over_leading(op, info, in_dims, args), (0, 0)
 
 
 class Ar1LogProb(Function):
-    forward = registration.call_below("ar1_log_prob")
-
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.save_for_backward(*inputs)
@@ -400,84 +234,88 @@ class Ar1LogProb(Function):
     @staticmethod
     def backward(ctx, grad):
         args = (grad, *ctx.saved_tensors)
-        return registration.gradients("ar1_log_prob_backward", args, ctx.needs_input_grad)
+        return AR1_LOG_PROB_BACKWARD.gradients(args, ctx.needs_input_grad)
 
     @staticmethod
     def jvp(ctx, *tangents):
-        return registration.forward_mode(specification.ar1_log_prob, ctx.saved_tensors, tangents)
+        return autograd.forward_mode(specification.ar1_log_prob, ctx.saved_tensors, tangents)
 
     @staticmethod
     def vmap(info, in_dims, *args):
         op = torch.ops.rhovae.ar1_log_prob
-        return registration.batch_over_leading(op, info, in_dims, args), 0
+        return autograd.batch_over_leading(op, info, in_dims, args), 0
 
 
-registration.define(
-    "ar1",
-    "ar1_reparam(Tensor mu, Tensor log_var, Tensor rho_logit, Tensor eps) -> (Tensor, Tensor)",
-    check=_check_reparam,
-    fake=lambda mu, log_var, rho_logit, eps: (mu.new_empty(mu.shape), _per_row(mu)),
-    cost=_cost_reparam,
-    function=Ar1Reparam,
-    autocast=torch.float32,
+def _triton():
+    from rhovae_kernels.triton import ar1
+
+    return ar1
+
+
+AR1_REPARAM = register(
+    Op(
+        file="ar1",
+        schema=(
+            "ar1_reparam(Tensor mu, Tensor log_var, Tensor rho_logit, Tensor eps)"
+            " -> (Tensor, Tensor)"
+        ),
+        check=_check_reparam,
+        fake=lambda mu, log_var, rho_logit, eps: (mu.new_empty(mu.shape), per_row_like(mu)),
+        cost=_cost_reparam,
+        reference=specification.ar1_reparam,
+        triton=lambda: _triton().ar1_reparam,
+        function=Ar1Reparam,
+        autocast=torch.float32,
+    )
 )
-registration.define(
-    "ar1",
-    "ar1_reparam_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor log_var,"
-    " Tensor rho_logit, Tensor eps, bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)",
-    check=_check_reparam_backward,
-    fake=lambda grad_z, grad_kl, *inputs_needs: registration.empty_gradients(
-        inputs_needs[:-1], inputs_needs[-1]
-    ),
-    cost=_cost_reparam_backward,
-    function=registration.backward_function(
-        "ar1_reparam_backward", 6, _scanned(specification.ar1_reparam_backward)
-    ),
+AR1_REPARAM_BACKWARD = register(
+    Op(
+        file="ar1",
+        schema=(
+            "ar1_reparam_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor log_var,"
+            " Tensor rho_logit, Tensor eps, bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)"
+        ),
+        check=_check_reparam_backward,
+        fake=lambda grad_z, grad_kl, *inputs_needs: autograd.empty_gradients(
+            inputs_needs[:-1], inputs_needs[-1]
+        ),
+        cost=_cost_reparam_backward,
+        reference=of_those_asked_for(specification.ar1_reparam_backward),
+        triton=lambda: _triton().ar1_reparam_backward,
+        function=autograd.backward_function(
+            "ar1_reparam_backward", 6, scanned(specification.ar1_reparam_backward)
+        ),
+    )
 )
-registration.define(
-    "ar1",
-    "ar1_reparam_rng(Tensor mu, Tensor log_var, Tensor rho_logit, Tensor rng_state)"
-    " -> (Tensor, Tensor, Tensor)",
-    check=_check_rng,
-    fake=lambda mu, log_var, rho_logit, rng_state: (
-        mu.new_empty(mu.shape),
-        _per_row(mu),
-        rng_state.new_empty(2),
-    ),
-    cost=_cost_rng,
-    function=Ar1ReparamRng,
-    autocast=torch.float32,
+AR1_LOG_PROB = register(
+    Op(
+        file="ar1",
+        schema="ar1_log_prob(Tensor z, Tensor mu, Tensor log_var, Tensor rho_logit) -> Tensor",
+        check=_check_log_prob,
+        fake=lambda z, mu, log_var, rho_logit: per_row_like(z),
+        cost=_cost_log_prob,
+        reference=specification.ar1_log_prob,
+        triton=lambda: _triton().ar1_log_prob,
+        function=Ar1LogProb,
+        autocast=torch.float32,
+    )
 )
-registration.define(
-    "ar1",
-    "ar1_reparam_rng_backward(Tensor? grad_z, Tensor? grad_kl, Tensor mu, Tensor log_var,"
-    " Tensor rho_logit, Tensor rng_used, bool[3] needs) -> (Tensor, Tensor, Tensor)",
-    check=_check_rng_backward,
-    fake=lambda grad_z, grad_kl, mu, log_var, rho_logit, rng_used, needs: (
-        registration.empty_gradients((mu, log_var, rho_logit), needs)
-    ),
-    cost=_cost_rng_backward,
-    function=Ar1ReparamRngBackward,
-)
-registration.define(
-    "ar1",
-    "ar1_log_prob(Tensor z, Tensor mu, Tensor log_var, Tensor rho_logit) -> Tensor",
-    check=_check_log_prob,
-    fake=lambda z, mu, log_var, rho_logit: _per_row(z),
-    cost=_cost_log_prob,
-    function=Ar1LogProb,
-    autocast=torch.float32,
-)
-registration.define(
-    "ar1",
-    "ar1_log_prob_backward(Tensor grad, Tensor z, Tensor mu, Tensor log_var, Tensor rho_logit,"
-    " bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)",
-    check=_check_log_prob_backward,
-    fake=lambda grad, *inputs_needs: registration.empty_gradients(
-        inputs_needs[:-1], inputs_needs[-1]
-    ),
-    cost=_cost_log_prob_backward,
-    function=registration.backward_function(
-        "ar1_log_prob_backward", 5, specification.ar1_log_prob_backward
-    ),
+AR1_LOG_PROB_BACKWARD = register(
+    Op(
+        file="ar1",
+        schema=(
+            "ar1_log_prob_backward(Tensor grad, Tensor z, Tensor mu, Tensor log_var,"
+            " Tensor rho_logit, bool[4] needs) -> (Tensor, Tensor, Tensor, Tensor)"
+        ),
+        check=_check_log_prob_backward,
+        fake=lambda grad, *inputs_needs: autograd.empty_gradients(
+            inputs_needs[:-1], inputs_needs[-1]
+        ),
+        cost=_cost_log_prob_backward,
+        reference=of_those_asked_for(specification.ar1_log_prob_backward),
+        triton=lambda: _triton().ar1_log_prob_backward,
+        function=autograd.backward_function(
+            "ar1_log_prob_backward", 5, specification.ar1_log_prob_backward
+        ),
+    )
 )

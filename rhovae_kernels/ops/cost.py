@@ -1,6 +1,6 @@
 """What a call of an op has to move and to compute: the least that any kernel of it could.
 
-Each op's model stands in its room, next to its schema, and takes the op's own arguments, as its
+Each op's model stands in its record (`Op.cost`), and takes the op's own arguments, as its
 fake does: real tensors or ones on the `meta` device, of which only shapes, strides and types count.
 
 - Bytes: each operand that the asked-for outputs depend on is read once, each output written once.
@@ -10,12 +10,13 @@ fake does: real tensors or ones on the `meta` device, of which only shapes, stri
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from torch import Tensor
 
 from rhovae_kernels.ops import checks
+from rhovae_kernels.ops.op import REGISTRY
 
 
 class Cost(NamedTuple):
@@ -73,10 +74,6 @@ def wanted(inputs: Iterable[Tensor], needs: Iterable[bool]) -> list[Tensor]:
     return [x for x, need in zip(inputs, needs, strict=True) if need]
 
 
-# The model of each op: see `registration.define`.
-MODELS: dict[str, Callable[..., Cost]] = {}
-
-
 def cost(name: str, *args) -> Cost:
     """The cost of `torch.ops.rhovae.<name>` on these arguments.
 
@@ -88,4 +85,4 @@ def cost(name: str, *args) -> Cost:
         >>> cost("linear_scan", x[:, :1], x, False)
         Cost(bytes_read=400400, bytes_written=400000, flops=200000)
     """
-    return MODELS[name](*args)
+    return Cost(*REGISTRY[name].cost(*args))

@@ -6,8 +6,9 @@ from torch.autograd import Function
 
 from python_ref.iaf_gate import iaf_gate as specification
 from python_ref.iaf_gate import iaf_gate_backward as specification_backward
-from rhovae_kernels.ops import checks, registration
+from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.cost import Cost, per_row, wanted
+from rhovae_kernels.ops.op import Op, of_those_asked_for, register
 
 
 def iaf_gate(z: Tensor, m: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +42,7 @@ def iaf_gate(z: Tensor, m: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         (tensor([[0.5000, 0.5000, 0.5000],
                 [0.5000, 0.5000, 0.5000]]), tensor([-2.0794, -2.0794]))
     """
-    return registration.call("iaf_gate", z, m, s)
+    return IAF_GATE.call(z, m, s)
 
 
 def _check(z, m, s, op: str = "iaf_gate") -> None:
@@ -88,8 +89,6 @@ def _cost_backward(grad_out, grad_log_det, z, m, s, needs) -> Cost:
 
 
 class IafGate(Function):
-    forward = registration.call_below("iaf_gate")
-
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.set_materialize_grads(False)
@@ -99,38 +98,54 @@ class IafGate(Function):
     @staticmethod
     def backward(ctx, grad_out, grad_log_det):
         args = (grad_out, grad_log_det, *ctx.saved_tensors)
-        return registration.gradients("iaf_gate_backward", args, ctx.needs_input_grad)
+        return IAF_GATE_BACKWARD.gradients(args, ctx.needs_input_grad)
 
     @staticmethod
     def jvp(ctx, *tangents):
-        return registration.forward_mode(specification, ctx.saved_tensors, tangents)
+        return autograd.forward_mode(specification, ctx.saved_tensors, tangents)
 
     @staticmethod
     def vmap(info, in_dims, *args):
         op = torch.ops.rhovae.iaf_gate
-        return registration.batch_over_leading(op, info, in_dims, args), (0, 0)
+        return autograd.batch_over_leading(op, info, in_dims, args), (0, 0)
 
 
-registration.define(
-    "iaf_gate",
-    "iaf_gate(Tensor z, Tensor m, Tensor s) -> (Tensor, Tensor)",
-    check=_check,
-    fake=lambda z, m, s: (
-        z.new_empty(z.shape),
-        z.new_empty(z.shape[:-1], dtype=checks.per_row_dtype(z.dtype)),
-    ),
-    cost=_cost,
-    function=IafGate,
-    autocast=torch.float32,
+def _triton():
+    from rhovae_kernels.triton import iaf_gate
+
+    return iaf_gate
+
+
+IAF_GATE = register(
+    Op(
+        file="iaf_gate",
+        schema="iaf_gate(Tensor z, Tensor m, Tensor s) -> (Tensor, Tensor)",
+        check=_check,
+        fake=lambda z, m, s: (
+            z.new_empty(z.shape),
+            z.new_empty(z.shape[:-1], dtype=checks.per_row_dtype(z.dtype)),
+        ),
+        cost=_cost,
+        reference=specification,
+        triton=lambda: _triton().iaf_gate,
+        function=IafGate,
+        autocast=torch.float32,
+    )
 )
-registration.define(
-    "iaf_gate",
-    "iaf_gate_backward(Tensor? grad_out, Tensor? grad_log_det, Tensor z, Tensor m, Tensor s,"
-    " bool[3] needs) -> (Tensor, Tensor, Tensor)",
-    check=_check_backward,
-    fake=lambda grad_out, grad_log_det, *inputs_needs: registration.empty_gradients(
-        inputs_needs[:-1], inputs_needs[-1]
-    ),
-    cost=_cost_backward,
-    function=registration.backward_function("iaf_gate_backward", 5, specification_backward),
+IAF_GATE_BACKWARD = register(
+    Op(
+        file="iaf_gate",
+        schema=(
+            "iaf_gate_backward(Tensor? grad_out, Tensor? grad_log_det, Tensor z, Tensor m,"
+            " Tensor s, bool[3] needs) -> (Tensor, Tensor, Tensor)"
+        ),
+        check=_check_backward,
+        fake=lambda grad_out, grad_log_det, *inputs_needs: autograd.empty_gradients(
+            inputs_needs[:-1], inputs_needs[-1]
+        ),
+        cost=_cost_backward,
+        reference=of_those_asked_for(specification_backward),
+        triton=lambda: _triton().iaf_gate_backward,
+        function=autograd.backward_function("iaf_gate_backward", 5, specification_backward),
+    )
 )

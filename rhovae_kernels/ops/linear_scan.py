@@ -4,10 +4,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from python_ref.linear_scan import linear_scan_backward, shift
+from python_ref.linear_scan import linear_scan as specification
+from python_ref.linear_scan import linear_scan_backward as specification_backward
+from python_ref.linear_scan import shift
 from python_ref.precision import compute_dtype
-from rhovae_kernels.ops import checks, registration
+from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.cost import Cost, wanted
+from rhovae_kernels.ops.op import Op, of_those_asked_for, register
 
 
 def linear_scan(gates: Tensor, tokens: Tensor, reverse: bool = False) -> Tensor:
@@ -35,7 +38,7 @@ def linear_scan(gates: Tensor, tokens: Tensor, reverse: bool = False) -> Tensor:
         >>> rk.ops.linear_scan(torch.tensor([0.5]), torch.ones(3))
         tensor([1.0000, 1.5000, 1.7500])
     """
-    return registration.call("linear_scan", gates, tokens, reverse)
+    return LINEAR_SCAN.call(gates, tokens, reverse)
 
 
 def _check(gates: Tensor, tokens: Tensor, reverse: bool = False) -> None:
@@ -76,8 +79,6 @@ def _rounds(x: Tensor) -> bool:
 
 
 class LinearScan(Function):
-    forward = registration.call_below("linear_scan")
-
     @staticmethod
     def setup_context(ctx, inputs, states):
         gates, tokens, ctx.reverse = inputs
@@ -100,13 +101,13 @@ class LinearScan(Function):
         needs = ctx.needs_input_grad[:2]
         gates, states = LinearScan.states_of(*ctx.saved_tensors, ctx.reverse)
         args = (grad.to(states.dtype), gates, states, ctx.reverse)
-        gradients = registration.gradients("linear_scan_backward", args, needs)
+        gradients = LINEAR_SCAN_BACKWARD.gradients(args, needs)
         return *(None if g is None else g.to(grad.dtype) for g in gradients), None
 
     @staticmethod
     def jvp(ctx, d_gates, d_tokens, _):
         # dx_t = a_t dx_{t−1} + (da_t x_{t−1} + db_t)
-        saved = registration.primals_of(ctx.saved_tensors)
+        saved = autograd.primals_of(ctx.saved_tensors)
         gates, states = LinearScan.states_of(*saved, ctx.reverse)
         driven = torch.zeros_like(states) if d_tokens is None else d_tokens.to(states.dtype)
         if d_gates is not None:
@@ -115,30 +116,46 @@ class LinearScan(Function):
 
     @staticmethod
     def vmap(info, in_dims, *args):
-        return registration.batch_over_leading(torch.ops.rhovae.linear_scan, info, in_dims, args), 0
+        return autograd.batch_over_leading(torch.ops.rhovae.linear_scan, info, in_dims, args), 0
 
 
 def _backward_formula(grad, gates, states, reverse):
-    return linear_scan_backward(grad, gates, states, reverse, scan=torch.ops.rhovae.linear_scan)
+    return specification_backward(grad, gates, states, reverse, scan=torch.ops.rhovae.linear_scan)
 
 
-registration.define(
-    "linear_scan",
-    "linear_scan(Tensor gates, Tensor tokens, bool reverse=False) -> Tensor",
-    check=_check,
-    fake=lambda gates, tokens, reverse=False: tokens.new_empty(tokens.shape),
-    cost=_cost,
-    function=LinearScan,
-    autocast=torch.float32,
+def _triton():
+    from rhovae_kernels.triton import linear_scan
+
+    return linear_scan
+
+
+LINEAR_SCAN = register(
+    Op(
+        file="linear_scan",
+        schema="linear_scan(Tensor gates, Tensor tokens, bool reverse=False) -> Tensor",
+        check=_check,
+        fake=lambda gates, tokens, reverse=False: tokens.new_empty(tokens.shape),
+        cost=_cost,
+        reference=specification,
+        triton=lambda: _triton().linear_scan,
+        function=LinearScan,
+        autocast=torch.float32,
+    )
 )
-registration.define(
-    "linear_scan",
-    "linear_scan_backward(Tensor grad, Tensor gates, Tensor states, bool reverse, bool[2] needs)"
-    " -> (Tensor, Tensor)",
-    check=_check_backward,
-    fake=lambda grad, gates, states, reverse, needs: registration.empty_gradients(
-        (gates, states), needs
-    ),
-    cost=_cost_backward,
-    function=registration.backward_function("linear_scan_backward", 3, _backward_formula),
+LINEAR_SCAN_BACKWARD = register(
+    Op(
+        file="linear_scan",
+        schema=(
+            "linear_scan_backward(Tensor grad, Tensor gates, Tensor states, bool reverse,"
+            " bool[2] needs) -> (Tensor, Tensor)"
+        ),
+        check=_check_backward,
+        fake=lambda grad, gates, states, reverse, needs: autograd.empty_gradients(
+            (gates, states), needs
+        ),
+        cost=_cost_backward,
+        reference=of_those_asked_for(specification_backward),
+        triton=lambda: _triton().linear_scan_backward,
+        function=autograd.backward_function("linear_scan_backward", 3, _backward_formula),
+    )
 )

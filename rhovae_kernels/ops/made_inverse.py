@@ -1,7 +1,7 @@
 """`made_inverse`: the sequential direction of an autoregressive transform, in one launch."""
 
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,12 +12,23 @@ from python_ref.made_inverse import (
     SCALES,
     bias_gradient,
     made_inverse_adjoint,
-    product_gradients,
     weight_gradient,
 )
-from python_ref.precision import compute_dtype
-from rhovae_kernels.ops import checks, registration
+from python_ref.made_inverse import made_inverse as specification
+from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.cost import Cost, per_row
+from rhovae_kernels.ops.made_solve import (
+    batch_rows,
+    check_network,
+    flatten,
+    live_weights,
+    named,
+    nest,
+    outside_autocast,
+    rounds,
+    tangents_of_flat,
+)
+from rhovae_kernels.ops.op import Lists, Op, register
 
 
 def made_inverse(
@@ -74,64 +85,7 @@ def made_inverse(
         >>> x, log_det
         (tensor([1.0000, 0.3679]), tensor(-1.))
     """
-    return torch.ops.rhovae.made_inverse.default(
-        y, offset, weights, biases, prefixes, activation, scale, bound
-    )
-
-
-def _check_prefixes(op: str, prefixes: Sequence[Tensor], d: int) -> None:
-    """The values: staircases, and heads that see no input too many."""
-    # How many inputs the first k units of a layer depend on, together; of the inputs themselves, k.
-    inputs_of_first = torch.arange(d + 1, dtype=torch.int32)
-    for i, prefix in enumerate(prefixes):
-        name, size = f"prefixes[{i}]", inputs_of_first.shape[0] - 1
-        if prefix.shape[0] == 0:
-            inputs_of_first = inputs_of_first[:1]
-            continue
-        if bool((prefix[1:] < prefix[:-1]).any()):
-            checks.refuse(op, name, "decreasing somewhere", "non-decreasing")
-        least, most = int(prefix[0]), int(prefix[-1])
-        if least < 0 or most > size:
-            checks.refuse(op, name, f"from {least} to {most}", f"from 0 to {size} at most")
-        inputs_of_first = inputs_of_first[torch.nn.functional.pad(prefix, (1, 0))]
-    # Entry k of what is left belongs to head k−1; two heads a dimension.
-    heads = torch.arange(-1, 2 * d, dtype=torch.int32)
-    too_many = inputs_of_first > torch.div(heads, 2, rounding_mode="floor").clamp_min_(0)
-    if bool(too_many.any()):
-        k = int(too_many.nonzero()[0])
-        checks.refuse(
-            op,
-            "prefixes",
-            f"such that heads of dimension {(k - 1) // 2} need {int(inputs_of_first[k])} inputs",
-            "such that heads of dimension i need the first i inputs alone",
-        )
-
-
-def _check_network(op, weights, prefixes, d: int, device: torch.device) -> None:
-    layers = len(weights)
-    if layers < 2:
-        checks.refuse(op, "weights", f"of length {layers}", "of length 2 or more: a hidden layer")
-    if len(prefixes) != layers:
-        checks.refuse(op, "prefixes", f"of length {len(prefixes)}", f"of length {layers}")
-    read = d
-    for i, (w, p) in enumerate(zip(weights, prefixes, strict=True)):
-        rows = 2 * d if i == layers - 1 else w.shape[0] if w.dim() == 2 else 0
-        reason = f"to read the {read} outputs before it"
-        checks.shape(op, f"weights[{i}]", w, torch.Size((rows, read)), reason)
-        if p.dtype != torch.int32 or p.shape != (rows,) or p.device != device:
-            checks.refuse(
-                op,
-                f"prefixes[{i}]",
-                f"{p.dtype} of shape {tuple(p.shape)} on {p.device}",
-                f"torch.int32 of shape {(rows,)} on {device}, one for each row of weights[{i}]",
-            )
-        read = rows
-    if all(checks.on_the_host(p) for p in prefixes):
-        _check_prefixes(op, prefixes, d)
-
-
-def _named(name: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
-    return {f"{name}[{i}]": x for i, x in enumerate(tensors)}
+    return MADE_INVERSE.call(y, offset, weights, biases, prefixes, activation, scale, bound)
 
 
 def check_scale(scale: str, bound: float) -> None:
@@ -145,10 +99,10 @@ def check_scale(scale: str, bound: float) -> None:
 
 def _check(y, offset, weights, biases, prefixes, activation, scale, bound) -> None:
     op = "made_inverse"
-    checks.like(op, "y", y, offset=offset, **_named("weights", weights), **_named("biases", biases))
+    checks.like(op, "y", y, offset=offset, **named("weights", weights), **named("biases", biases))
     if y.dim() == 0:
         checks.refuse(op, "y", "a scalar", "of shape (…,d)")
-    _check_network(op, weights, prefixes, y.shape[-1], y.device)
+    check_network(op, weights, prefixes, y.shape[-1], y.device)
     per_row = torch.Size((*y.shape[:-1], weights[0].shape[0]))
     checks.shape(op, "offset", offset, per_row, "one for each row of weights[0], for each row of y")
     if len(biases) != len(weights) - 1:
@@ -161,38 +115,6 @@ def _check(y, offset, weights, biases, prefixes, activation, scale, bound) -> No
     check_scale(scale, bound)
 
 
-def _check_solve(g, a, heads, slopes, weights, prefixes, transpose) -> None:
-    op = "made_solve"
-    checks.like(
-        op,
-        "g",
-        g,
-        a=a,
-        heads=heads,
-        **_named("slopes", slopes),
-        **_named("weights", weights),
-    )
-    if g.dim() == 0:
-        checks.refuse(op, "g", "a scalar", "of shape (…,d)")
-    d = g.shape[-1]
-    _check_network(op, weights, prefixes, d, g.device)
-    checks.shape(op, "a", a, g.shape, "as g is")
-    checks.shape(op, "heads", heads, torch.Size((*g.shape[:-1], 2 * d)), "two for each of g")
-    if len(slopes) != len(weights) - 1:
-        checks.refuse(op, "slopes", f"of length {len(slopes)}", f"of length {len(weights) - 1}")
-    for i, (slope, w) in enumerate(zip(slopes, weights, strict=False)):
-        per_row = torch.Size((*g.shape[:-1], w.shape[0]))
-        checks.shape(op, f"slopes[{i}]", slope, per_row, f"one for each row of weights[{i}]")
-
-
-def _live(weights: Sequence[Tensor], prefixes: Sequence[Tensor]) -> int:
-    """Weights within their staircases: what is read. Half of all where there are no values."""
-    return sum(
-        w.numel() // 2 if p.is_meta else int(p.sum())
-        for w, p in zip(weights, prefixes, strict=True)
-    )
-
-
 # FLOPs of a dimension's x and of log_det, given its heads: y − t, e^−log a, their product, the sum
 # of log a, and log a and t themselves.
 _SCALE_FLOPS = {"exp": 4, "gate": 4 + 3, "softclip": 4 + 3, "softplus": 4 + 3}
@@ -200,7 +122,7 @@ _SCALE_FLOPS = {"exp": 4, "gate": 4 + 3, "softclip": 4 + 3, "softplus": 4 + 3}
 
 def _cost(y, offset, weights, biases, prefixes, activation, scale, bound) -> Cost:
     """One pass through the network: a product and a sum for each live weight and row of y."""
-    live, rows = _live(weights, prefixes), y.shape[:-1].numel()
+    live, rows = live_weights(weights, prefixes), y.shape[:-1].numel()
     units = sum(w.shape[0] for w in weights[:-1])
     return Cost.of(
         read=(y, offset, live * y.itemsize, *biases, *prefixes),
@@ -210,60 +132,15 @@ def _cost(y, offset, weights, biases, prefixes, activation, scale, bound) -> Cos
     )
 
 
-def _cost_solve(g, a, heads, slopes, weights, prefixes, transpose) -> Cost:
-    """A product and a sum for each live weight and row of g, whichever way round."""
-    live, rows = _live(weights, prefixes), g.shape[:-1].numel()
-    units = sum(w.shape[0] for w in weights[:-1])
-    return Cost.of(
-        read=(g, a, heads, *slopes, live * g.itemsize, *prefixes),
-        written=(g,),
-        # Two products with the heads, two differences and a quotient; transposed one difference.
-        flops=rows * (2 * live + units) + (4 if transpose else 5) * g.numel(),
-    )
+# The place of `weights`; what stands before has the leading dimensions of a batch.
+_FIRST_LIST = 2
 
 
-def _rounds(x: Tensor) -> bool:
-    """Whether storing in the type of `x` rounds what is computed."""
-    return compute_dtype(x.dtype) != x.dtype
-
-
-def _floating(tensors: Sequence) -> list[int]:
-    return [i for i, x in enumerate(tensors) if isinstance(x, Tensor) and x.dtype.is_floating_point]
-
-
-def _tangents(name: str, lengths, flat: Sequence, tangents: Sequence):
-    """Forward mode of an op that takes lists, by its reverse mode taken twice."""
-    where = _floating(flat)
-
-    def of_floating(*values):
-        args = list(flat)
-        for i, x in zip(where, values, strict=True):
-            args[i] = x
-        return getattr(torch.ops.rhovae, name).default(*registration.nest(name, lengths, args))
-
-    return registration.forward_mode(
-        of_floating, [flat[i] for i in where], [tangents[i] for i in where]
-    )
-
-
-def _outside_autocast(backward: Callable) -> Callable:
-    """A backward pass whose products keep the type of what was saved.
-
-    Autocast was done with in the forward pass, but is still in force where `backward` is called
-    within its block.
-    """
-
-    @wraps(backward)
-    def in_own_type(ctx, *grads):
-        with torch.autocast(ctx.device_type, enabled=False):
-            return backward(ctx, *grads)
-
-    return in_own_type
+def _of_flat(lengths, *flat):
+    return torch.ops.rhovae.made_inverse.default(*nest(_FIRST_LIST, lengths, *flat))
 
 
 class MadeInverse(Function):
-    forward = registration.call_below_flat("made_inverse")
-
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.set_materialize_grads(False)
@@ -274,13 +151,13 @@ class MadeInverse(Function):
         ctx.save_for_forward(output[0], *tensors)
 
     @staticmethod
-    @_outside_autocast
+    @outside_autocast
     def backward(ctx, grad_x, grad_log_det):
         x, *tensors = ctx.saved_tensors
-        nested = registration.nest("made_inverse", ctx.lengths, tensors)
+        nested = nest(_FIRST_LIST, ctx.lengths, *tensors)
         y, offset, weights, biases, prefixes = nested
         constants = (ctx.activation, ctx.scale, ctx.bound)
-        if _rounds(y):
+        if rounds(y):
             # The network at a rounded x is another one: x is computed again, and not rounded.
             y, offset = y.float(), offset.float()
             weights, biases = [w.float() for w in weights], [b.float() for b in biases]
@@ -313,81 +190,34 @@ class MadeInverse(Function):
     @staticmethod
     def jvp(ctx, _, *tangents):
         flat = (
-            *registration.primals_of(ctx.saved_tensors[1:]),
+            *autograd.primals_of(ctx.saved_tensors[1:]),
             ctx.activation,
             ctx.scale,
             ctx.bound,
         )
-        return _tangents("made_inverse", ctx.lengths, flat, tangents)
+        return tangents_of_flat(_of_flat, ctx.lengths, flat, tangents)
 
     @staticmethod
     def vmap(info, in_dims, lengths, *flat):
-        return registration.batch_rows("made_inverse", 2, info, in_dims, lengths, flat), (0, 0)
+        return batch_rows(_of_flat, _FIRST_LIST, info, in_dims, lengths, flat), (0, 0)
 
 
-class MadeSolve(Function):
-    forward = registration.call_below_flat("made_solve")
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.device_type = output.device.type
-        ctx.lengths, *tensors, ctx.transpose = inputs
-        ctx.save_for_backward(output, *tensors)
-        ctx.save_for_forward(output, *tensors)
-
-    @staticmethod
-    @_outside_autocast
-    def backward(ctx, grad):
-        # J v = g gives ∂g = λ with Jᵀ λ = grad, and the gradient of −λᵀ J v in everything else.
-        v, *tensors = ctx.saved_tensors
-        dtype = v.dtype
-        if _rounds(v):
-            tensors = [x.float() if x.is_floating_point() else x for x in tensors]
-        g, *system = registration.nest("made_solve", ctx.lengths, tensors)
-        solve = torch.ops.rhovae.made_solve.default
-        if _rounds(v):
-            v = solve(g, *system, ctx.transpose)
-        adjoint = solve(grad.to(v.dtype), *system, not ctx.transpose)
-        left, right = (v, adjoint) if ctx.transpose else (adjoint, v)
-        d_a, d_heads, d_slopes, d_weights = product_gradients(-left, right, *system)
-        gradients = (adjoint, d_a, d_heads, *d_slopes, *d_weights)
-        needs = ctx.needs_input_grad[1:]
-        return (
-            None,
-            *(g.to(dtype) if need else None for g, need in zip(gradients, needs, strict=False)),
-            *(None for _ in needs[len(gradients) :]),
-        )
-
-    @staticmethod
-    def jvp(ctx, _, *tangents):
-        flat = (*registration.primals_of(ctx.saved_tensors[1:]), ctx.transpose)
-        return _tangents("made_solve", ctx.lengths, flat, tangents)
-
-    @staticmethod
-    def vmap(info, in_dims, lengths, *flat):
-        rows = 3 + lengths[0]
-        return registration.batch_rows("made_solve", rows, info, in_dims, lengths, flat), 0
-
-
-registration.define(
-    "made_inverse",
-    "made_inverse(Tensor y, Tensor offset, Tensor[] weights, Tensor[] biases, Tensor[] prefixes,"
-    " str activation, str scale, float bound) -> (Tensor, Tensor)",
-    check=_check,
-    fake=lambda y, *_: (
-        y.new_empty(y.shape),
-        y.new_empty(y.shape[:-1], dtype=checks.per_row_dtype(y.dtype)),
-    ),
-    cost=_cost,
-    function=MadeInverse,
-    autocast=torch.float32,
-)
-registration.define(
-    "made_inverse",
-    "made_solve(Tensor g, Tensor a, Tensor heads, Tensor[] slopes, Tensor[] weights,"
-    " Tensor[] prefixes, bool transpose) -> Tensor",
-    check=_check_solve,
-    fake=lambda g, *_: g.new_empty(g.shape),
-    cost=_cost_solve,
-    function=MadeSolve,
+MADE_INVERSE = register(
+    Op(
+        file="made_inverse",
+        schema=(
+            "made_inverse(Tensor y, Tensor offset, Tensor[] weights, Tensor[] biases,"
+            " Tensor[] prefixes, str activation, str scale, float bound) -> (Tensor, Tensor)"
+        ),
+        check=_check,
+        fake=lambda y, *_: (
+            y.new_empty(y.shape),
+            y.new_empty(y.shape[:-1], dtype=checks.per_row_dtype(y.dtype)),
+        ),
+        cost=_cost,
+        reference=specification,
+        function=MadeInverse,
+        autocast=torch.float32,
+        lists=Lists(flatten, partial(nest, _FIRST_LIST)),
+    )
 )

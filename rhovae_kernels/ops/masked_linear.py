@@ -1,13 +1,16 @@
 """`masked_linear`: a linear layer whose weight is a staircase."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from python_ref.masked_linear import masked_linear as formula
-from python_ref.masked_linear import masked_linear_backward as backward_formula
-from rhovae_kernels.ops import checks, registration
+from python_ref.masked_linear import masked_linear as specification
+from python_ref.masked_linear import masked_linear_backward as specification_backward
+from rhovae_kernels.ops import autograd, checks, eager
 from rhovae_kernels.ops.cost import Cost, wanted
+from rhovae_kernels.ops.op import Op, of_those_asked_for, register
 
 
 def masked_linear(x: Tensor, weight: Tensor, bias: Tensor | None, prefix: Tensor) -> Tensor:
@@ -45,7 +48,7 @@ def masked_linear(x: Tensor, weight: Tensor, bias: Tensor | None, prefix: Tensor
         >>> rk.ops.masked_linear(torch.tensor([1.0, 10.0]), torch.ones(3, 2), None, prefix)
         tensor([ 0.,  1., 11.])
     """
-    return registration.call("masked_linear", x, weight, bias, prefix)
+    return MASKED_LINEAR.call(x, weight, bias, prefix)
 
 
 def _check(x, weight, bias, prefix, op: str = "masked_linear") -> None:
@@ -117,7 +120,7 @@ def _cost_backward(grad, x, weight, prefix, needs) -> Cost:
 
 
 def _fake_backward(grad, x, weight, prefix, needs):
-    return registration.empty_gradients((x, weight, weight[:, 0]), needs)
+    return autograd.empty_gradients((x, weight, weight[:, 0]), needs)
 
 
 def _refuse_batched_prefix(op: str, dim: int | None) -> None:
@@ -130,17 +133,15 @@ def _vmap_backward(info, in_dims, grad, x, weight, prefix, needs):
     _refuse_batched_prefix("masked_linear_backward", in_dims[3])
     out_dims = tuple(0 if need else None for need in needs)
     if in_dims[2] is None and not needs[1] and not needs[2]:
-        grad = registration.to_front(info.batch_size, grad, in_dims[0])
-        x = registration.to_front(info.batch_size, x, in_dims[1])
+        grad = autograd.to_front(info.batch_size, grad, in_dims[0])
+        x = autograd.to_front(info.batch_size, x, in_dims[1])
         return torch.ops.rhovae.masked_linear_backward(grad, x, weight, prefix, needs), out_dims
-    results = torch.vmap(backward_formula, in_dims[:4])(grad, x, weight, prefix)
+    results = torch.vmap(specification_backward, in_dims[:4])(grad, x, weight, prefix)
     asked = (g if need else g.new_empty(0) for g, need in zip(results, needs, strict=True))
     return tuple(asked), out_dims
 
 
 class MaskedLinear(Function):
-    forward = registration.call_below("masked_linear")
-
     @staticmethod
     def setup_context(ctx, inputs, output):
         x, weight, _, prefix = inputs
@@ -151,12 +152,12 @@ class MaskedLinear(Function):
     def backward(ctx, grad):
         args = (grad, *ctx.saved_tensors)
         needs = ctx.needs_input_grad[:3]
-        return *registration.gradients("masked_linear_backward", args, needs), None
+        return *MASKED_LINEAR_BACKWARD.gradients(args, needs), None
 
     @staticmethod
     def jvp(ctx, d_x, d_weight, d_bias, _):
         # dy = W dx + (dW x + db), each of them the op itself.
-        x, weight, prefix = registration.primals_of(ctx.saved_tensors)
+        x, weight, prefix = autograd.primals_of(ctx.saved_tensors)
         op = torch.ops.rhovae.masked_linear.default
         d_y = op(torch.zeros_like(x) if d_x is None else d_x, weight, d_bias, prefix)
         return d_y if d_weight is None else d_y + op(x, d_weight, None, prefix)
@@ -165,29 +166,65 @@ class MaskedLinear(Function):
     def vmap(info, in_dims, x, weight, bias, prefix):
         _refuse_batched_prefix("masked_linear", in_dims[3])
         if in_dims[1] is None and in_dims[2] is None:
-            x = registration.to_front(info.batch_size, x, in_dims[0])
+            x = autograd.to_front(info.batch_size, x, in_dims[0])
             return torch.ops.rhovae.masked_linear(x, weight, bias, prefix), 0
         # A weight for each sample: no rows to share it, and a composed formula.
-        return torch.vmap(formula, in_dims)(x, weight, bias, prefix), 0
+        return torch.vmap(specification, in_dims)(x, weight, bias, prefix), 0
 
 
-registration.define(
-    "masked_linear",
-    "masked_linear(Tensor x, Tensor weight, Tensor? bias, Tensor prefix) -> Tensor",
-    check=_check,
-    fake=lambda x, weight, bias, prefix: x.new_empty((*x.shape[:-1], weight.shape[0])),
-    cost=_cost,
-    function=MaskedLinear,
-    autocast=registration.AUTOCAST_TYPE,
+def _in_the_autocast_type(device_type: str) -> Callable:
+    """The op under autocast: in the type in force, where `register_autocast` takes one for good."""
+    below_autocast = eager.below_autocast(device_type)
+
+    def cast(x: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        # As autocast does for other ops: float64, and what is on other devices, is left alone.
+        if x is None or not x.is_floating_point():
+            return x
+        return x if x.dtype == torch.float64 or x.device.type != device_type else x.to(dtype)
+
+    def kernel(x, weight, bias, prefix):
+        dtype = torch.get_autocast_dtype(device_type)
+        with below_autocast():
+            return torch.ops.rhovae.masked_linear.default(
+                cast(x, dtype), cast(weight, dtype), cast(bias, dtype), prefix
+            )
+
+    return kernel
+
+
+def _triton():
+    from rhovae_kernels.triton import masked_linear
+
+    return masked_linear
+
+
+MASKED_LINEAR = register(
+    Op(
+        file="masked_linear",
+        schema="masked_linear(Tensor x, Tensor weight, Tensor? bias, Tensor prefix) -> Tensor",
+        check=_check,
+        fake=lambda x, weight, bias, prefix: x.new_empty((*x.shape[:-1], weight.shape[0])),
+        cost=_cost,
+        reference=specification,
+        triton=lambda: _triton().masked_linear,
+        function=MaskedLinear,
+        autocast=_in_the_autocast_type,
+    )
 )
-registration.define(
-    "masked_linear",
-    "masked_linear_backward(Tensor grad, Tensor x, Tensor weight, Tensor prefix, bool[3] needs)"
-    " -> (Tensor, Tensor, Tensor)",
-    check=_check_backward,
-    fake=_fake_backward,
-    cost=_cost_backward,
-    function=registration.backward_function(
-        "masked_linear_backward", 4, backward_formula, vmap=_vmap_backward
-    ),
+MASKED_LINEAR_BACKWARD = register(
+    Op(
+        file="masked_linear",
+        schema=(
+            "masked_linear_backward(Tensor grad, Tensor x, Tensor weight, Tensor prefix,"
+            " bool[3] needs) -> (Tensor, Tensor, Tensor)"
+        ),
+        check=_check_backward,
+        fake=_fake_backward,
+        cost=_cost_backward,
+        reference=of_those_asked_for(specification_backward),
+        triton=lambda: _triton().masked_linear_backward,
+        function=autograd.backward_function(
+            "masked_linear_backward", 4, specification_backward, vmap=_vmap_backward
+        ),
+    )
 )

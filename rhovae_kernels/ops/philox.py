@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
-from rhovae_kernels.ops import checks, registration
+from python_ref.philox import philox as specification
+from rhovae_kernels.ops import checks
 from rhovae_kernels.ops.cost import Cost
+from rhovae_kernels.ops.op import Op, register
 
 
 def philox(rng_state: Tensor, rows: int, columns: int) -> Tensor:
@@ -34,7 +36,7 @@ def philox(rng_state: Tensor, rows: int, columns: int) -> Tensor:
         >>> [f"{word & 0xFFFFFFFF:08x}" for word in words[0].tolist()]
         ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
     """
-    return registration.call("philox", rng_state, rows, columns)
+    return PHILOX.call(rng_state, rows, columns)
 
 
 def _check(rng_state: Tensor, rows: int, columns: int) -> None:
@@ -49,10 +51,20 @@ def _cost(rng_state: Tensor, rows: int, columns: int) -> Cost:
     return Cost.of(read=(rng_state,), written=(4 * rows * columns,), flops=0)
 
 
-registration.define(
-    "philox",
-    "philox(Tensor rng_state, SymInt rows, SymInt columns) -> Tensor",
-    check=_check,
-    fake=lambda rng_state, rows, columns: rng_state.new_empty((rows, columns), dtype=torch.int32),
-    cost=_cost,
+def _triton():
+    from rhovae_kernels.triton import philox
+
+    return philox
+
+
+PHILOX = register(
+    Op(
+        file="philox",
+        schema="philox(Tensor rng_state, SymInt rows, SymInt columns) -> Tensor",
+        check=_check,
+        fake=lambda rng_state, *sizes: rng_state.new_empty(sizes, dtype=torch.int32),
+        cost=_cost,
+        reference=specification,
+        triton=lambda: _triton().philox,
+    )
 )

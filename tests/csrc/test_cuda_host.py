@@ -18,6 +18,7 @@ from contract import normal
 from cuda_host.exercise import CONTRACTS
 
 from rhovae_kernels import backends
+from rhovae_kernels.ops.op import REGISTRY
 
 pytestmark = pytest.mark.skipif(
     cuda_host.COMPILER is None,
@@ -96,7 +97,7 @@ def test_cuda_host_refuses_what_cuda_leaves_undefined(probe, kernel, message):
 
 @on_the_executor
 def test_the_backend_cuda_host_is_the_cuda_kernels(backend):
-    chosen = backends.select("linear_scan", "linear_scan", "cpu")
+    chosen = backends.select(REGISTRY["linear_scan"], "cpu")
     assert chosen is torch.ops.rhovae_cuda.linear_scan.default
     assert backend.device == "cpu"
 

@@ -61,6 +61,6 @@ def library(flags: list[str]) -> Path:
     return target
 
 
-def implementation(room: str, name: str, backend: str):
-    """As `rhovae_kernels.backends.implementation`, but always the CUDA kernels."""
-    return getattr(torch.ops.rhovae_cuda, name).default
+def implementation(op, backend: str):
+    """As `rhovae_kernels.ops.op.Op.implementation`, but always the CUDA kernels."""
+    return getattr(torch.ops.rhovae_cuda, op.name).default

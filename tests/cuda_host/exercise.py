@@ -19,7 +19,7 @@ import test_made_inverse
 import cuda_host
 import python_ref
 import rhovae_kernels as rk
-from rhovae_kernels import backends
+from rhovae_kernels.ops.op import Op
 
 CONTRACTS = {
     "linear_scan": test_linear_scan.TestLinearScan,
@@ -63,7 +63,7 @@ def exercise(op: str) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.ops.load_library(sys.argv[1])
-    backends.implementation = cuda_host.implementation
+    Op.implementation = cuda_host.implementation
     with rk.use_backend("reference"):
         for op in sys.argv[2:]:
             exercise(op)

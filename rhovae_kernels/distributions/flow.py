@@ -8,6 +8,7 @@ from torch import Generator, Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from rhovae_kernels.distributions.normal import DiagonalNormal, StandardNormal
+from rhovae_kernels.ops import eager
 
 MEAN_PAIRS = 64
 """Pairs (ε, −ε) that the mean is estimated from."""
@@ -97,7 +98,7 @@ class NormalizingFlow(Distribution):
                 ) from error
         self.flow, self.context = flow, context
         self.base = base if base.batch_shape == batch_shape else base.expand(batch_shape)
-        self._last: tuple[Tensor, int, Tensor] | None = None
+        self._last: tuple[Tensor, int | None, Tensor] | None = None
         # Nothing is left to check; the base checks the noise that a value stands for.
         super().__init__(batch_shape, event_shape, validate_args=False)
 
@@ -144,7 +145,7 @@ class NormalizingFlow(Distribution):
         x, log_p = self.rsample_and_log_prob(sample_shape)
         # A graph has no versions of tensors to compare.
         if self.flow.samples_in_parallel and not torch.compiler.is_compiling():
-            self._last = x, x._version, log_p
+            self._last = x, eager.version(x), log_p
         return x
 
     def rsample_and_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
@@ -179,5 +180,6 @@ class NormalizingFlow(Distribution):
             return None
         x, version, log_p = self._last
         tracked = x.requires_grad and log_p.requires_grad
-        same = x._version == version and (tracked or not torch.is_grad_enabled())
+        same = version is not None and eager.version(x) == version
+        same = same and (tracked or not torch.is_grad_enabled())
         return log_p if same else None

@@ -80,6 +80,11 @@ OTHERS = {
         "yes: calling one that is not is PyTorch's error, which names it",
         "no time",
     ),
+    "torch.Tensor._version": (
+        "tells whether a tensor was changed in place",
+        "None: what would be known of it is computed again",
+        "that computation",
+    ),
 }
 
 
@@ -303,3 +308,8 @@ def entry(overload: Any) -> Callable:
 def has_kernel(name: str, device_type: str) -> bool:
     """Whether the op `namespace::name` has a kernel registered for this type of device."""
     return _has_kernel is None or _has_kernel(name, device_type.upper())
+
+
+def version(x: Tensor) -> int | None:
+    """A number that each change of x in place makes another one, or None where none is kept."""
+    return None if _found["torch.Tensor._version"] is None else x._version

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -23,6 +22,7 @@ from rhovae_kernels.training.checkpoint import Checkpoint, groups_of
 from rhovae_kernels.training.run import History
 from rhovae_kernels.training.settings import Settings
 from rhovae_kernels.vae.model import VAE
+from rhovae_kernels.vae.nets import BATCH_NORMS
 
 BATCHES_BETWEEN_LOGS = 50
 """How often losses are read: each reading makes a GPU's queue run empty."""
@@ -252,7 +252,7 @@ class Trainer:
 
 def least_batch(vae: VAE, processes: int) -> int:
     """The smallest batch that a model can be trained on."""
-    normalizes = any(isinstance(module, _BatchNorm) for module in vae.modules())
+    normalizes = any(isinstance(module, BATCH_NORMS) for module in vae.modules())
     return 2 * processes if normalizes else 1
 
 

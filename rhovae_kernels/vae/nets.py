@@ -7,6 +7,9 @@ from torch import Tensor, nn
 
 from rhovae_kernels.vae.parts import Part, positive_integers
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+"""The layers whose result for one datum depends on the others of its batch."""
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU}
 
 

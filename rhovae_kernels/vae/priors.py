@@ -13,12 +13,12 @@ from rhovae_kernels.distributions.markov import AR1Normal
 from rhovae_kernels.distributions.mixture import UniformMixture
 from rhovae_kernels.legacy import takes_old_keywords
 from rhovae_kernels.ops import ar1_reparam
+from rhovae_kernels.vae.nets import BATCH_NORMS
 from rhovae_kernels.vae.parts import Part, positive_integers
 
 if TYPE_CHECKING:
     from rhovae_kernels.vae.posteriors import Posterior  # which imports this module
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class Prior(Part):
@@ -264,7 +264,7 @@ class VampPrior(Prior):
         self, encoder: nn.Module, posterior: "Posterior", input_shape: tuple[int, ...]
     ) -> None:
         for module in encoder.modules():
-            if isinstance(module, _BATCH_NORMS):
+            if isinstance(module, BATCH_NORMS):
                 raise ValueError(
                     f"encoder holds {type(module).__name__}, whose statistics of the batch make "
                     "each q(z|u) of VampPrior depend on all pseudo-inputs; one without batch "

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from rhovae_kernels.vae.posteriors import Posterior  # which imports this module
 
 
-
 class Prior(Part):
     """A distribution p(z) over `latent` dimensions."""
 

@@ -13,9 +13,11 @@ from tolerance import assert_matches
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils.flop_counter import FlopCounterMode
 
 import python_ref
 import rhovae_kernels as rk
+from rhovae_kernels.ops.cost import cost
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -391,6 +393,22 @@ class Contract:
                 real, meta = (as_tuple(op(*self.nested(x))) for x in (inputs, on_meta))
                 for y, m in zip(real, meta, strict=True):
                     assert (y.shape, y.dtype, y.stride()) == (m.shape, m.dtype, m.stride())
+
+    def test_its_flops_are_counted_forward_and_backward(self, backend):
+        """As many as the op's model says; the backward pass is counted as the op that it is."""
+        for variant in self.variants:
+            inputs = self.inputs(variant, (3,), 17, torch.float32, backend.device)
+            inputs = detached(inputs, self.differentiable)
+            with FlopCounterMode(display=False) as counter:
+                outputs = self.call(*inputs)
+                forward = counter.get_total_flops()
+                if self.differentiable:
+                    torch.autograd.grad(
+                        outputs, [inputs[i] for i in self.differentiable], self.upstream(outputs)
+                    )
+            assert forward == cost(self.op, *self.nested(inputs)).flops > 0
+            if self.differentiable:
+                assert counter.get_total_flops() > forward
 
     def test_under_autocast_it_runs_in_float32(self, backend):
         for _, inputs in self.each_variant((3,), 9, torch.bfloat16, backend.device):

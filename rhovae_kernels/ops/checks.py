@@ -54,10 +54,15 @@ def needs(op: str, asked: Sequence[bool], count: int) -> None:
         refuse(op, "needs", f"of length {len(asked)}", f"of length {count}")
 
 
+def has_values(x: Tensor) -> bool:
+    """Whether `x` holds values, on any device; fake tensors and those on `meta` have none."""
+    # Fake tensors, and whatever else stands for values that are elsewhere, dispatch by themselves.
+    return not x.is_meta and type(x).__torch_dispatch__ is Tensor.__torch_dispatch__
+
+
 def on_the_host(x: Tensor) -> bool:
     """Whether `x` holds values that can be looked at without waiting for a device."""
-    # Fake tensors, and whatever else stands for values that are elsewhere, dispatch by themselves.
-    return x.device.type == "cpu" and type(x).__torch_dispatch__ is Tensor.__torch_dispatch__
+    return x.device.type == "cpu" and has_values(x)
 
 
 def rng_state(op: str, name: str, state: Tensor, device: torch.device) -> None:

@@ -78,7 +78,7 @@ def named(name: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
 def live_weights(weights: Sequence[Tensor], prefixes: Sequence[Tensor]) -> int:
     """Weights within their staircases: what is read. Half of all where there are no values."""
     return sum(
-        w.numel() // 2 if p.is_meta else int(p.sum())
+        int(p.sum()) if checks.has_values(p) else w.numel() // 2
         for w, p in zip(weights, prefixes, strict=True)
     )
 

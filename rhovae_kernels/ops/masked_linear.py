@@ -91,7 +91,7 @@ def _check_backward(grad, x, weight, prefix, needs) -> None:
 
 def _live(weight: Tensor, prefix: Tensor) -> int:
     """How many entries of the weight the staircase holds: half of them where it has no values."""
-    return weight.numel() // 2 if prefix.is_meta else int(prefix.sum())
+    return int(prefix.sum()) if checks.has_values(prefix) else weight.numel() // 2
 
 
 def _cost(x, weight, bias, prefix) -> Cost:

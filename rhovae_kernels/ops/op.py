@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.library import Library, register_autocast, register_fake
+from torch.utils.flop_counter import register_flop_formula
 
 from rhovae_kernels import backends
 from rhovae_kernels.ops import checks, eager
@@ -176,11 +177,17 @@ class Op:
             for device_type, kernel in self.kernels.items()
         }
 
+    def all_arguments(self, args: tuple) -> tuple:
+        """Those that the dispatcher hands on, which leaves out trailing ones of default value."""
+        return (*args, *(argument.default for argument in self.arguments[len(args) :]))
+
+    def flops(self, *args: Any, out_val: Any = None) -> int:
+        """The floating-point operations of a call, as `torch.utils.flop_counter` asks for them."""
+        return self.cost(*self.all_arguments(args))[2]
+
     def inputs(self, args: tuple) -> tuple:
         """The arguments of the op's autograd.Function, of those that the dispatcher hands on."""
-        # It leaves out trailing arguments that equal their defaults.
-        if len(args) < len(self.arguments):
-            args = (*args, *(argument.default for argument in self.arguments[len(args) :]))
+        args = self.all_arguments(args)
         return args if self.lists is None else self.lists.flatten(*args)
 
     def derivatives(self, forward: Callable) -> type[Function]:
@@ -221,6 +228,7 @@ def register(op: Op) -> Op:
     for device_type in DEVICES:
         _rhovae.impl(op.name, op.kernels[device_type], device_type.upper())
     register_fake(f"rhovae::{op.name}", op.checked_fake, lib=_rhovae)
+    register_flop_formula(getattr(torch.ops.rhovae, op.name), get_raw=True)(op.flops)
     if op.function is not None:
         below = eager.below_autograd(op.overload)
         function = op.derivatives(below)

@@ -9,6 +9,7 @@ from typing import Any
 
 from rhovae_kernels import ops
 from rhovae_kernels.backends import BackendError, build_info, use_backend
+from rhovae_kernels.ops.philox import fresh_rng_state
 from rhovae_kernels.staircase import staircase
 
 __version__ = "0.1.0"
@@ -31,7 +32,15 @@ _LAZY = {
     "training": "rhovae_kernels.training",
 }
 
-__all__ = ["BackendError", "build_info", "ops", "staircase", "use_backend", *_LAZY]
+__all__ = [
+    "BackendError",
+    "build_info",
+    "fresh_rng_state",
+    "ops",
+    "staircase",
+    "use_backend",
+    *_LAZY,
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -35,7 +35,8 @@ def ar1_reparam_rng(
         mu: mean, shape (…,d). log_var: log variance, (…,1) or (…,d). rho_logit: (…,1).
         rng_state: int64 (2,) [seed, offset], on the device of mu. The op does not change it: the
             caller advances it in place between draws (`rng_state[1] += 1`), inside a captured CUDA
-            graph too.
+            graph too, or takes a new one for each (`rhovae_kernels.fresh_rng_state`), which is
+            right under activation checkpointing as well.
 
     Returns:
         z (…,d), kl (…) as `ar1_reparam`, and rng_used, a copy of rng_state, not differentiable.

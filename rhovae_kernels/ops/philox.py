@@ -39,6 +39,31 @@ def philox(rng_state: Tensor, rows: int, columns: int) -> Tensor:
     return PHILOX.call(rng_state, rows, columns)
 
 
+def fresh_rng_state(device: torch.device | str = "cpu") -> Tensor:
+    """A state for one draw of `ar1_reparam_rng`, from PyTorch's own generator of the device.
+
+    What PyTorch does with its generators it does with the draw: `torch.manual_seed` repeats it,
+    activation checkpointing, which restores a generator before it computes again, draws the same
+    noise, and a captured CUDA graph draws anew at each replay. A state that the caller advances by
+    hand inside a checkpointed function is the caller's own: computed again, the function goes on
+    from where the state has come to, and its gradients are those of other noise.
+
+    Args:
+        device: of the draw.
+
+    Returns:
+        int64 (2,): [seed, offset], any 128 bits.
+
+    Example:
+        >>> import torch, rhovae_kernels as rk
+        >>> mu, log_var, rho_logit = torch.zeros(2, 3), torch.zeros(2, 1), torch.zeros(2, 1)
+        >>> z, kl, _ = rk.ops.ar1_reparam_rng(mu, log_var, rho_logit, rk.fresh_rng_state())
+        >>> z.shape
+        torch.Size([2, 3])
+    """
+    return torch.randint(-(2**63), 2**63 - 1, (2,), dtype=torch.int64, device=device)
+
+
 def _check(rng_state: Tensor, rows: int, columns: int) -> None:
     checks.rng_state("philox", "rng_state", rng_state, rng_state.device)
     if not 0 <= rows < 2**32:

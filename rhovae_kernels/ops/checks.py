@@ -20,16 +20,24 @@ def per_row_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def like(op: str, leader: str, x: Tensor, **others: Tensor | None) -> None:
     """`x`, named `leader`, is of a supported type and the others share its type and device."""
+    _dense(op, leader, x)
     dtype, device = x.dtype, x.device
     if dtype not in FLOATING:
         refuse(op, leader, f"of type {dtype}", "float64, float32, bfloat16 or float16")
     for name, other in others.items():
         if other is None:
             continue
+        _dense(op, name, other)
         if other.dtype != dtype:
             refuse(op, name, f"of type {other.dtype}", f"{dtype}, as {leader} is")
         if other.device != device:
             refuse(op, name, f"on {other.device}", f"on {device}, where {leader} is")
+
+
+def _dense(op: str, name: str, x: Tensor) -> None:
+    """`x` has a value at each index of a shape, and strides."""
+    if x.is_nested or x.layout != torch.strided:
+        refuse(op, name, "nested" if x.is_nested else f"of layout {x.layout}", "a dense tensor")
 
 
 def shape(op: str, name: str, x: Tensor, wanted: tuple[int, ...], reason: str) -> None:

@@ -89,6 +89,10 @@ def test_half_precision_gives_float32_densities():
         assert log_p.dtype == p.log_prob(z).dtype == p.entropy().dtype == torch.float32
 
 
+# PyTorch's default is the process's: importing zuko turns it off.
+CHECKED = {"validate_args": True}
+
+
 @pytest.mark.parametrize(
     "make,says",
     [
@@ -98,9 +102,12 @@ def test_half_precision_gives_float32_densities():
         ),
         (lambda: DiagonalNormal(draw(), draw()), r"they must be of shape \(…,d\)"),
         (lambda: StandardNormal(()), r"shape is empty; it must be \(…,d\)"),
-        (lambda: DiagonalNormal(draw(3) * torch.nan, draw(3)), "parameter loc"),
-        (lambda: DiagonalNormal(draw(3), draw(3)).log_prob(draw(3) * torch.nan), "support"),
-        (lambda: StandardNormal((3,)).log_prob(draw(3) * torch.nan), "support"),
+        (lambda: DiagonalNormal(draw(3) * torch.nan, draw(3), **CHECKED), "parameter loc"),
+        (
+            lambda: DiagonalNormal(draw(3), draw(3), **CHECKED).log_prob(draw(3) * torch.nan),
+            "support",
+        ),
+        (lambda: StandardNormal((3,), **CHECKED).log_prob(draw(3) * torch.nan), "support"),
     ],
 )
 def test_what_does_not_fit_is_refused(make, says):

@@ -134,7 +134,8 @@ def test_a_process_that_is_killed_ends_the_run_with_its_last_epoch_whole(tmp_pat
     """Of nine batches an epoch, process 1 is killed at the last of the second."""
     (status, said), (killed, _) = run(tmp_path, KILLED, "run", 2)
     assert killed == -signal.SIGKILL
-    assert status == 1, said
+    # (PyTorch's own teardown may abort the process, once it has said why it ends.)
+    assert status != 0, said
     assert "RuntimeError: another process of this run is gone" in said
     assert "resume='auto' goes on from there" in said
     kept = Checkpoint.load(tmp_path / "run" / "last.safetensors")

@@ -476,7 +476,7 @@ class TestTrainingWithAnAdversary:
         assert said == other and whole.keys() == resumed.keys()
         assert all(torch.equal(whole[name], resumed[name]) for name in whole)
         assert sum(name.startswith("adversary.") for name in whole) == 3 * 4
-        assert sum(name.startswith("adam.") for name in whole) == 3 * len(
+        assert sum(name.startswith("optimizer.") for name in whole) == 3 * len(
             [n for n, _ in made(Factor(1.0, hidden=(4,))).named_parameters() if "discr" not in n]
         )
 

@@ -9,7 +9,7 @@ from rhovae_kernels.vae.model import VAE
 
 
 def score(
-    vae: VAE, data: Source | Dataset, batch_size: int, seed: int, step: int = 0
+    vae: VAE, data: Source | Dataset, batch_size: int, seed: int, step: int | None = None
 ) -> dict[str, float]:
     """Means over data: of the objective that the model trains on, of −ELBO and of its parts.
 
@@ -18,10 +18,13 @@ def score(
         data: the data.
         batch_size: data in a batch; the published objective depends on it.
         seed: of the samples of q(z|x).
-        step: optimization steps taken so far, for objectives that change with them.
+        step: optimization steps taken so far; objectives that change with them demand it.
 
     Returns:
         loss, negative_elbo, distortion and rate, in nats.
+
+    Raises:
+        ValueError: data do not fit the model; the objective changes with steps and none is given.
     """
     source = InMemory(data) if isinstance(data, Dataset) else data
     device = next(vae.parameters()).device

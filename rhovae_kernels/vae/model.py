@@ -13,6 +13,7 @@ from rhovae_kernels.files import load_tensors, read_json, save_tensors, write_js
 from rhovae_kernels.vae import parts
 from rhovae_kernels.vae.decoders import Decoder
 from rhovae_kernels.vae.objectives import ELBO, Objective, Terms
+from rhovae_kernels.vae.objectives.base import known_step
 from rhovae_kernels.vae.posteriors import Posterior
 from rhovae_kernels.vae.priors import Prior
 from rhovae_kernels.vae.trial import check_decoder, encoder_shapes
@@ -110,20 +111,24 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         return self.posterior.latent
 
     def forward(
-        self, x: Tensor, step: int = 0, data_size: int | None = None, samples: int = 1
+        self, x: Tensor, step: int | None = None, data_size: int | None = None, samples: int = 1
     ) -> Output:
         """The loss of a batch and what it is made of.
 
         Args:
             x: data, (B, *input_shape).
-            step: optimization steps taken so far, for objectives that change with them.
+            step: optimization steps taken so far; objectives that change with them (`WarmUp`,
+                `BetaB`) demand it.
             data_size: how many data the batch is drawn of, for objectives that estimate the
                 aggregate posterior; the batch alone where left out.
             samples: draws of z for each datum; distortion and rate are means over them.
 
         Raises:
-            ValueError: x is of another shape; the objective takes one draw alone.
+            ValueError: x is of another shape; the objective takes one draw alone, or changes with
+                steps and none is given.
         """
+        if self.objective.needs_step:
+            known_step(step, self.objective)
         terms = self._terms(x, step, data_size, samples)
         loss = self.objective(terms)
         if samples == 1:
@@ -209,7 +214,9 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         """The decoder's mean at the posterior's mean, (B, *input_shape)."""
         return self.decoder.mean(self.posterior_for(x).mean)
 
-    def _terms(self, x: Tensor, step: int, data_size: int | None = None, samples: int = 1) -> Terms:
+    def _terms(
+        self, x: Tensor, step: int | None, data_size: int | None = None, samples: int = 1
+    ) -> Terms:
         h, size = self.encode(x), len(x) if data_size is None else data_size
         if samples > 1:
             self.check_samples(samples)

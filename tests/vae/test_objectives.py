@@ -55,6 +55,7 @@ OBJECTIVES = {
     "WarmUp": lambda: WarmUp(BetaTC(6.0), steps=10),
     "WarmUp of IWAE": lambda: WarmUp(IWAE(3, "doubly"), steps=10),
     "FreeBits": lambda: FreeBits(Factor(6.0, hidden=(16,)), nats=1.0),
+    "FreeBits of WarmUp": lambda: FreeBits(WarmUp(BetaH(2.0), steps=10), nats=0.1),
 }
 every_objective = pytest.mark.parametrize("name", OBJECTIVES)
 every_posterior = pytest.mark.parametrize("posterior", POSTERIORS)
@@ -141,6 +142,27 @@ class TestEveryObjective:
             torch.manual_seed(3)
             losses.append(model(data(), 2, 50).loss)
         assert torch.equal(*losses)
+
+    @every_objective
+    def test_it_demands_the_step_if_it_changes_with_it(self, name):
+        vae = made(OBJECTIVES[name]())
+        losses = []
+        for step in (1, 1000):
+            torch.manual_seed(4)
+            losses.append(vae(data(), step, 50).loss.item())
+        assert vae.objective.needs_step == (losses[0] != losses[1])
+        if vae.objective.needs_step:
+            changes = type(vae.objective).__name__
+            with pytest.raises(ValueError, match=f"step is missing: {changes} changes"):
+                vae(data(), data_size=50)
+        else:
+            torch.manual_seed(4)
+            assert vae(data(), data_size=50).loss.item() == losses[0]
+
+    @every_objective
+    def test_what_is_no_loss_is_measured_without_a_step(self, name):
+        measured = rk.evaluate(made(OBJECTIVES[name]()), data(), ["elbo", "nll@3"])
+        assert math.isfinite(measured["elbo"]["mean"])
 
     @every_objective
     def test_in_float64_it_stays_there(self, name):

@@ -24,7 +24,7 @@ class Terms:
         h: the encoder's features, (B, features).
         posterior: the module that makes q(z|x) of h.
         prior: the module of p(z).
-        step: optimization steps taken so far.
+        step: optimization steps taken so far; None where they were not given.
         data_size: how many data the batch is drawn of.
         kl_weight: the number that kl has been multiplied with.
     """
@@ -36,7 +36,7 @@ class Terms:
     h: Tensor
     posterior: Posterior
     prior: Prior
-    step: int
+    step: int | None
     data_size: int
     kl_weight: float = 1.0
 
@@ -62,11 +62,13 @@ class Objective(Part):
     Attributes:
         averages_kl: whether the KL divergence enters the loss as its mean over the batch.
         needs_data_size: whether it weighs by the number of data.
+        needs_step: whether it changes with the optimization steps taken so far.
         repeats: whether a datum may be in a batch several times, with a sample of its own each.
     """
 
     averages_kl = True
     needs_data_size = False
+    needs_step = False
     repeats = True
 
     def draw(
@@ -76,7 +78,7 @@ class Objective(Part):
         posterior: Posterior,
         prior: Prior,
         decoder: Decoder,
-        step: int,
+        step: int | None,
         data_size: int,
     ) -> Terms:
         """What the loss is made of, with samples of q(z|x): one of each datum, unless overridden.
@@ -87,7 +89,7 @@ class Objective(Part):
             posterior: the module that makes q(z|x) of h.
             prior: the module of p(z).
             decoder: the module of p(x|z).
-            step: optimization steps taken so far.
+            step: optimization steps taken so far; None where they were not given.
             data_size: how many data the batch is drawn of.
         """
         z, kl = posterior.rsample_and_kl(h, prior)
@@ -140,6 +142,7 @@ class OnKL(Objective):
         self.objective = objective
         self.averages_kl = objective.averages_kl
         self.needs_data_size = objective.needs_data_size
+        self.needs_step = type(self).needs_step or objective.needs_step
         self.repeats = objective.repeats
 
     def draw(
@@ -149,7 +152,7 @@ class OnKL(Objective):
         posterior: Posterior,
         prior: Prior,
         decoder: Decoder,
-        step: int,
+        step: int | None,
         data_size: int,
     ) -> Terms:
         return self.objective.draw(x, h, posterior, prior, decoder, step, data_size)
@@ -169,6 +172,20 @@ class OnKL(Objective):
     def kl(self, terms: Terms) -> Tensor:
         """What takes the place of the KL divergence, of the shape of `terms.kl`."""
         raise NotImplementedError
+
+
+def known_step(step: int | None, objective: Objective) -> int:
+    """The optimization steps taken so far, of an objective that changes with them.
+
+    Raises:
+        ValueError: they were not given.
+    """
+    if step is None:
+        raise ValueError(
+            f"step is missing: {type(objective).__name__} changes with the optimization steps "
+            "taken so far; give their number, vae(x, step)"
+        )
+    return step
 
 
 def not_negative(name: str, value: float) -> float:

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from rhovae_kernels.vae.objectives.base import Objective, Terms, not_negative
+from rhovae_kernels.vae.objectives.base import Objective, Terms, known_step, not_negative
 from rhovae_kernels.vae.parts import positive_integers
 
 
@@ -27,6 +27,8 @@ class BetaB(Objective):
         0.5
     """
 
+    needs_step = True
+
     def __init__(self, gamma: float, capacity: float, steps: int) -> None:
         super().__init__()
         self.gamma = not_negative("gamma", gamma)
@@ -38,5 +40,6 @@ class BetaB(Objective):
         return self.capacity * min(1.0, step / self.steps)
 
     def forward(self, terms: Terms) -> Tensor:
-        distance = (terms.kl.mean() - self.capacity_at(terms.step)).abs()
+        capacity = self.capacity_at(known_step(terms.step, self))
+        distance = (terms.kl.mean() - capacity).abs()
         return self.gamma * distance - terms.log_px.mean()

@@ -101,7 +101,7 @@ class IWAE(Objective):
         posterior: Posterior,
         prior: Prior,
         decoder: Decoder,
-        step: int,
+        step: int | None,
         data_size: int,
     ) -> Samples:
         q = posterior(h)

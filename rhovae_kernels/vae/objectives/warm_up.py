@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from rhovae_kernels.vae.objectives.base import Objective, OnKL, Terms
+from rhovae_kernels.vae.objectives.base import Objective, OnKL, Terms, known_step
 from rhovae_kernels.vae.parts import positive_integers
 
 
@@ -25,6 +25,7 @@ class WarmUp(OnKL):
     """
 
     scales_kl = True
+    needs_step = True
 
     def __init__(self, objective: Objective, steps: int) -> None:
         super().__init__(objective)
@@ -35,8 +36,8 @@ class WarmUp(OnKL):
         return min(1.0, step / self.steps)
 
     def forward(self, terms: Terms) -> Tensor:
-        weight = terms.kl_weight * self.weight_at(terms.step)
+        weight = terms.kl_weight * self.weight_at(known_step(terms.step, self))
         return super().forward(replace(terms, kl_weight=weight))
 
     def kl(self, terms: Terms) -> Tensor:
-        return self.weight_at(terms.step) * terms.kl
+        return self.weight_at(known_step(terms.step, self)) * terms.kl

@@ -170,5 +170,8 @@ def _build(name: str, prefix: str, latent: int, input_shape: tuple[int, ...]) ->
         return recipe(prefix + kinds[name]).build(input_shape, latent)
     exact = recipe(f"{prefix}rho-vae")
     same = exact.build(input_shape, latent)
+    encoder, prior, decoder = same.encoder, same.prior, same.decoder
+    # The parts of a VAE that is gone are free to be another's.
+    del same
     objective = published.Objective(exact.beta)
-    return VAE(same.encoder, published.Posterior(latent), same.prior, same.decoder, objective)
+    return VAE(encoder, published.Posterior(latent), prior, decoder, objective)

@@ -1,5 +1,6 @@
 """The VAE: an encoder, a posterior, a prior, a decoder and an objective put together."""
 
+import weakref
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,9 @@ from rhovae_kernels.vae.priors import Prior
 from rhovae_kernels.vae.trial import check_decoder, encoder_shapes
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+_LIVING: weakref.WeakSet["VAE"] = weakref.WeakSet()
+"""The VAEs that there are: the parts of one that is gone are free to be another's."""
 
 
 class Output(NamedTuple):
@@ -55,7 +59,8 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
     Raises:
         ValueError: posterior and prior differ in their latent dimensions; the objective refuses
             the posterior, or the prior the encoder; a network does not take or give what its
-            neighbours do.
+            neighbours do; a part, or the network of one, is that of another VAE. It is free again
+            when that is gone.
 
     Example:
         >>> import torch, rhovae_kernels as rk
@@ -77,12 +82,20 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         features: int | None = None,
     ) -> None:
         super().__init__()
+        objective = objective if objective is not None else ELBO()
+        given = {
+            "encoder": encoder,
+            "posterior": posterior,
+            "prior": prior,
+            "decoder": decoder,
+            "objective": objective,
+        }
+        parts.refuse_taken(given, _LIVING)
         if posterior.latent != prior.latent:
             raise ValueError(
                 f"posterior has latent={posterior.latent}, prior has latent={prior.latent}: "
                 "they must agree"
             )
-        objective = objective if objective is not None else ELBO()
         objective.check(posterior)
         self._input_shape, self._features = encoder_shapes(encoder, input_shape, features)
         posterior.build(self._features)
@@ -99,6 +112,11 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         if "given" in self._hub_mixin_config["encoder"]:
             shapes = {"input_shape": list(self._input_shape), "features": self._features}
             self._hub_mixin_config |= shapes
+        _LIVING.add(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        _LIVING.add(self)
 
     @property
     def input_shape(self) -> tuple[int, ...]:

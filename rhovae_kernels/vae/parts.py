@@ -2,7 +2,7 @@
 
 import importlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -42,6 +42,35 @@ def positive_integers(name: str, values: Iterable[int]) -> tuple[int, ...]:
         found = ", ".join(map(repr, values)) or "empty"
         raise ValueError(f"{name} is {found}; positive integers are wanted")
     return values
+
+
+def refuse_taken(given: Mapping[str, nn.Module], models: Iterable[nn.Module]) -> None:
+    """Refuse parts that are those of another model: trained in one, they would change in both.
+
+    Args:
+        given: the parts of a model that is being made, by name.
+        models: those that there are.
+
+    Raises:
+        ValueError: a part, or a module that a `Part` was made of, is in one of them.
+    """
+    taken = {id(held) for model in models for part in model.children() for held in _held(part)}
+    for name, part in given.items():
+        for held in _held(part):
+            if id(held) in taken:
+                raise ValueError(
+                    f"{name} {'is' if held is part else 'holds'} a {type(held).__name__} that is "
+                    "part of another VAE; a part of one VAE alone is wanted: make another, or hand "
+                    "in its copy.deepcopy"
+                )
+
+
+def _held(part: nn.Module) -> Iterator[nn.Module]:
+    """A part and what it was made of; somebody else's module is looked at as a whole."""
+    yield part
+    if isinstance(part, Part):
+        for child in part.children():
+            yield from _held(child)
 
 
 def describe(part: nn.Module) -> dict[str, Any]:

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from rhovae_kernels.legacy import takes_old_keywords
+from rhovae_kernels.nn.derived import Derived
 from rhovae_kernels.nn.flow import Transform
 from rhovae_kernels.ops import affine_coupling
 from rhovae_kernels.ops.affine_coupling import BOUNDS
 
 
-class AffineCoupling(Transform):
+class AffineCoupling(Derived, Transform):
     """An invertible layer that scales and shifts some columns by functions of the others.
 
     y = b⊙x + (1−b)⊙(x⊙eˢ + t); log|det ∂y/∂x| = Σ(1−b) s; [s, t] = net(b⊙x, context)
@@ -58,7 +59,7 @@ class AffineCoupling(Transform):
         bound: str = "tanh",
     ) -> None:
         super().__init__()
-        mask = torch.as_tensor(mask).clone()
+        mask = torch.as_tensor(mask, device="cpu").clone()
         if mask.dtype != torch.bool or mask.dim() != 1 or len(mask) == 0:
             raise ValueError(
                 f"mask is {mask.dtype} of shape {tuple(mask.shape)}; it must be torch.bool of "
@@ -78,14 +79,12 @@ class AffineCoupling(Transform):
             raise ValueError(f"context is {context}; it must not be negative")
         if bound not in BOUNDS:
             raise ValueError(f"bound is {bound!r}; it must be {' or '.join(map(repr, BOUNDS))}")
-        self.register_buffer("mask", mask, persistent=False)
-        self.register_buffer("passing", mask.nonzero()[:, 0], persistent=False)
-        self.register_buffer("moved", (~mask).nonzero()[:, 0], persistent=False)
-        self.register_buffer("none", mask[~mask], persistent=False)
+        passing, moved = mask.nonzero()[:, 0], (~mask).nonzero()[:, 0]
+        self.derive(mask=mask, passing=passing, moved=moved, none=mask[~mask])
         self.context = context
         self.bound = bound
         # Where one column is all there is, the network sees a zero in its place.
-        widths = (max(1, len(self.passing)) + context, *hidden_features, 2 * len(self.moved))
+        widths = (max(1, len(passing)) + context, *hidden_features, 2 * len(moved))
         layers: list[nn.Module] = []
         for pair in pairwise(widths):
             # In place: what a layer gives is not asked for again, and of many rows is large.
@@ -114,8 +113,7 @@ class AffineCoupling(Transform):
         return self._run(y, context, inverse=True)
 
     def extra_repr(self) -> str:
-        passing = int(self.mask.sum())
-        return f"{len(self.mask)} columns, {passing} pass, bound={self.bound!r}"
+        return f"{len(self.mask)} columns, {len(self.passing)} pass, bound={self.bound!r}"
 
     def move(
         self, moved: Tensor, passing: Tensor, context: Tensor | None, inverse: bool

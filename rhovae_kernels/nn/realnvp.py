@@ -7,11 +7,12 @@ from torch import Tensor
 
 from rhovae_kernels.legacy import takes_old_keywords
 from rhovae_kernels.nn.coupling import AffineCoupling
+from rhovae_kernels.nn.derived import Derived
 from rhovae_kernels.nn.flow import Flow
 from rhovae_kernels.nn.masked_linear import positive_integer
 
 
-class RealNVP(Flow):
+class RealNVP(Derived, Flow):
     """A flow g of affine couplings whose masks alternate: z0 = g(z). At first the identity.
 
     Coupling k lets the columns of the parity of k pass. At one feature nothing can pass: each
@@ -53,16 +54,12 @@ class RealNVP(Flow):
     ) -> None:
         positive_integer("features", features)
         positive_integer("transforms", transforms)
-        parity = torch.arange(features) % 2
-        masks = (
-            (parity == k % 2) if features > 1 else torch.zeros(1, dtype=torch.bool)
-            for k in range(transforms)
-        )
+        parity = torch.arange(features, device="cpu") % 2
+        masks = ((parity == k % 2) if features > 1 else [False] for k in range(transforms))
         couplings = (AffineCoupling(mask, hidden_features, context) for mask in masks)
         super().__init__(features, couplings, context)
         # Where each column is once those of even number come first.
-        order = parity.argsort(stable=True).argsort()
-        self.register_buffer("order", order, persistent=False)
+        self.derive(order=parity.argsort(stable=True).argsort())
 
     def _total(self, log_dets: list[Tensor]) -> Tensor:
         # In the order of additions of 0.1.0, which is PyTorch's and depends on the layout.

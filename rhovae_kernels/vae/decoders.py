@@ -9,6 +9,7 @@ from torch import distributions as D
 from torch.nn.functional import logsigmoid
 
 from python_ref.precision import compute_dtype
+from rhovae_kernels.nn.derived import Derived
 from rhovae_kernels.vae.nets import Encoder
 from rhovae_kernels.vae.parts import Part
 
@@ -116,7 +117,7 @@ class Bernoulli(Decoder):
         return torch.bernoulli(self.mean(z), generator=generator)
 
 
-class Gaussian(Decoder):
+class Gaussian(Derived, Decoder):
     """p(x|z) = N(net(z), s·I), one s for all data and dimensions: learned, 1 at first, or given.
 
     Args:
@@ -143,8 +144,8 @@ class Gaussian(Decoder):
         elif not (variance > 0 and math.isfinite(variance)):
             raise ValueError(f"variance is {variance}; it must be positive and finite")
         else:
-            log_var = torch.tensor(math.log(variance))
-            self.register_buffer("log_var", log_var, persistent=False)
+            log_var = torch.tensor(math.log(variance), dtype=torch.float64, device="cpu")
+            self.derive(log_var=log_var)
 
     def arguments(self) -> dict[str, Any]:
         return {**super().arguments(), "variance": self.variance}

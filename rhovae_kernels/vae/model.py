@@ -11,6 +11,7 @@ from torch import Generator, Tensor, nn
 from torch.distributions import Distribution
 
 from rhovae_kernels.files import load_tensors, read_json, save_tensors, write_json
+from rhovae_kernels.nn.derived import derive_from_meta
 from rhovae_kernels.vae import parts
 from rhovae_kernels.vae.decoders import Decoder
 from rhovae_kernels.vae.objectives import ELBO, Objective, Terms
@@ -112,6 +113,8 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         if "given" in self._hub_mixin_config["encoder"]:
             shapes = {"input_shape": list(self._input_shape), "features": self._features}
             self._hub_mixin_config |= shapes
+        # The buffer of a prior without parameters goes where the others' are.
+        self.register_load_state_dict_post_hook(derive_from_meta)
         _LIVING.add(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:

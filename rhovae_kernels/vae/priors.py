@@ -12,6 +12,7 @@ from rhovae_kernels import nn as blocks
 from rhovae_kernels.distributions.markov import AR1Normal
 from rhovae_kernels.distributions.mixture import UniformMixture
 from rhovae_kernels.legacy import takes_old_keywords
+from rhovae_kernels.nn.derived import Derived
 from rhovae_kernels.ops import ar1_reparam
 from rhovae_kernels.vae.nets import BATCH_NORMS
 from rhovae_kernels.vae.parts import Part, positive_integers
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from rhovae_kernels.vae.posteriors import Posterior  # which imports this module
 
 
-class Prior(Part):
+class Prior(Derived, Part):
     """A distribution p(z) over `latent` dimensions."""
 
     latent: int
@@ -29,7 +30,7 @@ class Prior(Part):
         super().__init__()
         (self.latent,) = positive_integers("latent", (latent,))
         # Gives `forward` and `sample` the module's device and type.
-        self.register_buffer("loc", torch.zeros(latent), persistent=False)
+        self.derive(loc=torch.zeros(latent, device="cpu"))
 
     loc: Tensor
 

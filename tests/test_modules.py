@@ -1,0 +1,189 @@
+"""What every module promises: each network, flow and part of a VAE through the same tests."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rhovae_kernels as rk
+from rhovae_kernels.papers import published
+from rhovae_kernels.vae.decoders import Decoder
+from rhovae_kernels.vae.nets import Encoder
+from rhovae_kernels.vae.objectives import Objective
+from rhovae_kernels.vae.objectives.base import OnKL
+from rhovae_kernels.vae.parts import Part
+from rhovae_kernels.vae.posteriors import Posterior
+from rhovae_kernels.vae.priors import Prior, _Flow
+
+D, CONTEXT, SHAPE = 3, 2, (1, 8, 8)
+
+MASKS = (torch.tensor([[0, 1, 0], [0, 1, 1]]), torch.tensor([[1, 1], [0, 0], [1, 0]]))
+
+
+def from_masks() -> rk.nn.MADE:
+    """A MADE whose dimensions come in an order of their own."""
+    weights, biases = [torch.randn(2, 3), torch.randn(3, 2)], [torch.randn(2), torch.randn(3)]
+    made = rk.nn.MADE.from_masks(weights, biases, MASKS)
+    assert made.order is not None
+    return made
+
+
+NETWORKS = {
+    "MaskedLinear": lambda: rk.nn.MaskedLinear(D, 4, prefix=[0, 1, 1, 3]),
+    "MADE": lambda: rk.nn.MADE(D, (6, 5), heads=3, reverse=True),
+    "MADE.from_masks": from_masks,
+}
+TRANSFORMS = {
+    "AffineCoupling": lambda: rk.nn.AffineCoupling([True, False, True], (6,)),
+    "AffineAutoregressive": lambda: rk.nn.AffineAutoregressive(rk.nn.MADE(D, (6,))),
+}
+FLOWS = {
+    "MAF": lambda: rk.nn.MAF(D, 2, (6, 5)),
+    "IAF": lambda: rk.nn.IAF(D, 2, (6,)),
+    "IAF, separate": lambda: rk.nn.IAF(D, 2, (6,), separate=True),
+    "RealNVP": lambda: rk.nn.RealNVP(D, 3, (6,)),
+}
+
+
+def vae(
+    encoder: type[Encoder] | None = None,
+    posterior: Posterior | None = None,
+    prior: Prior | None = None,
+    decoder: Decoder | None = None,
+    objective: Objective | None = None,
+) -> rk.VAE:
+    sizes = {} if encoder in (None, rk.nets.MLP) else {"channels": (4, 4)}
+    return rk.VAE(
+        (encoder or rk.nets.MLP)(SHAPE, hidden=(6,), **sizes),
+        posterior or rk.posteriors.AR1(D),
+        prior or rk.priors.StandardNormal(D),
+        decoder or rk.decoders.Bernoulli(),
+        objective,
+    )
+
+
+VAES = {
+    "MLP": lambda: vae(rk.nets.MLP),
+    "Conv": lambda: vae(rk.nets.Conv),
+    "DCGAN": lambda: vae(rk.nets.DCGAN),
+    "Diagonal": lambda: vae(posterior=rk.posteriors.Diagonal(D)),
+    "AR1": lambda: vae(posterior=rk.posteriors.AR1(D), prior=rk.priors.AR1(D)),
+    "ScaledAR1": lambda: vae(posterior=rk.posteriors.ScaledAR1(D), prior=rk.priors.AR1(D)),
+    "IAF": lambda: vae(posterior=rk.posteriors.IAF(D, 2, (6,), 2)),
+    "IAF without a context": lambda: vae(posterior=rk.posteriors.IAF(D, 1, (6,), 0)),
+    "published": lambda: vae(
+        posterior=published.Posterior(D), objective=published.Objective(beta=2.0)
+    ),
+    "RealNVP": lambda: vae(prior=rk.priors.RealNVP(D, 2, (6,))),
+    "MAF": lambda: vae(prior=rk.priors.MAF(D, 2, (6,))),
+    "VampPrior": lambda: vae(prior=rk.priors.VampPrior(D, 3)),
+    "VampPrior of IAF": lambda: vae(
+        posterior=rk.posteriors.IAF(D, 2, (6,), 2), prior=rk.priors.VampPrior(D, 3)
+    ),
+    "IAF and MAF": lambda: vae(
+        posterior=rk.posteriors.IAF(D, 2, (6,), 2), prior=rk.priors.MAF(D, 2, (6,))
+    ),
+    "Gaussian": lambda: vae(decoder=rk.decoders.Gaussian()),
+    "Gaussian, given": lambda: vae(decoder=rk.decoders.Gaussian(variance=0.1)),
+    "DiscretizedLogistic": lambda: vae(decoder=rk.decoders.DiscretizedLogistic(levels=5)),
+    "BetaH": lambda: vae(objective=rk.objectives.BetaH(2.0)),
+    "BetaB": lambda: vae(objective=rk.objectives.BetaB(2.0, 1.0, 10)),
+    "BetaTC": lambda: vae(objective=rk.objectives.BetaTC(2.0)),
+    "Factor": lambda: vae(objective=rk.objectives.Factor(2.0, hidden=(4,))),
+    "InfoMMD": lambda: vae(objective=rk.objectives.InfoMMD(0.5, 2.0)),
+    "IWAE": lambda: vae(objective=rk.objectives.IWAE(2)),
+    "IWAE, doubly": lambda: vae(objective=rk.objectives.IWAE(2, "doubly")),
+    "WarmUp": lambda: vae(objective=rk.objectives.WarmUp(rk.objectives.ELBO(), 10)),
+    "FreeBits": lambda: vae(objective=rk.objectives.FreeBits(rk.objectives.ELBO(), 1.0)),
+}
+MODULES = {
+    **NETWORKS,
+    **TRANSFORMS,
+    **FLOWS,
+    **{f"VAE: {name}": make for name, make in VAES.items()},
+}
+every_module = pytest.mark.parametrize("name", MODULES)
+
+
+def made(name: str, seed: int = 0) -> nn.Module:
+    """A module whose every parameter is off its first value, ready to be measured."""
+    torch.manual_seed(seed)
+    module = MODULES[name]().eval()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return module
+
+
+def data(shape: tuple[int, ...], n: int = 4) -> Tensor:
+    return torch.rand(n, *shape, generator=torch.Generator().manual_seed(1))
+
+
+def outputs(module: nn.Module) -> list[Tensor]:
+    """All that a module computes, its random draws the same at every call."""
+    torch.manual_seed(2)
+    like = next(module.parameters())
+    if isinstance(module, rk.VAE):
+        x = data(SHAPE).to(like)
+        output = module(x, step=3, data_size=50)
+        drawn = (module.sample(3, "draw"), module.reconstruct(x))
+        return [*output, module.elbo(x), module.log_weights(x, 2), *drawn]
+    x = data((D,)).to(like)
+    if isinstance(module, rk.nn.Transform | rk.nn.Flow):
+        flow = isinstance(module, rk.nn.Flow)
+        drawn = (module().rsample((2,)), module().log_prob(x)) if flow else ()
+        return [*module.call_and_log_det(x), *module.inverse(x), *drawn]
+    return [module(x)]
+
+
+def equal(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(map(torch.equal, one, other))
+
+
+def test_every_class_of_module_is_among_them():
+    bases = {Part, Posterior, Prior, Decoder, Encoder, Objective, OnKL, _Flow}
+    bases |= {rk.nn.Transform, rk.nn.Flow}
+
+    def below(kind: type) -> set[type]:
+        return {kind}.union(*map(below, kind.__subclasses__()))
+
+    homes = ("rhovae_kernels.nn.", "rhovae_kernels.vae.", "rhovae_kernels.papers.")
+    wanted = {kind for kind in below(nn.Module) if kind.__module__.startswith(homes)}
+    found = {type(module) for make in MODULES.values() for module in make().modules()}
+    abstract = {kind for kind in wanted if kind.__name__ == "Derived"} | bases
+    assert wanted - abstract <= found
+
+
+@pytest.fixture
+def poisoned():
+    """Memory that is allocated holds NaN, or the greatest integer, until it is written."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@every_module
+def test_in_memory_allocated_anew_its_state_dict_is_all_it_needs(name, poisoned):
+    module = made(name)
+    again = made(name, seed=5).to("meta").to_empty(device="cpu")
+    again.load_state_dict(module.state_dict())
+    assert equal(outputs(again), outputs(module))
+
+
+@every_module
+def test_on_meta_it_takes_an_assigned_state_dict(name):
+    module = made(name)
+    again = made(name, seed=5).to("meta")
+    again.load_state_dict(module.state_dict(), assign=True)
+    assert equal(outputs(again), outputs(module))
+
+
+@every_module
+def test_its_copy_is_cast_and_moved_as_it_is(name):
+    module = made(name)
+    expected = outputs(made(name).double())
+    again = copy.deepcopy(module).to("meta").to_empty(device="cpu")
+    again.load_state_dict(module.state_dict())
+    assert equal(outputs(again.double()), expected)
+    assert all(x.dtype is torch.float64 for x in outputs(again) if x.is_floating_point())

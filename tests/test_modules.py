@@ -187,3 +187,26 @@ def test_its_copy_is_cast_and_moved_as_it_is(name):
     again.load_state_dict(module.state_dict())
     assert equal(outputs(again.double()), expected)
     assert all(x.dtype is torch.float64 for x in outputs(again) if x.is_floating_point())
+
+
+every_vae = pytest.mark.parametrize("name", VAES)
+CASTS = {
+    "float64": lambda vae: vae.double(),
+    "float16": lambda vae: vae.half(),
+    "bfloat16": lambda vae: vae.bfloat16(),
+    "an encoder in bfloat16": lambda vae: vae.encoder.bfloat16(),
+}
+
+
+@pytest.mark.parametrize("cast", CASTS)
+@every_vae
+def test_a_saved_vae_comes_back_in_its_types(name, cast, tmp_path):
+    module = made(f"VAE: {name}")
+    CASTS[cast](module)
+    module.save_pretrained(tmp_path)
+    again = rk.VAE.from_pretrained(tmp_path)
+    of_again = {**again.state_dict(), **dict(again.named_buffers())}
+    for key, x in {**module.state_dict(), **dict(module.named_buffers())}.items():
+        assert x.dtype is of_again[key].dtype and torch.equal(x, of_again[key]), key
+    if cast == "float64":
+        assert equal(outputs(again), outputs(module))

@@ -99,6 +99,12 @@ class Checkpoint:
         Raises:
             ValueError: they do not fit.
         """
+        for name, x in model.state_dict().items():
+            if name in self.model and self.model[name].dtype != x.dtype:
+                raise ValueError(
+                    f"{path}: {name} is of {self.model[name].dtype}, that of the model of "
+                    f"{x.dtype}; the types it was saved in are wanted"
+                )
         try:
             model.load_state_dict(self.model)
             for optimizer, state in zip(optimizers, (self.states, self.adversary), strict=False):

@@ -1,5 +1,6 @@
 """The VAE: an encoder, a posterior, a prior, a decoder and an objective put together."""
 
+import functools
 import weakref
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -256,6 +257,15 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
                 "batch once (IWAE has samples of its own)"
             )
 
+    def _cast_like(self, tensors: dict[str, Tensor]) -> None:
+        """Take the types of a state dict, the widest of them where it holds no tensor."""
+        floating = [x.dtype for x in tensors.values() if x.is_floating_point()]
+        if floating:
+            self.to(functools.reduce(torch.promote_types, floating))
+        for name, x in self.state_dict(keep_vars=True).items():
+            if name in tensors and x.is_floating_point():
+                x.data = x.data.to(tensors[name].dtype)
+
     def save_pretrained(self, save_directory: str | Path, **hub: Any) -> str | None:
         """Write model.safetensors, and config.json that says how to build the parts, atomically.
 
@@ -275,7 +285,8 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **given: Any) -> "VAE":
-        """The VAE that `save_pretrained` saved, on the CPU and in evaluation mode.
+        """The VAE that `save_pretrained` saved, in the types that its weights are stored in, on the
+        CPU and in evaluation mode.
 
         Args:
             pretrained_model_name_or_path: a directory, or a repository's name on the Hub.
@@ -310,6 +321,7 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         shapes = {name: config[name] for name in ("input_shape", "features") if name in config}
         vae = cls(**given, **shapes)
         try:
+            vae._cast_like(tensors)
             vae.load_state_dict(tensors)
         except RuntimeError as error:
             raise ValueError(f"{directory / WEIGHTS}: does not fit {CONFIG}: {error}") from error

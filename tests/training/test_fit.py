@@ -348,3 +348,10 @@ def test_a_run_whose_last_checkpoint_is_gone_is_not_trained_over(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"last.safetensors is missing .* damaged"):
         rk.fit(vae, "digits", epochs=1, out=tmp_path, resume="auto", quiet=True)
     assert (tmp_path / "best.safetensors").read_bytes() == best
+
+
+def test_a_run_is_resumed_by_a_model_of_its_type_alone(tmp_path):
+    train(tmp_path / "run", small_vae().double(), epochs=1)
+    with pytest.raises(ValueError, match=r"weight is of torch.float64, that of the model of .*32"):
+        train(tmp_path / "run", small_vae(), epochs=2, resume="auto")
+    assert len(train(tmp_path / "run", small_vae().double(), epochs=2, resume="auto").epochs) == 2

@@ -36,8 +36,8 @@ class NormalizingFlow(Distribution):
     log p(x) = log base(u) − log|det ∂x/∂u|
 
     Of the sample that `rsample` gave last, `log_prob` knows the noise where the flow takes it from
-    data in sequence, and costs nothing; of any other x, and inside `torch.compile`, it takes the
-    flow's direction from data to noise.
+    data in sequence, and costs nothing; of any other x, and inside `torch.compile` and inference
+    mode, it takes the flow's direction from data to noise.
 
     Args:
         flow: the flow, an `nn.Flow`.
@@ -143,8 +143,9 @@ class NormalizingFlow(Distribution):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         x, log_p = self.rsample_and_log_prob(sample_shape)
-        # A graph has no versions of tensors to compare.
-        if self.flow.samples_in_parallel and not torch.compiler.is_compiling():
+        # Neither a graph nor inference mode has versions of tensors to compare.
+        untracked = torch.compiler.is_compiling() or x.is_inference()
+        if self.flow.samples_in_parallel and not untracked:
             self._last = x, eager.version(x), log_p
         return x
 

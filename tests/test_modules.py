@@ -172,6 +172,26 @@ def test_in_memory_allocated_anew_its_state_dict_is_all_it_needs(name, poisoned)
 
 
 @every_module
+def test_made_on_meta_it_is_loaded_like_any_other(name, poisoned):
+    module = made(name)
+    with torch.device("meta"):
+        again = MODULES[name]().eval()
+    tensors = [*again.parameters(), *again.buffers()]
+    assert tensors and all(x.is_meta for x in tensors)
+    again.to_empty(device="cpu").load_state_dict(module.state_dict())
+    assert equal(outputs(again), outputs(module))
+
+
+@every_module
+def test_on_meta_it_says_what_shapes_it_gives(name):
+    module = made(name)
+    shapes = [x.shape for x in outputs(module)]
+    module.to("meta")
+    with torch.device("meta"):
+        assert [x.shape for x in outputs(module)] == shapes
+
+
+@every_module
 def test_on_meta_it_takes_an_assigned_state_dict(name):
     module = made(name)
     again = made(name, seed=5).to("meta")

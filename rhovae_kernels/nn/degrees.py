@@ -18,7 +18,7 @@ def even_degrees(sizes: Sequence[int], lowest: int, d: int) -> list[Tensor]:
                 f"{lowest} … {lowest + count - 1} is wanted: {count}. Give `degrees` to leave "
                 "some out"
             )
-    return [lowest + torch.arange(size) * count // size for size in sizes]
+    return [lowest + torch.arange(size, device="cpu") * count // size for size in sizes]
 
 
 def given_degrees(degrees, sizes: Sequence[int], lowest: int, d: int) -> list[Tensor]:
@@ -27,7 +27,7 @@ def given_degrees(degrees, sizes: Sequence[int], lowest: int, d: int) -> list[Te
     if [len(of_layer) for of_layer in degrees] != list(sizes):
         found = [len(of_layer) for of_layer in degrees]
         raise ValueError(f"degrees are {found} numbers; hidden_features is {list(sizes)}")
-    tensors = [torch.as_tensor(of_layer) for of_layer in degrees]
+    tensors = [torch.as_tensor(of_layer, device="cpu") for of_layer in degrees]
     for i, of_layer in enumerate(tensors):
         if bool((of_layer.diff() < 0).any()):
             raise ValueError(f"degrees[{i}] decrease; they must be sorted")

@@ -113,7 +113,8 @@ class Flow(nn.Module):
 
     def _total(self, log_dets: list[Tensor]) -> Tensor:
         """Their sum, one after another."""
-        return torch.as_tensor(sum(log_dets))
+        total: Any = sum(log_dets)
+        return total
 
     # How the columns are held between transforms, where a flow has a better way than one tensor.
 

@@ -102,9 +102,10 @@ class MADE(nn.Module):
             of_hidden = even_degrees(sizes, lowest, d)
         else:
             of_hidden = given_degrees(degrees, sizes, lowest, d)
-        of_outputs = torch.arange(d).repeat_interleave(heads)
+        of_inputs = torch.arange(d, device="cpu")
+        of_outputs = of_inputs.repeat_interleave(heads)
         # A unit of degree k reads those of degree k and below; an output, of degree below its own.
-        of_layers = [torch.arange(d), *of_hidden, of_outputs]
+        of_layers = [of_inputs, *of_hidden, of_outputs]
         prefixes = [
             torch.searchsorted(below, of_rows, right=layer < len(sizes))
             for layer, (below, of_rows) in enumerate(pairwise(of_layers))
@@ -174,9 +175,9 @@ class MADE(nn.Module):
             >>> made.order, made(torch.tensor([3.0, 5.0]))[:, 0].tolist()
             (tensor([1, 0]), [10.0, 0.0])
         """
-        weights = [torch.as_tensor(w) for w in weights]
-        biases = [b if b is None else torch.as_tensor(b) for b in biases]
-        masks = [torch.as_tensor(m).bool() for m in masks]
+        weights = [_where_it_is(w) for w in weights]
+        biases = [b if b is None else _where_it_is(b) for b in biases]
+        masks = [_where_it_is(m).bool() for m in masks]
         d, heads = orders.check_network(weights, biases, masks, context)
         masks[0] = masks[0][:, :d]
         interleaved = torch.arange(heads * d, device=masks[-1].device)
@@ -189,11 +190,12 @@ class MADE(nn.Module):
         made = cls.__new__(cls)
         nn.Module.__init__(made)
         sizes = [mask.shape[0] for mask in masks]
-        made._build(d, heads, context, activation, sorting.prefixes, sizes)
-        made.to(device=weights[0].device, dtype=weights[0].dtype)
+        with weights[0].device:
+            made._build(d, heads, context, activation, sorting.prefixes, sizes)
+        made.to(weights[0].dtype)
         of_dimensions = sorting.columns[0]
         if not torch.equal(of_dimensions, torch.arange(d, device=of_dimensions.device)):
-            made.order = of_dimensions
+            made.order = of_dimensions.to(weights[0].device)
         with torch.no_grad():
             for i, (layer, weight, bias) in enumerate(
                 zip(made.layers, weights, biases, strict=True)
@@ -307,6 +309,11 @@ class MADE(nn.Module):
             f"features={self.features}, heads={self.heads}, context={self.context}, "
             f"activation={self.activation!r}, reverse={self.reverse}"
         )
+
+
+def _where_it_is(values: Any) -> Tensor:
+    """Values as a tensor; one that is a tensor stays on its device, whatever the default is."""
+    return values if isinstance(values, Tensor) else torch.as_tensor(values)
 
 
 def expand_together(y: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:

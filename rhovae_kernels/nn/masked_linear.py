@@ -53,9 +53,11 @@ class MaskedLinear(nn.Module):
             positive_integer(name, size)
             for name, size in (("in_features", in_features), ("out_features", out_features))
         )
-        prefix = torch.as_tensor(prefix)
+        # What is decided by values is decided on the CPU, whatever the default device is.
+        prefix = torch.as_tensor(prefix, device="cpu")
         check_prefix(prefix, in_features, out_features)
-        self.register_buffer("prefix", prefix.to(torch.int32, copy=True))
+        device = torch.get_default_device()
+        self.register_buffer("prefix", prefix.to(device, torch.int32, copy=True))
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
         self.register_parameter("bias", nn.Parameter(torch.empty(out_features)) if bias else None)
         self.reset_parameters()

@@ -100,7 +100,7 @@ class Sorting(NamedTuple):
     def fold(self, layer: int, weight: Tensor) -> Tensor:
         """A weight in the orders found, zero outside the staircase."""
         folded = weight[self.rows[layer]][:, self.columns[layer]]
-        return torch.where(self.inside(layer), folded, 0)
+        return torch.where(self.inside(layer).to(folded.device), folded, 0)
 
     def unfold(self, layer: int, folded: Tensor, weight: Tensor) -> Tensor:
         """`weight` with what its mask lets through replaced by what `fold` made of it."""

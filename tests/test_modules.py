@@ -220,6 +220,66 @@ def test_in_inference_mode_it_computes_the_same(name):
     torch.testing.assert_close(found, expected)
 
 
+ALONE = {**NETWORKS, **TRANSFORMS, **FLOWS}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_an_ensemble_under_vmap_computes_what_its_members_do(name):
+    members = [made(name, seed) for seed in range(3)]
+    parameters, buffers = torch.func.stack_module_state(members)
+    skeleton = copy.deepcopy(members[0]).to("meta")
+    check_ensemble(skeleton, members, parameters, buffers)
+
+
+def test_members_of_an_ensemble_may_have_masks_of_their_own():
+    networks = [rk.nn.MADE(D, (4,), degrees=[degrees]) for degrees in ([0, 0, 1, 1], [0, 1, 1, 1])]
+    masks = ([True, False, True], [False, True, True])
+    couplings = [rk.nn.AffineCoupling(mask, (6,)) for mask in masks]
+    for members in (list(map(rk.nn.AffineAutoregressive, networks)), couplings):
+        state = torch.func.stack_module_state(members)
+        check_ensemble(copy.deepcopy(members[0]).to("meta"), members, *state)
+
+
+def check_ensemble(
+    skeleton: nn.Module,
+    members: list[nn.Module],
+    parameters: dict[str, Tensor],
+    buffers: dict[str, Tensor],
+) -> None:
+    """Outputs, and gradients of every parameter, in both directions of what has two."""
+    x = data((D,))
+    ways = ["forward"] if type(skeleton) in (rk.nn.MaskedLinear, rk.nn.MADE) else WAYS
+
+    def run(parameters: dict[str, Tensor], buffers: dict[str, Tensor], way: str) -> Tensor:
+        state = {f"module.{key}": value for key, value in {**parameters, **buffers}.items()}
+        results = torch.func.functional_call(_Way(skeleton, way), state, (x,))
+        return sum(y.square().sum() for y in (results if isinstance(results, tuple) else [results]))
+
+    for way in ways:
+        both = torch.func.grad_and_value(lambda *state, way=way: run(*state, way))
+        gradients, losses = torch.func.vmap(both)(parameters, buffers)
+        for b, member in enumerate(members):
+            state = dict(member.named_parameters()), dict(member.named_buffers())
+            expected, loss = both(*state)
+            torch.testing.assert_close(losses[b], loss)
+            for key, gradient in expected.items():
+                torch.testing.assert_close(gradients[key][b], gradient, rtol=1e-4, atol=1e-4)
+
+
+WAYS = ["call_and_log_det", "inverse"]
+
+
+class _Way(nn.Module):
+    """One method of a module, as the whole of another."""
+
+    def __init__(self, module: nn.Module, way: str) -> None:
+        super().__init__()
+        self.module, self.way = module, way
+
+    def forward(self, x: Tensor):
+        return getattr(self.module, self.way)(x)
+
+
 every_vae = pytest.mark.parametrize("name", VAES)
 CASTS = {
     "float64": lambda vae: vae.double(),

@@ -123,16 +123,10 @@ def _fake_backward(grad, x, weight, prefix, needs):
     return autograd.empty_gradients((x, weight, weight[:, 0]), needs)
 
 
-def _refuse_batched_prefix(op: str, dim: int | None) -> None:
-    if dim is not None:
-        checks.refuse(op, "prefix", "batched by vmap", "the same for the whole batch")
-
-
 def _vmap_backward(info, in_dims, grad, x, weight, prefix, needs):
-    """Of ∂x alone, under weights that are not batched, more rows; all else is the formula's."""
-    _refuse_batched_prefix("masked_linear_backward", in_dims[3])
+    """Of ∂x alone, where all entries share a layer, more rows; all else is the formula's."""
     out_dims = tuple(0 if need else None for need in needs)
-    if in_dims[2] is None and not needs[1] and not needs[2]:
+    if in_dims[2] is None and in_dims[3] is None and not needs[1] and not needs[2]:
         grad = autograd.to_front(info.batch_size, grad, in_dims[0])
         x = autograd.to_front(info.batch_size, x, in_dims[1])
         return torch.ops.rhovae.masked_linear_backward(grad, x, weight, prefix, needs), out_dims
@@ -164,11 +158,11 @@ class MaskedLinear(Function):
 
     @staticmethod
     def vmap(info, in_dims, x, weight, bias, prefix):
-        _refuse_batched_prefix("masked_linear", in_dims[3])
-        if in_dims[1] is None and in_dims[2] is None:
+        if all(dim is None for dim in in_dims[1:]):
             x = autograd.to_front(info.batch_size, x, in_dims[0])
             return torch.ops.rhovae.masked_linear(x, weight, bias, prefix), 0
-        # A weight for each sample: no rows to share it, and a composed formula.
+        # A layer for each entry, its staircase too where that is batched: no rows share one, and
+        # the composed formula takes them all at once.
         return torch.vmap(specification, in_dims)(x, weight, bias, prefix), 0
 
 

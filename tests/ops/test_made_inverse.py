@@ -119,6 +119,24 @@ class OverLists(Contract):
                     args[i] = torch.stack([inputs[i] * (1 + 0.1 * b) for b in entries])
             yield tuple(0 if i in batched else None for i in range(len(args))), args
 
+    def test_vmap_over_prefixes_equals_a_loop(self, backend):
+        """Of entries with a network each, as `torch.func.stack_module_state` makes them."""
+        for variant, inputs in self.each_variant((3, 2), 4, torch.float64, backend.device):
+            tensors = [i for i, x in enumerate(inputs) if isinstance(x, torch.Tensor)]
+            every = [i for i in tensors if is_floating(inputs[i])]
+            integers = [i for i in tensors if i not in every]
+            for floating in ([], every):
+                args = [x[0] if i < self.rows and not floating else x for i, x in enumerate(inputs)]
+                for i in integers:
+                    args[i] = torch.stack([(inputs[i] - b).clamp_min(0) for b in range(3)])
+                for i in floating:
+                    if i >= self.rows:
+                        args[i] = torch.stack([inputs[i] * (1 + 0.1 * b) for b in range(3)])
+                batched = {*integers, *floating}
+                in_dims = tuple(0 if i in batched else None for i in range(len(args)))
+                for i in (0, self.differentiable[-1]):
+                    self.check_vmap_of_grad(in_dims, args, i, f"{variant} {in_dims}")
+
     def test_vmap_of_grad_equals_a_loop(self, backend):
         for variant, inputs in self.each_variant((3, 2), 4, torch.float64, backend.device):
             for in_dims, args in self.batchings(inputs):

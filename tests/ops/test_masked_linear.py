@@ -110,8 +110,8 @@ class TestMaskedLinear(Contract):
                 assert torch.equal(g, e), f"argument {i}"
 
     def batched(self, size, device):
-        """x, weight and bias with a batch of their own in front; prefix."""
-        prefix = even(6, 5).to(device)
+        """x, weight, bias and prefix, each with a batch of its own in front."""
+        prefix = torch.stack([(even(6, 5) - b).clamp_min(0) for b in range(size)]).to(device)
         weights = normal((size, 6), 5, torch.float64, device, 1)
         biases = normal((size,), 6, torch.float64, device, 2)
         return normal((size, 2), 5, torch.float64, device, 0), weights, biases, prefix
@@ -119,11 +119,12 @@ class TestMaskedLinear(Contract):
     def each_batching(self, size, device):
         """in_dims, and arguments to go with them, for each way to batch them or not."""
         *floating, prefix = self.batched(size, device)
-        count = len(self.differentiable)
-        for in_dims in itertools.product((0, None), repeat=count):
-            if in_dims != (None,) * count:
-                args = [x if d == 0 else x[0] for x, d in zip(floating, in_dims, strict=False)]
-                yield (*in_dims, *(None,) * (4 - count)), [*args, *self.no_bias, prefix]
+        tensors = [*floating[: len(self.differentiable)], prefix]
+        for dims in itertools.product((0, None), repeat=len(tensors)):
+            if any(d == 0 for d in dims):
+                args = [x if d == 0 else x[0] for x, d in zip(tensors, dims, strict=True)]
+                without = (None,) * len(self.no_bias)
+                yield (*dims[:-1], *without, dims[-1]), [*args[:-1], *self.no_bias, args[-1]]
 
     no_bias: tuple = ()
 
@@ -162,11 +163,6 @@ class TestMaskedLinear(Contract):
             expected = torch.autograd.grad(torch.stack(per_sample), wanted, up)
             for g, e in zip(actual, expected, strict=True):
                 torch.testing.assert_close(g, e, rtol=1e-10, atol=1e-10, msg=str(in_dims))
-
-    def test_vmap_over_prefix_is_refused_by_name(self, backend):
-        x, weight, *_, prefix = self.batched(2, backend.device)
-        with pytest.raises(ValueError, match="prefix is batched by vmap; it must be the same"):
-            torch.vmap(lambda p: OP(x[0], weight[0], None, p))(prefix.expand(2, 6))
 
     def test_under_autocast_it_runs_in_float32(self, backend):
         # Not this op: as a linear layer does, it runs in the type that autocast is set to.

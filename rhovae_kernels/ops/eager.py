@@ -310,6 +310,17 @@ def has_kernel(name: str, device_type: str) -> bool:
     return _has_kernel is None or _has_kernel(name, device_type.upper())
 
 
+def holds_values(x: Tensor) -> bool:
+    """Whether the values of x can be looked at: nothing records, transforms or stands for them."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if type(x) not in (Tensor, Parameter) or x.is_meta:
+        return False
+    if _is_functorch_wrapped_tensor is None or _is_functorch_wrapped_tensor(x):
+        return False
+    return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
+
+
 def version(x: Tensor) -> int | None:
     """A number that each change of x in place makes another one, or None where none is kept."""
     return None if _found["torch.Tensor._version"] is None else x._version

@@ -159,7 +159,7 @@ def fit(
         called.append(ProgressBar())
 
     best = min(state.history.column("valid_negative_elbo"), default=math.inf)
-    with _called(called, state), _others_lost(accelerator, run.out):
+    with vae.unvalidated(), _called(called, state), _others_lost(accelerator, run.out):
         while state.epoch < epochs and not state.stopped:
             started = time.perf_counter()
             loss = trainer.train_epoch(state, called)

@@ -75,6 +75,8 @@ class Trainer:
             if settings.average is not None
             else None
         )
+        if self.average is not None:
+            self.candidate.validate_args = False
 
     @property
     def candidate(self) -> VAE:

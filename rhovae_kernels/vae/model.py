@@ -1,7 +1,9 @@
 """The VAE: an encoder, a posterior, a prior, a decoder and an objective put together."""
 
+import contextlib
 import functools
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,10 +11,11 @@ import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Generator, Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, constraints
 
 from rhovae_kernels.files import load_tensors, read_json, save_tensors, write_json
 from rhovae_kernels.nn.derived import derive_from_meta
+from rhovae_kernels.ops import eager
 from rhovae_kernels.vae import parts
 from rhovae_kernels.vae.decoders import Decoder
 from rhovae_kernels.vae.objectives import ELBO, Objective, Terms
@@ -57,6 +60,8 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         input_shape: shape of one datum, where the encoder does not say it itself.
         features: width of the encoder's output, where neither the encoder nor a trial on the meta
             device says it.
+        validate_args: whether data are looked at in every call, see `check_data`, as far as no
+            graph is being made; on a GPU it has to be waited for. `fit` and `evaluate` look once.
 
     Raises:
         ValueError: posterior and prior differ in their latent dimensions; the objective refuses
@@ -82,8 +87,10 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         *,
         input_shape: tuple[int, ...] | None = None,
         features: int | None = None,
+        validate_args: bool = True,
     ) -> None:
         super().__init__()
+        self.validate_args = validate_args
         objective = objective if objective is not None else ELBO()
         given = {
             "encoder": encoder,
@@ -172,16 +179,24 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
                 likelihood's support.
         """
         self._check_shape(x, name)
+        support = self.decoder.support
+        if not x.numel():
+            return
+        if support is constraints.real or isinstance(support, constraints.interval):
+            # One pass where all is well: a NaN comes out at both ends.
+            ends = torch.stack(x.aminmax())
+            if bool((ends.isfinite() & support.check(ends)).all()):
+                return
         if not bool(x.isfinite().all()):
             row = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
             raise ValueError(f"{name} holds a NaN or an infinity, first at {row}; none is wanted")
-        outside = ~self.decoder.support.check(x)
+        outside = ~support.check(x)
         if bool(outside.any()):
             row = int(outside.flatten(1).any(1).nonzero()[0])
             value = x[row][outside[row]].flatten()[0].item()
             raise ValueError(
                 f"{name} holds {value:g} at {row}, outside the support of "
-                f"{type(self.decoder).__name__}, {self.decoder.support}"
+                f"{type(self.decoder).__name__}, {support}"
             )
 
     def _check_shape(self, x: Tensor, name: str = "x") -> None:
@@ -201,9 +216,24 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         return self.posterior(self.encode(x))
 
     def encode(self, x: Tensor) -> Tensor:
-        """The encoder's features, (B, features)."""
+        """The encoder's features, (B, features).
+
+        Raises:
+            ValueError: x is of another shape or, where `validate_args`, see `check_data`.
+        """
         self._check_shape(x)
+        if self.validate_args and eager.holds_values(x):
+            self.check_data(x)
         return self.encoder(x)
+
+    @contextlib.contextmanager
+    def unvalidated(self) -> Iterator[None]:
+        """A block within which data are not looked at, as they were before."""
+        before, self.validate_args = self.validate_args, False
+        try:
+            yield
+        finally:
+            self.validate_args = before
 
     def log_weights(self, x: Tensor, k: int) -> Tensor:
         """log p(x|z) + log p(z) − log q(z|x) at k samples z of q(z|x): (k, B), in nats.

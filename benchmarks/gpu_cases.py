@@ -365,6 +365,7 @@ def training_step(shape, dtype, device) -> Work:
     def step_of(name: str) -> Way:
         torch.manual_seed(0)
         model = recipe(name).build((1, 28, 28), latent=latent).to(device)
+        model.validate_args = False  # as `fit` has it, which looks at the data once
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, capturable=device == "cuda")
 
         def step(x):

@@ -92,10 +92,11 @@ def evaluate(
             measured on is read into memory, or the name of a data set, see `data.load`; the run's
             named set, or "digits", where left out.
         metrics: "elbo": log p(x|z) − KL at one sample for each datum (K of `IWAE`, their mean), its
-            standard error over the data, and its parts. "nll@K": −log (1/K) Σ_k p(x|z_k) p(z_k)/q(z_k|x), an upper bound in
-            expectation, with a 95% interval over the data and the effective sample size
-            (Σw)²/Σw². "active-units": latent dimensions with Var_x E[z|x] > 0.01. "skl":
-            KL(q(z) ‖ p(z)) + KL(p(z) ‖ q(z)), q(z) being the aggregate posterior of the same data.
+            standard error over the data, and its parts. "nll@K": −log (1/K) Σ_k p(x|z_k)
+            p(z_k)/q(z_k|x), an upper bound in expectation, with a 95% interval over the data and
+            the effective sample size (Σw)²/Σw². "active-units": latent dimensions with
+            Var_x E[z|x] > 0.01. "skl": KL(q(z) ‖ p(z)) + KL(p(z) ‖ q(z)), q(z) being the
+            aggregate posterior of the same data.
             "leakage", "mi", "tc": see `aggregate`. "fid", "fid-low-posterior": see `fid`.
         limit: only so many data, the first ones.
         data_root: directory of the data sets; the run's where left out.

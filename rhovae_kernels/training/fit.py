@@ -139,8 +139,6 @@ def fit(
     run = Run(Path(out))
     checkpoint = run.open(described, resume)
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        run.start(described)
     if checkpoint is not None:
         trainer.restore(checkpoint, run.out / LAST)
         if len(checkpoint.history) > epochs:
@@ -160,6 +158,9 @@ def fit(
 
     best = min(state.history.column("valid_negative_elbo"), default=math.inf)
     with vae.unvalidated(), _called(called, state), _others_lost(accelerator, run.out):
+        # A callback that cannot start leaves no run behind.
+        if accelerator.is_main_process:
+            run.start(described)
         while state.epoch < epochs and not state.stopped:
             started = time.perf_counter()
             loss = trainer.train_epoch(state, called)

@@ -262,6 +262,18 @@ def test_callbacks_are_called_in_order_and_at_the_end_of_a_run_that_breaks_off(t
     assert noted.calls == ["start", "log", "epoch 1", "end"]
 
 
+def test_a_callback_that_cannot_start_leaves_no_run_behind(tmp_path):
+    class Broken(Callback):
+        def on_start(self, state) -> None:
+            raise KeyError("mine")
+
+    noted = Noted()
+    with pytest.raises(KeyError, match="mine"):
+        train(tmp_path / "run", callbacks=[noted, Broken()])
+    assert noted.calls == ["start", "end"]
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_callback_may_stop_a_run(tmp_path):
     assert len(train(tmp_path / "run", epochs=9, callbacks=[StopAfter(2)]).epochs) == 2
 

@@ -34,6 +34,11 @@ SHAPES = [
 ]
 LONG_SHAPES = [((2,), 2049), ((3,), 5003), ((20,), 2500)]
 
+# No rows, of several tiles, and of as many as would be split.
+NO_ROWS = (((2, 0, 3), 2500), ((0,), 17_001))
+# Per type, rows so few and long that every backend splits each: over blocks, programs or threads.
+SPLIT_SHAPES = {torch.float32: ((2,), 8201), torch.bfloat16: ((1,), 16_401)}
+
 
 def as_tuple(x):
     return x if isinstance(x, tuple) else (x,)
@@ -73,6 +78,8 @@ class Contract:
     # What every element must be written of, and what must be the same from run to run.
     written_shapes = (((3,), 1), ((5,), 17), ((2,), 2100))
     repeated_shapes = (((7,), 33), ((2,), 4999))
+    no_rows = NO_ROWS
+    split_shapes = SPLIT_SHAPES
 
     def inputs(self, variant, batch, d, dtype, device="cpu", seed=0) -> list:
         raise NotImplementedError
@@ -167,6 +174,20 @@ class Contract:
         if backend.name == "reference":
             pytest.skip("the reference has no tiles")
         for batch, d in LONG_SHAPES[:2] if backend.slow else LONG_SHAPES:
+            for variant, inputs in self.each_variant(batch, d, dtype, backend.device):
+                self.check(inputs, dtype, f"{variant} {batch} {d}")
+
+    @pytest.mark.parametrize("dtype", SPLIT_SHAPES, ids=str)
+    def test_rows_that_are_split_match_the_specification(self, backend, dtype):
+        if backend.name == "reference":
+            pytest.skip("the reference splits nothing")
+        batch, d = self.split_shapes[dtype]
+        for variant, inputs in self.each_variant(batch, d, dtype, backend.device):
+            self.check(inputs, dtype, f"{variant} {batch} {d}")
+
+    @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+    def test_no_rows_of_any_length_give_empty_outputs_and_gradients(self, backend, dtype):
+        for batch, d in self.no_rows:
             for variant, inputs in self.each_variant(batch, d, dtype, backend.device):
                 self.check(inputs, dtype, f"{variant} {batch} {d}")
 

@@ -41,6 +41,8 @@ struct Plan {
 
 inline Plan plan_rows(const Device& device, int64_t rows, int64_t length, int chunk) {
   Plan plan;
+  // Where there are no rows, none is long: a launch that is made all the same has nothing to split.
+  if (rows == 0) length = 0;
   plan.rows = rows;
   plan.length = length;
   const int64_t chunks = (length + chunk - 1) / chunk;
@@ -54,7 +56,7 @@ inline Plan plan_rows(const Device& device, int64_t rows, int64_t length, int ch
   int64_t ranges = 1;
   if (tiles >= 2 * kWorthARange) {
     const int64_t wanted =
-        kBlocksPerMultiprocessor * device.multiprocessors() / std::max<int64_t>(rows, 1);
+        kBlocksPerMultiprocessor * device.multiprocessors() / rows;
     ranges = std::clamp<int64_t>(wanted, 1, tiles / kWorthARange);
   }
   plan.tiles = int(tiles);

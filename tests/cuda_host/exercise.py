@@ -32,11 +32,13 @@ CONTRACTS = {
 
 # Per type: a part of a warp, a warp and a bit, several warps, several tiles with an end in one.
 LENGTHS = {torch.float32: (7, 33, 601, 2050), torch.float64: (130, 1027), torch.bfloat16: (19, 515)}
+# Of a row that would be split over blocks, in every type.
+NO_ROWS = 17_001
 
 
 def exercise(op: str) -> None:
     if op == "philox":
-        for shape in ((3, 0), (5, 3), (2, 1028)):
+        for shape in ((3, 0), (0, 1028), (5, 3), (2, 1028)):
             state = torch.tensor([5, 2**40 + 3])
             assert torch.equal(
                 torch.ops.rhovae.philox(state, *shape), python_ref.philox(state, *shape)
@@ -55,6 +57,8 @@ def exercise(op: str) -> None:
         for d in lengths:
             for variant, inputs in contract.each_variant((3,), d, dtype, "cpu"):
                 contract.check(inputs, dtype, f"{variant} {d}")
+        for variant, inputs in contract.each_variant((0,), NO_ROWS, dtype, "cpu"):
+            contract.check(inputs, dtype, f"{variant}, no rows")
     for variant, inputs in contract.each_variant((3, 2), 21, torch.float32, "cpu"):
         for layout, same in contract.layouts(inputs):
             contract.check(same, torch.float32, f"{variant} {layout}")

@@ -305,6 +305,17 @@ def test_the_tails_of_the_normals_are_right(backend):
     assert z.float().unique().numel() > 0.9 * n
 
 
+@pytest.mark.parametrize("d", [1, 2051, 17_001])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_a_draw_of_no_rows_says_which_state_it_used(backend, d, dtype):
+    none, column = (torch.zeros(0, n, dtype=dtype, device=backend.device) for n in (d, 1))
+    state = torch.tensor([2**40 + 17, -3], device=backend.device)
+    for log_var in (none, column):
+        z, kl, used = OPS.ar1_reparam_rng(none, log_var, column, state)
+        assert (z.shape, kl.shape) == ((0, d), (0,))
+        assert torch.equal(used, state)
+
+
 def test_advancing_the_state_in_place_gives_fresh_noise_and_old_gradients(backend):
     mu, log_var, a = (
         x.requires_grad_() for x in parameters("per_row", (4,), 6, torch.float64, backend.device, 0)

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from contract import Contract, detached, double, is_floating, normal
+from contract import SPLIT_SHAPES, Contract, detached, double, is_floating, normal
 from hypothesis import given
 from hypothesis import strategies as st
 from tolerance import assert_matches
@@ -69,6 +69,10 @@ class OverLists(Contract):
     longest_drawn = 40
     written_shapes = (((3,), 1), ((5,), 17), ((2,), 210))
     repeated_shapes = (((7,), 33), ((40,), 130))
+    no_rows = (((2, 0, 3), 40), ((0,), 130))
+    # A row is walked by one thread: what is split is the batch, into slices for more blocks than
+    # run at once.
+    split_shapes = dict.fromkeys(SPLIT_SHAPES, ((300,), 5))
 
     def has_rows(self, i, x):
         return i < self.rows

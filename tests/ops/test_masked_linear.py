@@ -17,6 +17,8 @@ UNWRITTEN = dict.fromkeys(
     ("cuda", "cuda_host"), "masked_linear has no CUDA C++: on a GPU its products are Triton's"
 )
 OP = torch.ops.rhovae.masked_linear
+# What is split are the rows that ∂W sums over, where there are many of them.
+SPLIT_SHAPES = {torch.float32: ((1100,), 20), torch.bfloat16: ((2100,), 20)}
 
 
 def even(rows, columns):
@@ -44,6 +46,7 @@ class TestMaskedLinear(Contract):
     op = "masked_linear"
     variants = ("even", "drawn")
     differentiable = (0, 1, 2)
+    split_shapes = SPLIT_SHAPES
 
     def inputs(self, variant, batch, d, dtype, device="cpu", seed=0):
         # A long row is enough of a long weight.

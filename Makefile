@@ -8,7 +8,13 @@ RUN = $(VENV)/bin/python -m
 
 SOURCES = $(wildcard csrc/*.* csrc/*/*.*) setup.py build_flags.py pyproject.toml
 
-.PHONY: demo test check bench clean
+# Of `make fuzz`: random calls, and the seed that they are drawn from.
+CALLS ?= 2000
+SEED ?= 0
+SANITIZED = build/sanitized
+RUNTIMES = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)
+
+.PHONY: demo test check fuzz fuzz-sanitized bench clean
 
 # The pinned torch first, then the package against it: an isolated build would fetch a second torch.
 $(VENV)/.ready: $(SOURCES)
@@ -28,6 +34,20 @@ check: $(VENV)/.ready
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+
+# Random calls of every op, the CPU kernels against the specification.
+fuzz: $(VENV)/.ready
+	PYTHONPATH=tests $(RUN) fuzz --seed $(SEED) --calls $(CALLS)
+
+# The same on kernels that AddressSanitizer and UndefinedBehaviorSanitizer watch.
+$(SANITIZED)/.ready: $(VENV)/.ready
+	RHOVAE_SANITIZE=1 RHOVAE_CUDA=0 $(VENV)/bin/python setup.py --quiet build \
+		--build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
+	touch $@
+
+fuzz-sanitized: $(SANITIZED)/.ready
+	cd $(SANITIZED) && LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0 \
+		PYTHONPATH=.:$(CURDIR)/tests $(abspath $(VENV))/bin/python -m fuzz --seed $(SEED) --calls $(CALLS)
 
 bench: $(VENV)/.ready
 	$(VENV)/bin/rhovae bench

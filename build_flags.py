@@ -5,6 +5,11 @@ DEFINES = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY"]
 
 CXX_FLAGS = ["-O3", "-std=c++17", "-fno-math-errno", "-fvisibility=hidden", "-Wall"]
 
+# In the place of optimisation, and for the linker: what reads or writes out of bounds, or relies on
+# undefined behaviour, ends the program.
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SANITIZED_CXX_FLAGS = ["-O1", "-g1", *CXX_FLAGS[1:], *SANITIZE]
+
 NVCC_FLAGS = [
     "-O3",
     "-std=c++17",

@@ -2,6 +2,8 @@
 
 Environment: RHOVAE_CUDA=0 leaves CUDA out, RHOVAE_CUDA=1 insists on it; RHOVAE_CUDA_ARCHITECTURES
 ("80;90") names the architectures, otherwise those of the GPUs found, otherwise the default list.
+RHOVAE_SANITIZE=1 builds the C++ kernels with AddressSanitizer and UndefinedBehaviorSanitizer, whose
+runtimes the program that loads them must have loaded first (`make fuzz-sanitized`).
 """
 
 import os
@@ -30,6 +32,13 @@ def with_cuda() -> bool:
             f"is built for CUDA {torch.version.cuda}"
         )
     return found and wanted != "0"
+
+
+def sanitized() -> bool:
+    wanted = os.environ.get("RHOVAE_SANITIZE", "0")
+    if wanted not in ("0", "1"):
+        raise SystemExit(f"RHOVAE_SANITIZE is {wanted!r}; it must be 0, 1 or unset")
+    return wanted == "1"
 
 
 def architectures() -> list[str]:
@@ -69,10 +78,11 @@ def extension():
     cuda = with_cuda()
     archs = architectures() if cuda else []
     sources = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.cpp"))
-    flags = [*build_flags.DEFINES, *build_flags.CXX_FLAGS]
+    cxx_flags = build_flags.SANITIZED_CXX_FLAGS if sanitized() else build_flags.CXX_FLAGS
+    flags = [*build_flags.DEFINES, *cxx_flags]
     info = [
         quoted("RHOVAE_COMPILER", compiler()),
-        quoted("RHOVAE_FLAGS", " ".join(build_flags.CXX_FLAGS)),
+        quoted("RHOVAE_FLAGS", " ".join(cxx_flags)),
         quoted("RHOVAE_TORCH", torch.__version__),
         quoted("RHOVAE_CUDA", torch.version.cuda if cuda else ""),
         quoted("RHOVAE_ARCHITECTURES", ";".join(archs)),
@@ -81,6 +91,7 @@ def extension():
     arguments = {
         "name": "rhovae_kernels._C",
         "include_dirs": pybind11_headers(),
+        "extra_link_args": build_flags.SANITIZE if sanitized() else [],
         "extra_compile_args": {
             "cxx": [*flags, *info],
             "nvcc": [

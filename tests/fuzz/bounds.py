@@ -1,0 +1,151 @@
+"""How far an op may be from the specification: a bound of its rounding, from its own formula.
+
+Each function takes a call's arguments and incoming gradients in float64 and returns, for each
+output and each gradient, a number per element with |error| ≤ C u bound, u the unit roundoff of the
+arithmetic. Such a bound is the formula with every term taken by its magnitude. Where a recurrence
+x_t = a_t x_{t−1} + b_t is taken, with M the same recurrence on |a|, |b|, an error in step t is at
+most that of the step before times |a_t|, and a few u M_t: the recurrence on |a| and M. (A row's
+powers of a, which tiles are joined by, err by u for each factor: the same sum.) A sum of n terms in
+lanes errs by the length of a lane's part: `LANE`.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from python_ref.ar1 import LOG_2, LOG_2PI, Correlation
+from python_ref.linear_scan import linear_scan, shift
+from python_ref.masked_linear import staircase_mask
+
+# Sums over a tile are in two lanes at least (float64 without vectors), tiles are added in float64.
+LANE = 2048 // 2
+
+
+def growing(gates: Tensor, tokens: Tensor, reverse: bool = False) -> Tensor:
+    gates, tokens = gates.abs(), tokens.abs()
+    return linear_scan(gates, linear_scan(gates, tokens, reverse), reverse)
+
+
+def added(terms: Tensor, keepdim: bool = False) -> Tensor:
+    """The bound of a sum over rows."""
+    return terms.sum(-1, keepdim=keepdim) * (1 + min(terms.shape[-1] // 2, LANE))
+
+
+def as_parameter(terms: Tensor, x: Tensor) -> Tensor:
+    return added(terms, keepdim=True) if x.shape[-1] == 1 else terms
+
+
+def magnitudes(upstream, like: Tensor, per_row: Tensor):
+    g, k = upstream
+    g = torch.zeros_like(like) if g is None else g.abs()
+    k = torch.zeros_like(per_row) if k is None else k.abs()
+    return g, k[..., None]
+
+
+def of_linear_scan(args, upstream):
+    gates, tokens, reverse = args
+    states = growing(gates, tokens, reverse)
+    g = upstream[0]
+    if g is None:
+        return [states], []
+    next_gates = gates if gates.shape[-1] == 1 else shift(gates, not reverse)
+    adjoint = growing(next_gates, g, not reverse)
+    return [states], [as_parameter(adjoint * shift(states, reverse), gates), adjoint]
+
+
+def innovations(c: Correlation, eps: Tensor) -> Tensor:
+    return torch.cat([eps[..., :1], c.sech * eps[..., 1:]], -1)
+
+
+def log_one_minus_rho2(c: Correlation, a: Tensor) -> Tensor:
+    return (2 * (LOG_2 + a.abs() + c.log_one_minus_rho2.abs()))[..., 0]
+
+
+def of_ar1_reparam(args, upstream):
+    mu, log_var, a, eps = args
+    c, steps, scale = Correlation.of(a), max(mu.shape[-1] - 1, 0), torch.exp(0.5 * log_var)
+    u = growing(c.rho, innovations(c, eps.abs()))
+    variance = (torch.expm1(log_var).abs() + log_var.abs()).expand(mu.shape)
+    kl = added(mu.square() + variance) + steps * log_one_minus_rho2(c, a)
+    g, k = magnitudes(upstream, mu, kl)
+    adjoint = growing(c.rho, scale * g, True)
+    along = adjoint * c.sech * (c.sech * shift(u) + c.rho.abs() * eps.abs())
+    return [mu.abs() + scale * u, kl], [
+        g + k * mu.abs(),
+        as_parameter(g * scale * u + k * torch.expm1(log_var).abs().expand(mu.shape), log_var),
+        added(along[..., 1:], keepdim=True) + k * steps * c.rho.abs(),
+        innovations(c, adjoint),
+    ]
+
+
+def of_ar1_log_prob(args, upstream):
+    z, mu, log_var, a = args
+    c, d, inverse_scale = Correlation.of(a), z.shape[-1], torch.exp(-0.5 * log_var)
+    u = inverse_scale * (z.abs() + mu.abs())
+    whitened = torch.cat([u[..., :1], c.cosh * (u + 2 * shift(u))[..., 1:]], -1)
+    terms = LOG_2PI + log_var.abs() + whitened.square()
+    log_q = added(terms.expand(z.shape)) + max(d - 1, 0) * log_one_minus_rho2(c, a)
+    (k,) = upstream
+    if k is None:
+        return [log_q], []
+    k = k.abs()[..., None]
+    gamma = c.cosh * (whitened + shift(whitened, True))
+    d_z = k * gamma * inverse_scale
+    along = whitened * (c.rho.abs() * whitened + c.sech * shift(u))
+    return [log_q], [
+        d_z,
+        d_z,
+        as_parameter(k * (1 + u * gamma), log_var),
+        k * (max(d - 1, 0) * c.rho.abs() + added(along[..., 1:], keepdim=True)),
+    ]
+
+
+def of_iaf_gate(args, upstream):
+    z, m, s = args
+    kept, replaced = torch.sigmoid(s), torch.sigmoid(-s)
+    log_det = added(torch.nn.functional.logsigmoid(s).abs())
+    g, k = magnitudes(upstream, z, log_det)
+    return [kept * z.abs() + replaced * m.abs(), log_det], [
+        kept * g,
+        replaced * g,
+        replaced * (kept * g * (z.abs() + m.abs()) + k),
+    ]
+
+
+def of_affine_coupling(args, upstream):
+    x, log_scale, t, mask, inverse, bound = args
+    log_scale, t = (torch.where(mask, 0.0, y) for y in (log_scale, t))
+    s = torch.tanh(log_scale) if bound == "tanh" else log_scale
+    slope = 1 / torch.cosh(log_scale.clamp(-300, 300)).square() if bound == "tanh" else 1.0
+    grown = torch.exp(-s if inverse else s)
+    moved = (x.abs() + t.abs()) * grown if inverse else x.abs() * grown + t.abs()
+    log_det = added(s.abs())
+    g, k = magnitudes(upstream, x, log_det)
+    d_x = torch.where(mask, g, g * grown)
+    d_s = (d_x * (x.abs() + (t.abs() if inverse else 0)) + k) * slope
+    return [torch.where(mask, x.abs(), moved), log_det], [
+        d_x,
+        torch.where(mask, 0.0, d_s),
+        torch.where(mask, 0.0, d_x if inverse else g),
+    ]
+
+
+def of_masked_linear(args, upstream):
+    x, weight, bias, prefix = args
+    inside = torch.where(staircase_mask(prefix, weight.shape[1]), weight.abs(), 0)
+    y = (x.abs() @ inside.mT) * (1 + weight.shape[1])
+    if bias is not None:
+        y = y + bias.abs()
+    g = upstream[0]
+    if g is None:
+        return [y], []
+    rows = math.prod(x.shape[:-1])
+    g = g.abs()
+    of_rows, read = g.reshape(rows, weight.shape[0]), x.abs().reshape(rows, weight.shape[1])
+    live = torch.where(staircase_mask(prefix, weight.shape[1]), of_rows.mT @ read, 0)
+    return [y], [
+        (g @ inside) * (1 + weight.shape[0]),
+        live * (1 + rows),
+        of_rows.sum(0) * (1 + rows),
+    ]

@@ -1,0 +1,221 @@
+"""A random call of each op, and what its results are held against."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fuzz import bounds
+from fuzz.draw import Draw
+from python_ref.made_inverse import ACTIVATIONS, SCALES, Made, pairs, staircase
+
+
+class Op(NamedTuple):
+    """How calls of an op are drawn and judged.
+
+    Args:
+        arguments: of a `Draw`, the op's arguments.
+        differentiable: which of them have gradients.
+        bound: of (arguments, incoming gradients) in float64, the bounds of outputs and gradients;
+            None where results are compared bit for bit.
+    """
+
+    arguments: Callable[[Draw], list]
+    differentiable: tuple[int, ...]
+    bound: Callable | None
+
+
+def parameters(draw: Draw, batch, d: int, most_logit: float) -> list:
+    # Of a row of no elements the parameters count 0 times: what 0·NaN is, is left open.
+    def of_row(columns, scale, most):
+        return draw.tensor((*batch, columns), draw.random.choice(scale), most, special=d > 0)
+
+    mu = draw.tensor((*batch, d), 2.0, 1e3)
+    log_var = of_row(draw.random.choice((1, d)), (0.5, 3.0), 20.0)
+    return [mu, log_var, of_row(1, (0.5, 2.0, 8.0), most_logit)]
+
+
+def ar1_reparam(draw: Draw) -> list:
+    batch, d = draw.batch(), draw.columns()
+    return [*parameters(draw, batch, d, 40.0), draw.tensor((*batch, d), 1.0, 1e3)]
+
+
+def ar1_reparam_rng(draw: Draw) -> list:
+    state = torch.tensor([draw.random.randrange(-(2**63), 2**63) for _ in range(2)])
+    return [*parameters(draw, draw.batch(), draw.columns(), 40.0), draw.laid_out(state)]
+
+
+def ar1_log_prob(draw: Draw) -> list:
+    # The density falls with cosh² a: beyond this float32 overflows.
+    batch, d = draw.batch(), draw.columns()
+    return [draw.tensor((*batch, d), 2.0, 1e3), *parameters(draw, batch, d, 15.0)]
+
+
+def linear_scan(draw: Draw) -> list:
+    batch, d = draw.batch(), draw.columns()
+    gates = draw.tensor((*batch, draw.random.choice((1, d))), draw.random.choice((0.3, 0.7)), 1.0)
+    return [gates, draw.tensor((*batch, d), 2.0, 1e3), draw.chance(0.5)]
+
+
+def iaf_gate(draw: Draw) -> list:
+    batch, d = draw.batch(), draw.columns()
+    return [draw.tensor((*batch, d), scale, 1e3) for scale in (2.0, 2.0, 4.0)]
+
+
+def affine_coupling(draw: Draw) -> list:
+    batch, d = draw.batch(), draw.columns()
+    share = draw.random.choice((0.0, 0.5, 1.0))
+    mask = draw.laid_out(torch.rand(d, generator=draw.generator) < share)
+    x, t = (draw.tensor((*batch, d), 2.0, 1e3) for _ in range(2))
+    log_scale = draw.tensor((*batch, d), 1.0, 20.0)
+    return [x, log_scale, t, mask, draw.chance(0.5), draw.random.choice(("none", "tanh"))]
+
+
+def prefix_of(draw: Draw, rows: int, columns: int) -> Tensor:
+    values = torch.randint(0, columns + 1, (rows,), generator=draw.generator).sort().values
+    return values.int()
+
+
+def masked_linear(draw: Draw) -> list:
+    batch, columns = draw.batch(7), draw.columns()
+    if draw.chance(0.02):
+        batch = (draw.random.randint(100, 700),)
+        columns = min(columns, 70)
+    rows = draw.random.randint(0, 70 if columns < 400 else 9)
+    scale = 1 / math.sqrt(max(columns, 1))
+    return [
+        draw.tensor((*batch, columns), 2.0, 1e3),
+        draw.tensor((rows, columns), scale),
+        None if draw.chance(0.3) else draw.tensor((rows,)),
+        draw.laid_out(prefix_of(draw, rows, columns)),
+    ]
+
+
+def network(draw: Draw):
+    """(batch, d, hidden sizes, weights, prefixes) of a MADE whose numbers stay near 1."""
+    batch, d = draw.batch(4), draw.random.choice((0, 1, 1, 2, 3, 5, 8, 13, 24))
+    hidden = [draw.random.randint(0, 40) for _ in range(draw.random.randint(1, 3))]
+    if draw.chance(0.05):
+        batch = (draw.random.randint(20, 90),)
+    sizes = (d, *hidden, 2 * d)
+    degrees = [torch.arange(d)]
+    for h in hidden:
+        drawn = torch.randint(0, max(d - 1, 1), (h,), generator=draw.generator)
+        degrees.append(drawn.sort().values)
+    prefixes = [torch.searchsorted(b, e, right=True) for b, e in pairwise(degrees)]
+    heads = torch.arange(d).repeat_interleave(2)
+    prefixes.append(torch.searchsorted(degrees[-1], heads))
+    prefixes = [draw.laid_out(p.int()) for p in prefixes]
+    weights = [
+        draw.tensor((rows, read), 0.7 / math.sqrt(max(read, 1)), 5.0, special=False)
+        for read, rows in pairwise(sizes)
+    ]
+    return batch, d, hidden, weights, prefixes
+
+
+def made_inverse(draw: Draw) -> list:
+    batch, d, hidden, weights, prefixes = network(draw)
+    biases = [draw.tensor((n,), 0.3, 5.0, special=False) for n in (*hidden[1:], 2 * d)]
+    scale = draw.random.choice(list(SCALES))
+    bound = {"softclip": 6.9, "softplus": 1e-3}.get(scale, 0.0)
+    return [
+        draw.tensor((*batch, d), 1.0, 10.0),
+        draw.tensor((*batch, hidden[0]), 0.3, 5.0),
+        weights,
+        biases,
+        prefixes,
+        draw.random.choice(list(ACTIVATIONS)),
+        scale,
+        bound,
+    ]
+
+
+def made_solve(draw: Draw) -> list:
+    batch, d, hidden, weights, prefixes = network(draw)
+    a = torch.exp(0.3 * draw.values((*batch, d), 1.0, 3.0))
+    return [
+        draw.tensor((*batch, d), 1.0, 10.0),
+        draw.laid_out(a.to(draw.dtype)),
+        draw.tensor((*batch, 2 * d), 0.5, 5.0),
+        [draw.tensor((*batch, h), 0.5, 1.0) for h in hidden],
+        weights,
+        prefixes,
+        draw.chance(0.5),
+    ]
+
+
+def philox(draw: Draw) -> list:
+    state = torch.tensor([draw.random.randrange(-(2**63), 2**63) for _ in range(2)])
+    return [draw.laid_out(state), draw.random.randint(0, 5), draw.columns()]
+
+
+def of_rng(args, upstream):
+    # The kernel's normals are within 1e-6 of the specification's, relative to max(1, |ε|): in
+    # float32, C u of it.
+    mu, log_var, a, eps = args
+    outputs, gradients = bounds.of_ar1_reparam((mu, log_var, a, eps.abs().clamp_min(1)), upstream)
+    return outputs, gradients[:3]
+
+
+def of_made_solve(args, actual: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
+    """|J v − g| of v as it came, and its bound: J with every factor's magnitude, times |v|."""
+    g, a, heads, slopes, weights, prefixes, transpose = args
+    weights = [staircase(w, p) for w, p in zip(weights, prefixes, strict=True)]
+    most = 2 + sum(w.shape[1] for w in weights)
+
+    def product(v, a, heads, slopes, weights):
+        if not transpose:
+            n = v
+            for slope, w in zip(slopes, weights, strict=False):
+                n = slope * (n @ w.mT)
+            even, odd = pairs(heads * (n @ weights[-1].mT))
+            return a * v + even + odd
+        n = heads * v.repeat_interleave(2, -1)
+        for slope, w in zip(reversed(slopes), reversed(weights[1:]), strict=True):
+            n = slope * (n @ w)
+        return a * v + n @ weights[0]
+
+    residual = product(actual, a, heads, slopes, weights) - g
+    magnitudes = [[x.abs() for x in y] if isinstance(y, list) else y.abs()
+                  for y in (a, heads, slopes, weights)]  # fmt: skip
+    return residual, (g.abs() + product(actual.abs(), *magnitudes)) * most
+
+
+def of_made_inverse(args, actual: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
+    """|a(s) x + t − y| at x as it came, and its bound.
+
+    An error e of what a layer reads leaves one of |W| e at most, whatever the activation, whose
+    slope is at most 1; the product itself one of n u |W| |h|. log a has a slope of at most 1 in s.
+    """
+    y, offset, weights, biases, prefixes, *constants = args
+    made = Made.of(offset, weights, biases, prefixes, *constants)
+    read, _, heads = made.layers(actual)
+    error = torch.zeros_like(actual) if not rounding else rounding * actual.abs()
+    for h, w, b in zip(read, made.weights, (offset, *made.biases), strict=True):
+        error = error @ w.abs().mT + (w.shape[1] + 2) * (h.abs() @ w.abs().mT + b.abs())
+    m, s = pairs(heads)
+    d_m, d_s = pairs(error)
+    a = torch.exp(made.log_scale(s))
+    d_s = d_s + 2 + s.abs()
+    shift = m.abs() + made.shift(m, s).abs()
+    return a * actual + made.shift(m, s) - y, (
+        y.abs() + a * actual.abs() * (1 + d_s) + d_m + shift * (1 + d_s)
+    )
+
+
+OPS = {
+    "linear_scan": Op(linear_scan, (0, 1), bounds.of_linear_scan),
+    "ar1_reparam": Op(ar1_reparam, (0, 1, 2, 3), bounds.of_ar1_reparam),
+    "ar1_reparam_rng": Op(ar1_reparam_rng, (0, 1, 2), of_rng),
+    "ar1_log_prob": Op(ar1_log_prob, (0, 1, 2, 3), bounds.of_ar1_log_prob),
+    "masked_linear": Op(masked_linear, (0, 1, 2), bounds.of_masked_linear),
+    "made_inverse": Op(made_inverse, (0, 1, 2, 3), None),
+    "made_solve": Op(made_solve, (0, 1, 2, 3, 4), None),
+    "iaf_gate": Op(iaf_gate, (0, 1, 2), bounds.of_iaf_gate),
+    "affine_coupling": Op(affine_coupling, (0, 1, 2), bounds.of_affine_coupling),
+    "philox": Op(philox, (), None),
+}
+RESIDUALS = {"made_inverse": of_made_inverse, "made_solve": of_made_solve}

@@ -1,0 +1,81 @@
+"""The fuzzer: 2,000 calls of it, and that it finds what it is to find."""
+
+import pytest
+import torch
+
+from fuzz.__main__ import main
+from fuzz.calls import OPS
+from fuzz.check import Mismatch, run
+from fuzz.draw import Draw
+from rhovae_kernels import backends
+
+CALLS = 2000
+
+
+def test_two_thousand_random_calls_match_the_specification(capsys):
+    assert main(["--calls", str(CALLS)]) == 0, capsys.readouterr()
+    assert f"{CALLS} calls, none wrong" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_call_is_a_function_of_its_seed_and_number(op):
+    one, other, third = (OPS[op].arguments(Draw(*call)) for call in ((3, 7), (3, 7), (3, 8)))
+    assert str(one) == str(other) != str(third)
+
+
+def spoiled(op, spoil):
+    """The implementation of every op, what `op` returns first being changed by `spoil`."""
+    implementation = backends.implementation
+
+    def other(room, name, backend):
+        kernel = implementation(room, name, backend)
+        if name != op or backend == "reference":
+            return kernel
+
+        def wrong(*args):
+            results = kernel(*args)
+            first = results[0] if isinstance(results, tuple) else results
+            if first.numel():
+                spoil(first.view(-1))
+            return results
+
+        return wrong
+
+    return other
+
+
+def off_by_a_hundredth(x):
+    x[-1] = x[-1] * 1.01 + 0.1 if x.is_floating_point() else x[-1] + 1
+
+
+def not_written(x):
+    x[-1] = torch.nan if x.is_floating_point() else 0
+
+
+@pytest.mark.parametrize("spoil", [off_by_a_hundredth, not_written], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("op", [*OPS, "linear_scan_backward", "masked_linear_backward"])
+def test_a_wrong_element_is_found(monkeypatch, capsys, op, spoil):
+    monkeypatch.setattr(backends, "implementation", spoiled(op, spoil))
+    number = list(OPS).index(op.removesuffix("_backward"))
+    backends.use_backend(None)
+    found = 0
+    for call in range(number, number + 300, len(OPS)):
+        try:
+            run(0, call)
+        except Mismatch:
+            found += 1
+    monkeypatch.undo()
+    backends.use_backend(None)
+    assert found
+
+
+def test_the_call_that_failed_is_printed_and_fails_again_by_itself(monkeypatch, capsys):
+    monkeypatch.setattr(backends, "implementation", spoiled("iaf_gate", off_by_a_hundredth))
+    with backends.use_backend(None):
+        assert main(["--seed", "5", "--calls", "40"]) == 1
+        said = capsys.readouterr().out.splitlines()[-1]
+        assert said.startswith("failed: --seed 5 --first ")
+        assert main(said.removeprefix("failed: ").split()) == 1
+    monkeypatch.undo()
+    backends.use_backend(None)
+    assert main(said.removeprefix("failed: ").split()) == 0

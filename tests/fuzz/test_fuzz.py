@@ -8,6 +8,7 @@ from fuzz.calls import OPS
 from fuzz.check import Mismatch, run
 from fuzz.draw import Draw
 from rhovae_kernels import backends
+from rhovae_kernels.ops.op import Op
 
 CALLS = 2000
 
@@ -25,11 +26,11 @@ def test_a_call_is_a_function_of_its_seed_and_number(op):
 
 def spoiled(op, spoil):
     """The implementation of every op, what `op` returns first being changed by `spoil`."""
-    implementation = backends.implementation
+    implementation = Op.implementation
 
-    def other(room, name, backend):
-        kernel = implementation(room, name, backend)
-        if name != op or backend == "reference":
+    def other(self, backend):
+        kernel = implementation(self, backend)
+        if self.name != op or backend == "reference":
             return kernel
 
         def wrong(*args):
@@ -55,7 +56,7 @@ def not_written(x):
 @pytest.mark.parametrize("spoil", [off_by_a_hundredth, not_written], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("op", [*OPS, "linear_scan_backward", "masked_linear_backward"])
 def test_a_wrong_element_is_found(monkeypatch, capsys, op, spoil):
-    monkeypatch.setattr(backends, "implementation", spoiled(op, spoil))
+    monkeypatch.setattr(Op, "implementation", spoiled(op, spoil))
     number = list(OPS).index(op.removesuffix("_backward"))
     backends.use_backend(None)
     found = 0
@@ -70,7 +71,7 @@ def test_a_wrong_element_is_found(monkeypatch, capsys, op, spoil):
 
 
 def test_the_call_that_failed_is_printed_and_fails_again_by_itself(monkeypatch, capsys):
-    monkeypatch.setattr(backends, "implementation", spoiled("iaf_gate", off_by_a_hundredth))
+    monkeypatch.setattr(Op, "implementation", spoiled("iaf_gate", off_by_a_hundredth))
     with backends.use_backend(None):
         assert main(["--seed", "5", "--calls", "40"]) == 1
         said = capsys.readouterr().out.splitlines()[-1]

@@ -22,6 +22,11 @@ TILE_ELEMENTS = 1024
 WARPS = 4
 # A float64 takes two registers: with as many threads again, these kernels spill none.
 WARPS_FLOAT64 = {"_reparam_backward": 8}
+# What a thread may take where a row is a loop over tiles, (float64, other types): left to itself,
+# the assembler aims for more threads at once than these kernels have registers for, and spills
+# under some versions of Triton. At 128, four programs share a multiprocessor: as many as there are
+# for each where rows are in chunks.
+REGISTERS_LOOPED = {"_reparam_backward": (168, 128)}
 # Rows are split over programs where there are few of them and each is long.
 PROGRAMS_WANTED = 512
 TILES_WORTH_SPLITTING = 8
@@ -169,6 +174,13 @@ def warps_of(kernel: JITFunction, float64: bool) -> int:
     return WARPS_FLOAT64.get(kernel.__name__, WARPS) if float64 else WARPS
 
 
+def registers_of(kernel: JITFunction, float64: bool, looped: bool) -> int | None:
+    """The most registers of a thread, where the assembler is told: NVIDIA's alone takes it."""
+    if not looped or kernel.__name__ not in REGISTERS_LOOPED:
+        return None
+    return REGISTERS_LOOPED[kernel.__name__][0 if float64 else 1]
+
+
 def launch(kernel: JITFunction, t: Tiling, like: Tensor, *args, **constants) -> None:
     """Run `kernel` over tiles `t`, on the device of `like` and its current stream.
 
@@ -186,8 +198,10 @@ def launch(kernel: JITFunction, t: Tiling, like: Tensor, *args, **constants) -> 
             interpreted(kernel)[(t.programs,)](*args, **constants)
     else:
         with torch.cuda.device_of(like):
-            warps = warps_of(kernel, like.dtype == torch.float64)
-            kernel[(t.programs,)](*args, num_warps=warps, **constants)
+            float64 = like.dtype == torch.float64
+            if torch.version.hip is None:
+                constants["maxnreg"] = registers_of(kernel, float64, t.looped)
+            kernel[(t.programs,)](*args, num_warps=warps_of(kernel, float64), **constants)
 
 
 def transform(
@@ -244,13 +258,14 @@ COMPILED_COLUMNS = (*TILE_COLUMNS, LOOPED)
 
 
 class Configuration(NamedTuple):
-    """One way a kernel is compiled: what `triton.compiler.ASTSource` takes, and the warps."""
+    """One way a kernel is compiled: what `triton.compiler.ASTSource` takes, and of the launch."""
 
     name: str
     kernel: JITFunction
     signature: dict[str, str]
     constexprs: dict[str, Any]
     warps: int
+    registers: int | None = None
 
 
 def configuration(
@@ -288,4 +303,5 @@ def configuration(
     settings += [f"{name}={kind}" for name, kind in pointers.items()]
     name = f"{kernel.__name__} {dtype} {' '.join(settings)}"
     warps = warps_of(kernel, dtype == "fp64")
-    return Configuration(name, kernel, signature, constexprs, warps)
+    registers = registers_of(kernel, dtype == "fp64", t.looped)
+    return Configuration(name, kernel, signature, constexprs, warps, registers)

@@ -37,7 +37,10 @@ def compiled(configuration: Configuration, target: GPUTarget) -> CompiledKernel:
     source = ASTSource(
         configuration.kernel, configuration.signature, configuration.constexprs, aligned
     )
-    return triton.compile(source, target=target, options={"num_warps": configuration.warps})
+    options = {"num_warps": configuration.warps}
+    if target.backend == "cuda":
+        options["maxnreg"] = configuration.registers
+    return triton.compile(source, target=target, options=options)
 
 
 def dumped(what: str, cubin: bytes, path: Path) -> str:

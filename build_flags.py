@@ -1,4 +1,12 @@
-"""The flags that the extension is compiled with: one home, for `setup.py` and the compile tests."""
+"""The flags that the extension is compiled with: one home, for `setup.py` and the compile tests.
+
+And where the CUDA runtime is that it is linked with.
+"""
+
+import re
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
 
 # The stable C++ ABI of torch, as of 2.11: one build serves every torch from there on.
 DEFINES = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY"]
@@ -28,3 +36,59 @@ def gencode(architectures: list[str]) -> list[str]:
     """nvcc's flags for these compute capabilities ("90"), PTX of the last one included."""
     flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
     return [*flags, f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}"]
+
+
+def toolkit_of(nvcc: str) -> Path | None:
+    """The toolkit that `nvcc` itself names: it may be a script that calls one elsewhere."""
+    try:
+        command = [nvcc, "-v", "--dryrun", "-x", "cu", "/dev/null"]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    found = re.search(r"^#\$ TOP=(.+)$", said, re.MULTILINE)
+    return Path(found[1].strip()).resolve() if found else None
+
+
+def runtime_folders(home: Path, nvcc: str, packages: Path, version: str) -> list[Path]:
+    """Where libcudart may lie, best first.
+
+    Args:
+        home: what torch takes for the toolkit: the folder above the one that holds nvcc.
+        nvcc: the compiler.
+        packages: the folder of installed packages that torch lies in; its CUDA builds bring a
+            runtime along, beside it.
+        version: of CUDA, that torch is built for.
+    """
+    toolkits = [home, toolkit_of(nvcc)]
+    folders = [t / name for t in toolkits if t is not None for name in ("lib64", "lib")]
+    major = version.split(".")[0]
+    return [*folders, *(packages / "nvidia" / n / "lib" for n in (f"cu{major}", "cuda_runtime"))]
+
+
+def runtime_library(folders: Iterable[Path], version: str) -> Path:
+    """libcudart in the first of these folders that has it, for this version of CUDA.
+
+    Raises:
+        FileNotFoundError: none has.
+    """
+    folders = list(folders)
+    names = ("libcudart.so", f"libcudart.so.{version}", f"libcudart.so.{version.split('.')[0]}")
+    for folder in folders:
+        for name in names:
+            if (folder / name).exists():
+                return folder / name
+    raise FileNotFoundError(
+        f"no {' or '.join(names)} in any of {', '.join(map(str, folders))}; "
+        "set CUDA_HOME to a CUDA toolkit, or RHOVAE_CUDA=0 to build without CUDA"
+    )
+
+
+def link_folder(library: Path, build: Path) -> Path:
+    """A folder that holds `library` under the name that the linker looks for, libcudart.so."""
+    if library.name == "libcudart.so":
+        return library.parent
+    build.mkdir(parents=True, exist_ok=True)
+    link = build / "libcudart.so"
+    link.unlink(missing_ok=True)
+    link.symlink_to(library)
+    return build

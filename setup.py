@@ -51,6 +51,18 @@ def architectures() -> list[str]:
     return build_flags.CUDA_ARCHITECTURES
 
 
+def runtime_folder() -> Path:
+    """What holds libcudart.so: where nvcc is a script, torch looks for it beside the script."""
+    home, version = Path(CUDA_HOME), torch.version.cuda
+    packages = Path(torch.__file__).resolve().parents[1]
+    folders = build_flags.runtime_folders(home, str(home / "bin" / "nvcc"), packages, version)
+    try:
+        library = build_flags.runtime_library(folders, version)
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from error
+    return build_flags.link_folder(library, ROOT / "build" / "cuda")
+
+
 def compiler() -> str:
     command = os.environ.get("CXX", "c++")
     try:
@@ -106,7 +118,9 @@ def extension():
     # The architectures are ours to name: torch would add its own otherwise.
     os.environ["TORCH_CUDA_ARCH_LIST"] = " "
     kernels = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cuda/*.cu"))
-    return CUDAExtension(sources=sources + kernels, **arguments)
+    return CUDAExtension(
+        sources=sources + kernels, library_dirs=[str(runtime_folder())], **arguments
+    )
 
 
 setup(

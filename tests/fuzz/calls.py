@@ -135,7 +135,8 @@ def made_inverse(draw: Draw) -> list:
 
 def made_solve(draw: Draw) -> list:
     batch, d, hidden, weights, prefixes = network(draw)
-    a = torch.exp(0.3 * draw.values((*batch, d), 1.0, 3.0))
+    # Never 0, where the Jacobian has no inverse.
+    a = torch.exp(0.3 * draw.values((*batch, d), 1.0, 3.0, special=False))
     return [
         draw.tensor((*batch, d), 1.0, 10.0),
         draw.laid_out(a.to(draw.dtype)),

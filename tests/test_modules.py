@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import rhovae_kernels as rk
+from rhovae_kernels.metrics import traversals
 from rhovae_kernels.papers import published
 from rhovae_kernels.vae.decoders import Decoder
 from rhovae_kernels.vae.nets import Encoder
@@ -14,7 +15,8 @@ from rhovae_kernels.vae.objectives import Objective
 from rhovae_kernels.vae.objectives.base import OnKL
 from rhovae_kernels.vae.parts import Part
 from rhovae_kernels.vae.posteriors import Posterior
-from rhovae_kernels.vae.priors import Prior, _Flow
+from rhovae_kernels.vae.priors import Prior
+from rhovae_kernels.vae.priors.flows import Flow
 
 D, CONTEXT, SHAPE = 3, 2, (1, 8, 8)
 
@@ -142,7 +144,7 @@ def equal(one: list[Tensor], other: list[Tensor]) -> bool:
 
 
 def test_every_class_of_module_is_among_them():
-    bases = {Part, Posterior, Prior, Decoder, Encoder, Objective, OnKL, _Flow}
+    bases = {Part, Posterior, Prior, Decoder, Encoder, Objective, OnKL, Flow}
     bases |= {rk.nn.Transform, rk.nn.Flow}
 
     def below(kind: type) -> set[type]:
@@ -312,3 +314,61 @@ def test_it_is_evaluated_in_inference_mode(name):
     for metric in metrics:
         for quantity, value in expected[metric].items():
             assert found[metric][quantity] == pytest.approx(value, rel=1e-3, abs=1e-4)
+
+
+HALVES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+
+
+@HALVES
+@every_vae
+def test_in_half_precision_it_computes_in_float32(name, dtype):
+    vae = made(f"VAE: {name}").to(dtype)
+    found, expected = outputs(vae), outputs(copy.deepcopy(vae).float())
+    assert all(x.dtype is torch.float32 and x.isfinite().all() for x in found)
+    assert [x.shape for x in found] == [x.shape for x in expected]
+    # The rate of the same weights: draws are of float32, but layers round what they give.
+    torch.testing.assert_close(found[2], expected[2], rtol=0.1, atol=0.1)
+    vae(data(SHAPE).to(dtype), step=3, data_size=50).loss.backward()
+    for key, parameter in vae.named_parameters():
+        assert parameter.grad.dtype is dtype and parameter.grad.isfinite().all(), key
+
+
+@HALVES
+@every_vae
+def test_in_half_precision_it_is_trained_measured_and_traversed(name, dtype, tmp_path):
+    torch.manual_seed(0)
+    vae, x = VAES[name]().to(dtype), data(SHAPE, 40)
+    # Adam's ε of 1e-8 is 0 in float16: its steps are not finite there.
+    settings = {"batch_size": 8, "lr": 1e-4, "optimizer": "sgd"}
+    rk.fit(vae, x, x[:10], epochs=1, out=tmp_path / "run", quiet=True, **settings)
+    assert next(vae.parameters()).dtype is dtype
+    metrics = ["elbo", "nll@2", "active-units", "skl", "mi", "leakage"]
+    assert rk.evaluate(tmp_path / "run", x, metrics) == rk.evaluate(vae, x, metrics)
+    for mode in traversals.MODES:
+        assert traversals.traverse(vae, x.to(dtype), mode, 2, 3, seed=0).isfinite().all()
+
+
+@pytest.fixture
+def float64_by_default():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@every_vae
+def test_where_float64_is_the_default_it_is_trained_and_measured(
+    name, float64_by_default, tmp_path
+):
+    torch.manual_seed(0)
+    vae = VAES[name]()
+    rk.fit(vae, "digits", epochs=1, out=tmp_path / "run", quiet=True, batch_size=1000)
+    measured = rk.evaluate(tmp_path / "run", metrics=["elbo", "nll@2", "skl"], limit=20)
+    assert measured == rk.evaluate(vae, metrics=["elbo", "nll@2", "skl"], limit=20)
+    assert all(x.dtype is torch.float64 for x in vae.state_dict().values() if is_floating(x))
+    for mode in traversals.MODES:
+        x = data(SHAPE)
+        assert traversals.traverse(vae, x, mode, 2, 3, seed=0).dtype is torch.float64
+
+
+def is_floating(x: Tensor) -> bool:
+    return x.is_floating_point()

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from python_ref.precision import compute_dtype
 from rhovae_kernels.vae import divergences
 from rhovae_kernels.vae.model import VAE
 
@@ -77,8 +78,8 @@ class AggregatePosterior:
         return torch.cat([mixture(marginals, uniform, part) for part in self._parts(z)]).double()
 
     def _uniform(self) -> Tensor:
-        count = len(self.features)
-        return self.features.new_full((count,), -math.log(count))
+        count, dtype = len(self.features), compute_dtype(self.features.dtype)
+        return self.features.new_full((count,), -math.log(count), dtype=dtype)
 
     def _parts(self, z: Tensor) -> tuple[Tensor, ...]:
         return z.split(max(1, CHUNK_NUMBERS // (len(self.features) * z.shape[-1])))

@@ -59,10 +59,10 @@ def traverse(vae: VAE, x: Tensor, mode: str, n: int, steps: int, seed: int) -> T
     if mode == "samples":
         ends = order.repeat(-(-2 * n // len(x)))[: 2 * n]
         begin, end = vae.prior.to_generation(vae.posterior_for(x[ends]).mean).chunk(2)
-        weight = torch.linspace(0, 1, steps)[:, None]
+        weight = torch.linspace(0, 1, steps, dtype=begin.dtype, device=begin.device)[:, None]
         z = vae.prior.to_representation(torch.lerp(begin[:, None], end[:, None], weight))
     else:
         means = vae.posterior_for(x).mean
-        offsets = torch.linspace(-REACH, REACH, steps)[None, :, None]
-        z = means[order[0]] + offsets * torch.diag(means.std(0))[:, None]
+        reach = torch.linspace(-REACH, REACH, steps, dtype=means.dtype, device=means.device)
+        z = means[order[0]] + reach[None, :, None] * torch.diag(means.std(0))[:, None]
     return vae.decoder.mean(z)

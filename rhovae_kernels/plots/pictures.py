@@ -67,7 +67,7 @@ def reconstructions(path: str | Path, x: Tensor, reconstructed: Tensor, title: s
     """
     if _are_points(x):
         figure, axes = _figure(5, 5)
-        before, after = x.cpu().numpy(), reconstructed.cpu().numpy()
+        before, after = x.cpu().float().numpy(), reconstructed.cpu().float().numpy()
         axes.plot(*zip(before.T, after.T, strict=True), color="0.8", linewidth=0.5, zorder=0)
         axes.scatter(before[:, 0], before[:, 1], s=6, label="data")
         axes.scatter(after[:, 0], after[:, 1], s=6, label="reconstructions")

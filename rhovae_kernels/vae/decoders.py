@@ -8,10 +8,11 @@ from torch import Generator, Tensor, nn
 from torch import distributions as D
 from torch.nn.functional import logsigmoid
 
-from python_ref.precision import compute_dtype
+from python_ref.precision import compute_dtype, upcast
 from rhovae_kernels.nn.derived import Derived
 from rhovae_kernels.vae.nets import Encoder
 from rhovae_kernels.vae.parts import Part
+from rhovae_kernels.vae.precision import as_stored
 
 
 class Decoder(Part):
@@ -55,7 +56,7 @@ class Decoder(Part):
         """The network's outputs (…, *data shape), in float32 at least, for z (…, latent)."""
         if self.net is None:
             raise RuntimeError("this decoder has no network: give it one, or make a VAE of it")
-        out = self.net(z.reshape(-1, z.shape[-1]))
+        out = self.net(as_stored(z.reshape(-1, z.shape[-1]), self.net))
         return out.to(compute_dtype(out.dtype)).unflatten(0, z.shape[:-1])
 
     def forward(self, z: Tensor) -> D.Distribution:
@@ -80,7 +81,7 @@ class Decoder(Part):
             raise ValueError(
                 f"x is of shape {tuple(x.shape)}; p(x|z) is of data of shape {tuple(p.event_shape)}"
             )
-        return p.log_prob(x)
+        return p.log_prob(*upcast(x))
 
     def mean(self, z: Tensor) -> Tensor:
         """E[x|z], (…, *data shape)."""
@@ -151,13 +152,16 @@ class Gaussian(Derived, Decoder):
         return {**super().arguments(), "variance": self.variance}
 
     def per_dimension(self, out: Tensor) -> D.Distribution:
-        return D.Normal(out, torch.exp(0.5 * self.log_var).to(out.dtype), validate_args=False)
+        return D.Normal(out, self._scale(out), validate_args=False)
 
     @torch.no_grad()
     def draw(self, z: Tensor, generator: Generator | None = None) -> Tensor:
         mean = self.mean(z)
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
-        return mean + torch.exp(0.5 * self.log_var) * noise
+        return mean + self._scale(mean) * noise
+
+    def _scale(self, like: Tensor) -> Tensor:
+        return torch.exp(0.5 * self.log_var.to(like.dtype))
 
 
 class Discretized(D.Distribution):

@@ -14,6 +14,7 @@ from rhovae_kernels.legacy import takes_old_keywords
 from rhovae_kernels.nn.iaf import INITIAL_LOGIT
 from rhovae_kernels.ops import ar1_reparam
 from rhovae_kernels.vae.parts import Part, positive_integers
+from rhovae_kernels.vae.precision import computed
 from rhovae_kernels.vae.priors import Prior, StandardNormal
 
 
@@ -237,7 +238,7 @@ class IAF(Posterior):
     def forward(self, h: Tensor) -> NormalizingFlow:
         mu_0, log_var_0, context = self.parameters_of(h)
         base = DiagonalNormal(mu_0, log_var_0, validate_args=False)
-        return NormalizingFlow(self.flow, context if self.context else None, base)
+        return NormalizingFlow(computed(self.flow), context if self.context else None, base)
 
     def rsample_and_kl(self, h: Tensor, prior: Prior) -> tuple[Tensor, Tensor]:
         z, log_q = self(h).rsample_and_log_prob()

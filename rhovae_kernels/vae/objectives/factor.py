@@ -11,6 +11,7 @@ from torch.optim import Adam, Optimizer
 
 from rhovae_kernels.vae.objectives.base import Objective, Terms, not_negative
 from rhovae_kernels.vae.parts import positive_integers
+from rhovae_kernels.vae.precision import as_stored
 
 
 class Factor(Objective):
@@ -63,11 +64,12 @@ class Factor(Objective):
 
     def forward(self, terms: Terms) -> Tensor:
         constant = {name: p.detach() for name, p in self.discriminator.named_parameters()}
-        tc = functional_call(self.discriminator, constant, (terms.z,)).float().mean()
+        z = as_stored(terms.z, self.discriminator)
+        tc = functional_call(self.discriminator, constant, (z,)).float().mean()
         loss = (terms.kl - terms.log_px).mean() + self.gamma * tc
         if not torch.is_grad_enabled():
             return loss
-        cross_entropy = self.cross_entropy(terms.z.detach())
+        cross_entropy = self.cross_entropy(z.detach())
         return loss + (cross_entropy - cross_entropy.detach())
 
     def cross_entropy(self, z: Tensor) -> Tensor:

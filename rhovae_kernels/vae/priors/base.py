@@ -1,0 +1,66 @@
+"""What a prior is: a module that returns a distribution over the latent code."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.distributions import Distribution
+
+from rhovae_kernels.nn.derived import Derived
+from rhovae_kernels.vae.parts import Part, positive_integers
+
+if TYPE_CHECKING:
+    from rhovae_kernels.vae.posteriors import Posterior  # which imports this module
+
+
+class Prior(Derived, Part):
+    """A distribution p(z) over `latent` dimensions."""
+
+    latent: int
+
+    def __init__(self, latent: int) -> None:
+        super().__init__()
+        (self.latent,) = positive_integers("latent", (latent,))
+        # Gives `forward` and `sample` the module's device and type.
+        self.derive(loc=torch.zeros(latent, device="cpu"))
+
+    loc: Tensor
+
+    def bind(
+        self, encoder: nn.Module, posterior: "Posterior", input_shape: tuple[int, ...]
+    ) -> None:
+        """Take what makes q(z|x), where p(z) is made of it; a VAE calls it.
+
+        Args:
+            encoder: from data (B, *input_shape) to features.
+            posterior: from features to q(z|x).
+            input_shape: shape of one datum.
+
+        Raises:
+            ValueError: the prior cannot be made of them.
+        """
+
+    def forward(self) -> Distribution:
+        """The distribution, of event shape (latent,)."""
+        raise NotImplementedError
+
+    def sample(self, n: int, generator: Generator | None = None) -> Tensor:
+        """n draws, (n, latent), from `generator`, a generator of the module's device."""
+        raise NotImplementedError
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log p(z) in nats, (…), for z (…, latent)."""
+        return self().log_prob(z)
+
+    def to_generation(self, z: Tensor) -> Tensor:
+        """z0 = g(z), (…, latent): z in the space where samples begin; z itself but in flows."""
+        return z
+
+    def to_representation(self, z0: Tensor) -> Tensor:
+        """z = g⁻¹(z0), (…, latent): what `to_generation` undoes."""
+        return z0
+
+    def _noise(self, n: int, generator: Generator | None) -> Tensor:
+        return torch.randn(
+            (n, self.latent), generator=generator, dtype=self.loc.dtype, device=self.loc.device
+        )

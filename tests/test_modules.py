@@ -372,3 +372,32 @@ def test_where_float64_is_the_default_it_is_trained_and_measured(
 
 def is_floating(x: Tensor) -> bool:
     return x.is_floating_point()
+
+
+class _Exported(nn.Module):
+    """What a VAE is exported for, at once."""
+
+    def __init__(self, vae: rk.VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        vae, q = self.vae, self.vae.posterior_for(x)
+        # What is drawn comes last, as the draws of a graph are not those of eager mode.
+        drawn = (q.rsample(), vae.elbo(x), vae.log_weights(x, 3), vae.sample(x.shape[0], "draw"))
+        return q.mean, vae.reconstruct(x), *drawn, *vae(x, 3), *vae(x, 3, 500)
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["traced", "strict"])
+@every_vae
+def test_exported_it_takes_batches_of_any_size(name, strict):
+    module = _Exported(made(f"VAE: {name}"))
+    batch = torch.export.Dim("batch", min=2, max=400)
+    exported = torch.export.export(
+        module, (data(SHAPE),), dynamic_shapes=({0: batch},), strict=strict
+    ).module()
+    for n in (3, 4, 9):
+        x = data(SHAPE, n)
+        found, expected = exported(x), module(x)
+        assert [y.shape for y in found] == [y.shape for y in expected]
+        torch.testing.assert_close(found[:2], expected[:2])

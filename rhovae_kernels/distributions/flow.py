@@ -14,11 +14,21 @@ MEAN_PAIRS = 64
 """Pairs (ε, −ε) that the mean is estimated from."""
 
 
+def mean_noise(features: int) -> Tensor:
+    """The ε that a mean is estimated from, (64, d), on the CPU.
+
+    A flow draws them when it is made: drawn while a graph is, they would be drawn by the graph.
+    """
+    source = Generator().manual_seed(0)
+    return torch.randn(MEAN_PAIRS, features, generator=source, dtype=torch.float32, device="cpu")
+
+
 class _Flow(Protocol):
     """What is asked of a flow; `rhovae_kernels.nn.Flow` has it."""
 
     features: int
     context: int
+    mean_noise: Tensor
 
     @property
     def samples_in_parallel(self) -> bool: ...
@@ -131,7 +141,7 @@ class NormalizingFlow(Distribution):
                 f"not for {type(self.base).__name__}"
             )
         shape = (MEAN_PAIRS, *(1,) * len(self.batch_shape), *self.event_shape)
-        half = torch.randn(shape, generator=Generator().manual_seed(0)).to(self.base.loc)
+        half = self.flow.mean_noise.reshape(shape).to(self.base.loc)
         noise = self.base.at(torch.cat([half, -half]))
         return self.flow.to_data(noise, self.context)[0].mean(0).expand(self._extended_shape())
 

@@ -75,9 +75,10 @@ class UniformMixture(Distribution):
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         return self._chosen(self.components.rsample(sample_shape))
 
-    @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        return self._chosen(self.components.sample(sample_shape))
+        # A decorator would keep torch.export from seeing through a method of a distribution.
+        with torch.no_grad():
+            return self._chosen(self.components.sample(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rhovae_kernels import legacy
-from rhovae_kernels.distributions.flow import NormalizingFlow
+from rhovae_kernels.distributions.flow import NormalizingFlow, mean_noise
 from rhovae_kernels.nn.masked_linear import positive_integer
 
 
@@ -71,6 +71,7 @@ class Flow(nn.Module):
     def __init__(self, features: int, transforms: Iterable[Transform], context: int = 0) -> None:
         super().__init__()
         self.features, self.context = positive_integer("features", features), context
+        self.mean_noise = mean_noise(features)
         self.transforms: Any = nn.ModuleList(transforms)
         if not self.transforms:
             raise ValueError("transforms is empty; one transform at least is wanted")

@@ -200,4 +200,4 @@ class Objective(objectives.Objective):
                 "RandomWalkNormal, from published.Posterior"
             )
         kl = published_kl(q.loc, q.log_s, q.rho)
-        return (self.beta * kl - terms.log_px.sum()) / len(terms.log_px)
+        return (self.beta * kl - terms.log_px.sum()) / terms.log_px.shape[0]

@@ -9,6 +9,7 @@ from torch import distributions as D
 from torch.nn.functional import logsigmoid
 
 from python_ref.precision import compute_dtype, upcast
+from rhovae_kernels.distributions.draws import source, standard_normal
 from rhovae_kernels.nn.derived import Derived
 from rhovae_kernels.vae.nets import Encoder
 from rhovae_kernels.vae.parts import Part
@@ -157,7 +158,7 @@ class Gaussian(Derived, Decoder):
     @torch.no_grad()
     def draw(self, z: Tensor, generator: Generator | None = None) -> Tensor:
         mean = self.mean(z)
-        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype, device=mean.device)
+        noise = standard_normal(mean.shape, mean.dtype, mean.device, generator)
         return mean + self._scale(mean) * noise
 
     def _scale(self, like: Tensor) -> Tensor:
@@ -291,7 +292,6 @@ class DiscretizedLogistic(Decoder):
     @torch.no_grad()
     def draw(self, z: Tensor, generator: Generator | None = None) -> Tensor:
         p = self.per_dimension(self.outputs(z))
-        uniform = torch.rand(
-            p.loc.shape, generator=generator, dtype=p.loc.dtype, device=p.loc.device
-        )
+        shape, like = p.loc.shape, p.loc
+        uniform = torch.rand(shape, dtype=like.dtype, device=like.device, **source(generator))
         return p.icdf(uniform)

@@ -90,8 +90,8 @@ def mmd(x: Tensor, y: Tensor, kernel: str = "imq", bandwidth: float = 1.0) -> Te
     if kernel not in KERNELS:
         raise ValueError(f"kernel is {kernel!r}; it must be one of {', '.join(KERNELS)}")
     for name, samples in (("x", x), ("y", y)):
-        if len(samples) < 2:
-            raise ValueError(f"{name} holds {len(samples)} samples; an estimate takes 2 at least")
+        if (count := samples.shape[0]) < 2:
+            raise ValueError(f"{name} holds {count} samples; an estimate takes 2 at least")
     scale = 2 * x.shape[-1] * bandwidth**2
 
     def k(a: Tensor, b: Tensor) -> Tensor:
@@ -100,6 +100,7 @@ def mmd(x: Tensor, y: Tensor, kernel: str = "imq", bandwidth: float = 1.0) -> Te
 
     def within(a: Tensor) -> Tensor:
         # A point is at no distance of itself: k = 1 on the diagonal, which is no pair.
-        return (k(a, a).sum() - len(a)) / (len(a) * (len(a) - 1))
+        n = a.shape[0]
+        return (k(a, a).sum() - n) / (n * (n - 1))
 
     return within(x) + within(y) - 2 * k(x, y).mean()

@@ -163,7 +163,7 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         if samples == 1:
             return Output(loss, terms.distortion, terms.rate)
         distortion, rate = (
-            t.unflatten(0, (len(x), samples)).mean(1) for t in (terms.distortion, terms.rate)
+            t.unflatten(0, (x.shape[0], samples)).mean(1) for t in (terms.distortion, terms.rate)
         )
         return Output(loss, distortion, rate)
 
@@ -269,7 +269,8 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
     def _terms(
         self, x: Tensor, step: int | None, data_size: int | None = None, samples: int = 1
     ) -> Terms:
-        h, size = self.encode(x), len(x) if data_size is None else data_size
+        # Of a graph with a dynamic batch, len would be the number of its example.
+        h, size = self.encode(x), x.shape[0] if data_size is None else data_size
         if samples > 1:
             self.check_samples(samples)
             x, h = (t.repeat_interleave(samples, 0) for t in (x, h))

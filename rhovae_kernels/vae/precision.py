@@ -23,6 +23,7 @@ class _Between:
 
     def __init__(self, flow: Flow) -> None:
         self.flow, self.features, self.context = flow, flow.features, flow.context
+        self.mean_noise = flow.mean_noise
 
     @property
     def samples_in_parallel(self) -> bool:

@@ -48,7 +48,7 @@ class BetaTC(Objective):
 
     def forward(self, terms: Terms) -> Tensor:
         z = terms.z
-        log_weights = divergences.stratified_log_weights(len(z), terms.data_size, z)
+        log_weights = divergences.stratified_log_weights(z.shape[0], terms.data_size, z)
         log_q = divergences.log_mixture(terms.q, log_weights, z)
         marginals = terms.posterior.marginals(terms.h)
         tc = log_q - divergences.log_mixture_of_marginals(marginals, log_weights, z)

@@ -76,5 +76,6 @@ class Factor(Objective):
         """What D minimizes: its mean cross-entropy on z (B, latent) and on permuted z, in nats."""
         order = torch.rand_like(z, dtype=torch.float32).argsort(0)
         permuted = z.gather(0, order)
-        joint, factored = self.discriminator(torch.cat([z, permuted])).float().chunk(2)
+        logits, count = self.discriminator(torch.cat([z, permuted])).float(), z.shape[0]
+        joint, factored = logits[:count], logits[count:]
         return 0.5 * (softplus(-joint) + softplus(factored)).mean()

@@ -50,7 +50,7 @@ class InfoMMD(Objective):
 
     def forward(self, terms: Terms) -> Tensor:
         loss = ((1 - self.alpha) * terms.kl - terms.log_px).mean()
-        count = len(terms.z)
+        count = terms.z.shape[0]
         if count < 2:
             return loss
         drawn = terms.prior().rsample((count,))

@@ -56,6 +56,8 @@ class IWAE(Objective):
       parameters, and no noise at all where q(z|x) is the exact posterior. It takes ∂log q/∂z, which
       of an `IAF` is a pass of its sequential direction.
 
+    A program of `torch.export` has the standard gradient: no autograd function outlives its export.
+
     What φ is to a prior that depends on it (`VampPrior`), it gets as decoder and prior do.
 
     Inside `WarmUp`, a KL weight β is one of each sample: w_k = p(x|z_k) (p(z_k)/q(z_k|x))^β, and
@@ -106,7 +108,8 @@ class IWAE(Objective):
     ) -> Samples:
         q = posterior(h)
         z, gate = q.rsample((self.samples,)), None
-        if self.gradient == "doubly" and torch.is_grad_enabled():
+        doubly = self.gradient == "doubly" and not torch.compiler.is_exporting()
+        if doubly and torch.is_grad_enabled():
             z, gate = _Gate.apply(z)
             log_q = _log_prob_along_path(posterior, h, z)
         else:

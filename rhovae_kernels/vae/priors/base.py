@@ -6,6 +6,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.distributions import Distribution
 
+from rhovae_kernels.distributions.draws import standard_normal
 from rhovae_kernels.nn.derived import Derived
 from rhovae_kernels.vae.parts import Part, positive_integers
 
@@ -61,6 +62,6 @@ class Prior(Derived, Part):
         return z0
 
     def _noise(self, n: int, generator: Generator | None) -> Tensor:
-        return torch.randn(
-            (n, self.latent), generator=generator, dtype=self.loc.dtype, device=self.loc.device
-        )
+        # The form that takes a generator has no dynamic shapes.
+        shape = torch.Size((n, self.latent))
+        return standard_normal(shape, self.loc.dtype, self.loc.device, generator)

@@ -103,6 +103,8 @@ class VampPrior(Prior):
 
     @torch.no_grad()
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
+        if generator is None:
+            return self().sample((n,))
         with _drawing_from(generator, self.loc.device):
             return self().sample((n,))
 
@@ -131,17 +133,14 @@ class _Aggregate(UniformMixture):
         chosen = torch.randint(len(self.h), shape, device=self.h.device)
         return self.posterior(self.h[chosen]).rsample()
 
-    @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        return self.rsample(sample_shape)
+        with torch.no_grad():
+            return self.rsample(sample_shape)
 
 
 @contextlib.contextmanager
-def _drawing_from(generator: Generator | None, device: torch.device) -> Iterator[None]:
-    """A block whose draws, which take no generator, follow from `generator` where it is given."""
-    if generator is None:
-        yield
-        return
+def _drawing_from(generator: Generator, device: torch.device) -> Iterator[None]:
+    """A block whose draws, which take no generator, follow from `generator`."""
     seed = torch.randint(2**62, (), generator=generator, device=generator.device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(seed))

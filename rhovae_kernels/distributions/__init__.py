@@ -1,5 +1,7 @@
 """Distributions, as `torch.distributions` has them."""
 
+# Imported for the KL divergences that it registers.
+from rhovae_kernels.distributions import dense as _dense  # noqa: F401
 from rhovae_kernels.distributions.flow import NormalizingFlow
 from rhovae_kernels.distributions.markov import AR1Normal
 from rhovae_kernels.distributions.mixture import UniformMixture

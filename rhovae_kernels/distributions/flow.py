@@ -7,6 +7,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from rhovae_kernels.distributions.draws import rsample_of, sample_of
 from rhovae_kernels.distributions.normal import DiagonalNormal, StandardNormal
 from rhovae_kernels.ops import eager
 
@@ -145,26 +146,31 @@ class NormalizingFlow(Distribution):
         noise = self.base.at(torch.cat([half, -half]))
         return self.flow.to_data(noise, self.context)[0].mean(0).expand(self._extended_shape())
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
+        """A sample, whose noise is drawn from `generator`, of the device of the flow."""
         with torch.no_grad():
             if self.has_rsample:
-                return self.rsample(sample_shape)
-            return self.flow.to_data(self.base.sample(sample_shape), self.context)[0]
+                return self.rsample(sample_shape, generator)
+            u = sample_of(self.base, sample_shape, generator)
+            return self.flow.to_data(u, self.context)[0]
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        x, log_p = self.rsample_and_log_prob(sample_shape)
+    def rsample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
+        """A reparametrized sample, whose noise is drawn from `generator`."""
+        x, log_p = self.rsample_and_log_prob(sample_shape, generator)
         # Neither a graph nor inference mode has versions of tensors to compare.
         untracked = torch.compiler.is_compiling() or x.is_inference()
         if self.flow.samples_in_parallel and not untracked:
             self._last = x, eager.version(x), log_p
         return x
 
-    def rsample_and_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
+    def rsample_and_log_prob(
+        self, sample_shape: Any = (), generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """A reparametrized sample x and log p(x) in nats, in one pass from noise to data."""
         if isinstance(self.base, DiagonalNormal | NormalizingFlow):
-            u, log_p = self.base.rsample_and_log_prob(sample_shape)
+            u, log_p = self.base.rsample_and_log_prob(sample_shape, generator)
         else:
-            u = self.base.rsample(sample_shape)
+            u = rsample_of(self.base, sample_shape, generator)
             log_p = self.base.log_prob(u)
         x, log_det = self.flow.to_data(u, self.context)
         return x, log_p - log_det

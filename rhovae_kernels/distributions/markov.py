@@ -4,29 +4,16 @@ import math
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.distributions import Distribution, Independent, Normal, constraints, register_kl
 from torch.distributions.utils import lazy_property
 from torch.nn.functional import logsigmoid
 
 from python_ref.ar1 import Correlation
 from python_ref.precision import upcast
+from rhovae_kernels.distributions.constraints import OpenInterval
+from rhovae_kernels.distributions.draws import standard_normal
 from rhovae_kernels.ops import ar1_log_prob, ar1_reparam
-
-
-class _OpenInterval(constraints.Constraint):
-    """Strictly between two bounds."""
-
-    def __init__(self, lower_bound: float, upper_bound: float) -> None:
-        self.lower_bound = lower_bound
-        self.upper_bound = upper_bound
-        super().__init__()
-
-    def check(self, value: Tensor) -> Tensor:
-        return (self.lower_bound < value) & (value < self.upper_bound)
-
-    def __repr__(self) -> str:
-        return f"OpenInterval(lower_bound={self.lower_bound}, upper_bound={self.upper_bound})"
 
 
 class AR1Normal(Distribution):
@@ -70,7 +57,7 @@ class AR1Normal(Distribution):
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
         "loc": constraints.real_vector,
         "scale": constraints.independent(constraints.positive, 1),
-        "rho": constraints.independent(_OpenInterval(-1.0, 1.0), 1),
+        "rho": constraints.independent(OpenInterval(-1.0, 1.0), 1),
         "log_var": constraints.real_vector,
         "rho_logit": constraints.real_vector,
     }
@@ -168,17 +155,71 @@ class AR1Normal(Distribution):
         correlation = self.rho[..., None] ** (index[:, None] - index).abs()
         return self.stddev[..., :, None] * correlation * self.stddev[..., None, :]
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self.rsample_and_kl(sample_shape)[0]
+    @property
+    def scale_tril(self) -> Tensor:
+        """The Cholesky factor of the covariance, (…,d,d): row i is what the noise makes of z_i."""
+        log_var, rho_logit = upcast(self.log_var, self.rho_logit)
+        c, d = Correlation.of(rho_logit[..., None]), self.event_shape[0]
+        index = torch.arange(d, device=self.loc.device)
+        lag = index[:, None] - index
+        # ρ^0 = 1 at ρ = 0 too; what lies above the diagonal is no power of ρ.
+        powers = torch.where(lag >= 0, c.rho ** lag.clamp(min=0), 0)
+        of_noise = torch.where(index == 0, powers, c.sech * powers)
+        factor = torch.exp(0.5 * log_var)[..., None] * of_noise
+        return factor.to(self.loc.dtype)
 
-    def rsample_and_kl(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
+    @property
+    def precision_matrix(self) -> Tensor:
+        """The inverse of the covariance, (…,d,d), which has three diagonals.
+
+        D⁻¹ R⁻¹ D⁻¹; κ = cosh² a = 1/(1−ρ²): R⁻¹[i,i] = κ (1+ρ²), κ at both ends (1 where d = 1),
+        R⁻¹[i,i±1] = −κρ.
+        """
+        log_var, rho_logit = upcast(self.log_var, self.rho_logit)
+        c, d = Correlation.of(rho_logit), self.event_shape[0]
+        kappa = c.cosh.square()
+        index = torch.arange(d, device=self.loc.device)
+        neighbours = (index > 0).to(kappa.dtype) + (index < d - 1)
+        # Each neighbour adds κρ² = κ − 1.
+        diagonal = 1 + neighbours * (c.rho * c.cosh).square()
+        aside = (-kappa * c.rho).expand(diagonal[..., 1:].shape)
+        inverse = torch.diag_embed(diagonal) + torch.diag_embed(aside, 1)
+        inverse = inverse + torch.diag_embed(aside, -1)
+        weight = torch.exp(-0.5 * log_var).expand(self.loc.shape)
+        return (weight[..., :, None] * inverse * weight[..., None, :]).to(self.loc.dtype)
+
+    @property
+    def log_det_covariance(self) -> Tensor:
+        """Σ log s_j + (d−1) log(1−ρ²), (…), in float32 at least."""
+        log_var, rho_logit = upcast(self.log_var, self.rho_logit)
+        log_det_correlation = (self.event_shape[0] - 1) * (
+            Correlation.of(rho_logit).log_one_minus_rho2[..., 0]
+        )
+        return log_var.expand(self.loc.shape).sum(-1) + log_det_correlation
+
+    def sample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
+        """A sample, drawn from `generator`, of the device of the parameters."""
+        with torch.no_grad():
+            return self.rsample(sample_shape, generator)
+
+    def rsample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
+        """A reparametrized sample, drawn from `generator`."""
+        return self.rsample_and_kl(sample_shape, generator)[0]
+
+    def rsample_and_kl(
+        self, sample_shape: Any = (), generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """A reparametrized sample and KL(self ‖ N(0, I)), in one pass over the parameters.
+
+        Args:
+            sample_shape: leading dimensions of the sample.
+            generator: of the device of the parameters; PyTorch's own where left out.
 
         Returns:
             z, of shape sample_shape + batch_shape + (d,), and kl in nats, one for each row of z.
         """
         shape = self._extended_shape(sample_shape)
-        eps = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        eps = standard_normal(shape, self.loc.dtype, self.loc.device, generator)
         return ar1_reparam(*self._expanded(shape), eps)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -188,11 +229,8 @@ class AR1Normal(Distribution):
         return ar1_log_prob(value.expand(shape), *self._expanded(shape))
 
     def entropy(self) -> Tensor:
-        log_var, rho_logit = upcast(self.log_var, self.rho_logit)
         d = self.event_shape[0]
-        log_det_correlation = (d - 1) * Correlation.of(rho_logit).log_one_minus_rho2[..., 0]
-        log_det = log_var.expand(self.loc.shape).sum(-1) + log_det_correlation
-        return 0.5 * (d * (1 + math.log(2 * math.pi)) + log_det)
+        return 0.5 * (d * (1 + math.log(2 * math.pi)) + self.log_det_covariance)
 
     def _expanded(self, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
         """The op's parameters, each row of a result of this shape with its own, nothing copied."""

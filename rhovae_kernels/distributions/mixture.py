@@ -4,8 +4,10 @@ import math
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.distributions import Distribution, constraints
+
+from rhovae_kernels.distributions.draws import rsample_of, sample_of, source
 
 
 class UniformMixture(Distribution):
@@ -72,13 +74,15 @@ class UniformMixture(Distribution):
         within = self.components.variance.mean(self._dim)
         return within + self.components.mean.var(self._dim, unbiased=False)
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self._chosen(self.components.rsample(sample_shape))
+    def rsample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
+        """A reparametrized sample, drawn from `generator`, of the device of the components."""
+        return self._chosen(rsample_of(self.components, sample_shape, generator), generator)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
+        """A sample, drawn from `generator`."""
         # A decorator would keep torch.export from seeing through a method of a distribution.
         with torch.no_grad():
-            return self._chosen(self.components.sample(sample_shape))
+            return self._chosen(sample_of(self.components, sample_shape, generator), generator)
 
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
@@ -91,10 +95,10 @@ class UniformMixture(Distribution):
         """That of the components, in a sample of them."""
         return -1 - len(self.event_shape)
 
-    def _chosen(self, draws: Tensor) -> Tensor:
+    def _chosen(self, draws: Tensor, generator: Generator | None) -> Tensor:
         """Of draws of all components those of one each, chosen at random."""
         dim = draws.dim() + self._dim
         shape = draws.shape[:dim]
-        chosen = torch.randint(draws.shape[dim], shape, device=draws.device)
+        chosen = torch.randint(draws.shape[dim], shape, device=draws.device, **source(generator))
         index = chosen.reshape(*shape, 1, *(1 for _ in self.event_shape))
         return draws.gather(dim, index.expand(*shape, 1, *self.event_shape)).squeeze(dim)

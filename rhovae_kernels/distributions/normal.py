@@ -4,11 +4,12 @@ import math
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch.distributions import Distribution, Independent, Normal, constraints, register_kl
 from torch.distributions.utils import lazy_property
 
 from python_ref.precision import upcast
+from rhovae_kernels.distributions.draws import standard_normal
 
 
 class DiagonalNormal(Distribution):
@@ -81,12 +82,20 @@ class DiagonalNormal(Distribution):
         """The z that standard normal noise stands for: loc + exp(½ log_var) ⊙ ε."""
         return self.loc + self.stddev * eps
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self.rsample_and_log_prob(sample_shape)[0]
+    def sample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
+        """A sample, drawn from `generator`, of the device of the parameters."""
+        with torch.no_grad():
+            return self.rsample(sample_shape, generator)
 
-    def rsample_and_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
+    def rsample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
+        """A reparametrized sample, drawn from `generator`."""
+        return self.rsample_and_log_prob(sample_shape, generator)[0]
+
+    def rsample_and_log_prob(
+        self, sample_shape: Any = (), generator: Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """A reparametrized sample and its log p in nats, from the noise of the sample."""
-        eps = self._noise(sample_shape)
+        eps = self._noise(sample_shape, generator)
         return self.at(eps), self._log_prob_of(eps)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -99,9 +108,9 @@ class DiagonalNormal(Distribution):
         d = self.event_shape[0]
         return 0.5 * (d * (1 + math.log(2 * math.pi)) + log_var.sum(-1))
 
-    def _noise(self, sample_shape: Any) -> Tensor:
+    def _noise(self, sample_shape: Any, generator: Generator | None) -> Tensor:
         shape = self._extended_shape(sample_shape)
-        return torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        return standard_normal(shape, self.loc.dtype, self.loc.device, generator)
 
     def _log_prob_of(self, eps: Tensor) -> Tensor:
         """log p at the z that this noise stands for."""
@@ -175,9 +184,9 @@ class StandardNormal(DiagonalNormal):
             return log_p
         return log_p.expand(torch.broadcast_shapes(log_p.shape, self.batch_shape))
 
-    def _noise(self, sample_shape: Any) -> Tensor:
+    def _noise(self, sample_shape: Any, generator: Generator | None) -> Tensor:
         shape = self._extended_shape(sample_shape)
-        return torch.randn(shape, dtype=self.dtype, device=self.device)
+        return standard_normal(shape, self.dtype, self.device, generator)
 
 
 def _as_diagonal(p: Independent) -> DiagonalNormal:

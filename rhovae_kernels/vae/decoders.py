@@ -229,10 +229,21 @@ class Discretized(D.Distribution):
         steps = self.levels - 1
         return torch.round(logistic.clamp(0, 1) * steps) / steps
 
-    @torch.no_grad()
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        shape = self._extended_shape(sample_shape)
-        return self.icdf(torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device))
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "Discretized":
+        new = self._get_checked_instance(Discretized, _instance)
+        batch = torch.Size(batch_shape)
+        new.loc, new.log_scale = self.loc.expand(batch), self.log_scale.expand(batch)
+        new.levels = self.levels
+        super(Discretized, new).__init__(batch, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def sample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
+        """A sample, drawn from `generator`, of the device of the parameters."""
+        shape, like = self._extended_shape(sample_shape), self.loc
+        uniform = torch.rand(shape, dtype=like.dtype, device=like.device, **source(generator))
+        with torch.no_grad():
+            return self.icdf(uniform)
 
     def _zero(self) -> Tensor:
         return torch.zeros_like(self.loc)
@@ -291,7 +302,4 @@ class DiscretizedLogistic(Decoder):
 
     @torch.no_grad()
     def draw(self, z: Tensor, generator: Generator | None = None) -> Tensor:
-        p = self.per_dimension(self.outputs(z))
-        shape, like = p.loc.shape, p.loc
-        uniform = torch.rand(shape, dtype=like.dtype, device=like.device, **source(generator))
-        return p.icdf(uniform)
+        return self.per_dimension(self.outputs(z)).sample((), generator)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Generator, Tensor, nn
 
+from rhovae_kernels.distributions.draws import rsample_of, source
 from rhovae_kernels.distributions.mixture import UniformMixture
 from rhovae_kernels.vae.nets import BATCH_NORMS
 from rhovae_kernels.vae.parts import positive_integers
@@ -128,14 +129,14 @@ class _Aggregate(UniformMixture):
         new.posterior, new.h = self.posterior, self.h
         return super().expand(batch_shape, new)
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
+    def rsample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
         shape = self._extended_shape(sample_shape)[:-1]
-        chosen = torch.randint(len(self.h), shape, device=self.h.device)
-        return self.posterior(self.h[chosen]).rsample()
+        chosen = torch.randint(len(self.h), shape, device=self.h.device, **source(generator))
+        return rsample_of(self.posterior(self.h[chosen]), (), generator)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
+    def sample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
         with torch.no_grad():
-            return self.rsample(sample_shape)
+            return self.rsample(sample_shape, generator)
 
 
 @contextlib.contextmanager

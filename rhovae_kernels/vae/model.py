@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Generator, Tensor, nn
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution
 
 from rhovae_kernels.files import load_tensors, read_json, save_tensors, write_json
 from rhovae_kernels.nn.derived import derive_from_meta
@@ -23,6 +23,7 @@ from rhovae_kernels.vae.objectives.base import known_step
 from rhovae_kernels.vae.posteriors import Posterior
 from rhovae_kernels.vae.priors import Prior
 from rhovae_kernels.vae.trial import check_decoder, encoder_shapes
+from rhovae_kernels.vae.values import check_values
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -179,25 +180,7 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
                 likelihood's support.
         """
         self._check_shape(x, name)
-        support = self.decoder.support
-        if not x.numel():
-            return
-        if support is constraints.real or isinstance(support, constraints.interval):
-            # One pass where all is well: a NaN comes out at both ends.
-            ends = torch.stack(x.aminmax())
-            if bool((ends.isfinite() & support.check(ends)).all()):
-                return
-        if not bool(x.isfinite().all()):
-            row = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
-            raise ValueError(f"{name} holds a NaN or an infinity, first at {row}; none is wanted")
-        outside = ~support.check(x)
-        if bool(outside.any()):
-            row = int(outside.flatten(1).any(1).nonzero()[0])
-            value = x[row][outside[row]].flatten()[0].item()
-            raise ValueError(
-                f"{name} holds {value:g} at {row}, outside the support of "
-                f"{type(self.decoder).__name__}, {support}"
-            )
+        check_values(x, self.decoder, name)
 
     def _check_shape(self, x: Tensor, name: str = "x") -> None:
         if x.shape[1:] != self._input_shape:

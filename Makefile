@@ -14,7 +14,11 @@ SEED ?= 0
 SANITIZED = build/sanitized
 RUNTIMES = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)
 
-.PHONY: demo test check fuzz fuzz-sanitized bench clean
+# Of `make compat`: torch/triton, the oldest and the newest that are promised, and what is tested.
+COMPAT ?= 2.11.0/3.6.0 2.14.1/3.8.0
+COMPAT_TESTS ?= tests
+
+.PHONY: demo test check fuzz fuzz-sanitized compat bench clean
 
 # The pinned torch first, then the package against it: an isolated build would fetch a second torch.
 $(VENV)/.ready: $(SOURCES)
@@ -48,6 +52,12 @@ $(SANITIZED)/.ready: $(VENV)/.ready
 fuzz-sanitized: $(SANITIZED)/.ready
 	cd $(SANITIZED) && LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0 \
 		PYTHONPATH=.:$(CURDIR)/tests $(abspath $(VENV))/bin/python -m fuzz --seed $(SEED) --calls $(CALLS)
+
+# Builds and tests with the oldest and the newest torch, one line each.
+compat:
+	@failed=0; for pair in $(COMPAT); do \
+		.ci/compat $${pair%/*} $${pair#*/} $(COMPAT_TESTS) || failed=1; \
+	done; exit $$failed
 
 bench: $(VENV)/.ready
 	$(VENV)/bin/rhovae bench

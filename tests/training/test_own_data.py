@@ -310,10 +310,18 @@ def train():
                  rk.priors.StandardNormal(2), rk.decoders.Bernoulli())
     rk.fit(vae, loader(), valid=x[:64], epochs=EPOCHS, out=out, resume="auto", quiet=True,
            optimizer="adamw", weight_decay=0.01, lr=0.02, schedule="plateau", average=0.95,
-           clip=10.0, accumulate=2, patience=12)
+           clip=10.0, accumulate=2, patience=25)
 
-EPOCHS, moments = 40, random.Random(len(kind))
+EPOCHS, moments = 50, random.Random(len(kind))
+
+def changed(name):
+    path = os.path.join(out, name)
+    return os.stat(path).st_mtime_ns if os.path.exists(path) else None
+
 for _ in range(kills):
+    # Soon after the run was opened, or after an epoch was saved: in the midst of the next one.
+    event = moments.choice(["run.json", "history.json"])
+    before = changed(event)
     child = os.fork()
     if child == 0:
         # A group of its own: the loader's workers, which may outlive it, are killed with it.
@@ -321,10 +329,13 @@ for _ in range(kills):
         train()
         os._exit(0)
     os.setpgid(child, child)
-    time.sleep((2.5 if kind == "workers" else 0.35) * moments.uniform(0.3, 1))
+    while changed(event) == before:
+        time.sleep(0.001)
+        if os.waitpid(child, os.WNOHANG)[0]:
+            sys.exit("a run had ended before it was killed")
+    time.sleep((0.1 if kind == "workers" else 0.03) * moments.random())
     os.killpg(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    if not os.WIFSIGNALED(status):
+    if not os.WIFSIGNALED(os.waitpid(child, 0)[1]):
         sys.exit("a run had ended before it was killed")
 train()
 """

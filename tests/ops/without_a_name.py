@@ -37,7 +37,7 @@ def without(name):
 pkgutil.resolve_name = without
 
 import rhovae_kernels as rk  # noqa: E402
-from rhovae_kernels.distributions import Pushforward  # noqa: E402
+from rhovae_kernels.distributions import DiagonalNormal, NormalizingFlow  # noqa: E402
 from rhovae_kernels.ops import eager  # noqa: E402
 from rhovae_kernels.ops.op import REGISTRY  # noqa: E402
 
@@ -117,16 +117,21 @@ def forward_mode_twice():
     return (torch.func.jacfwd(torch.func.jacfwd(energy))(tokens.detach()),)
 
 
-class Doubling:
-    def call_and_log_det(self, z, context):
-        return 2 * z, z.new_full(z.shape[:-1], z.shape[-1] * math.log(2))
+class Doubling(rk.nn.Transform):
+    def call_and_log_det(self, x, context=None):
+        return 2 * x, x.new_full(x.shape[:-1], x.shape[-1] * math.log(2))
 
-    def inverse(self, z, context):
-        return z / 2, z.new_full(z.shape[:-1], -z.shape[-1] * math.log(2))
+    def inverse(self, y, context=None):
+        return y / 2, y.new_full(y.shape[:-1], -y.shape[-1] * math.log(2))
+
+
+class Doubled(rk.nn.Flow):
+    samples_in_parallel = True
 
 
 def density_of_a_sample():
-    q = Pushforward(torch.zeros(3), torch.zeros(3), Doubling())
+    base = DiagonalNormal(torch.zeros(3), torch.zeros(3))
+    q = NormalizingFlow(Doubled(3, [Doubling()]), base=base)
     torch.manual_seed(0)
     with torch.no_grad():
         z = q.rsample()

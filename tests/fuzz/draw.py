@@ -105,8 +105,9 @@ class Draw:
             return self.random.choice((x - 1, x + 1, x.flip(0), torch.full_like(x, 2**31 - 1)))
         ways = [lambda: x[None], lambda: x.flatten(), lambda: x.sum(), lambda: x.int()]
         ways += [lambda: x.bool(), lambda: x.double(), lambda: x.half(), lambda: x.to("meta")]
-        ways += [lambda: torch.zeros(0, dtype=x.dtype), lambda: x.repeat_interleave(2, -1)]
+        ways += [lambda: torch.zeros(0, dtype=x.dtype)]
         if x.dim():
+            ways += [lambda: x.repeat_interleave(2, -1)]
             ways += [lambda: x[..., :-1], lambda: x[..., :1], lambda: x[:1], lambda: x[:0]]
             ways += [lambda: torch.cat([x, x]), lambda: x.mT if x.dim() > 1 else x[:, None]]
         return self.random.choice(ways)()

@@ -57,6 +57,8 @@ def evaluate(
         print(result.json())
         return
     print(f"{result['count']} data of {result['data']}, {result['split']}, {result['label']}; nats")
+    for note in result.get("notes", ()):
+        print(f"data: {note}")
     for name, value in result.lines():
         print(f"{name:<24}{value}")
 

@@ -62,19 +62,16 @@ def train(
     """Train a recipe on data; the run's directory holds all that `evaluate` needs."""
     import torch
 
-    from rhovae_kernels.data import load
-    from rhovae_kernels.data.splits import names_set, of_file
+    from rhovae_kernels.data.splits import is_name, sources
     from rhovae_kernels.seeding import seeded
     from rhovae_kernels.training.fit import fit
     from rhovae_kernels.vae.recipes import recipe as find
 
     found = find(recipe)
-    out = out or Path("runs") / f"{Path(dataset).stem}-{found.name}"
+    out = out or Path("runs") / f"{Path(dataset).resolve().stem}-{found.name}"
     validation = _fraction_or_path(valid)
-    if names_set(dataset):
-        shape = load(dataset, data_root, binarize, "test").input_shape
-    else:
-        shape = of_file(dataset, binarize=binarize)["train"].input_shape
+    split = "test" if is_name(dataset) else "train"
+    shape = sources(dataset, (split,), binarize=binarize, root=data_root)[split].input_shape
     with seeded(torch.device("cpu"), seed):
         vae = found.build(shape, latent)
     history = fit(

@@ -55,6 +55,7 @@ class Source(ABC):
         count: how many data there are; None where only a pass over them tells.
         batch_size: size of its batches, where the source decides on it; None elsewhere.
         input_shape: shape of one datum.
+        split: which split of a set or file they are; "given" elsewhere.
         in_memory: whether all values can be looked at before the first step.
         first: some of the data, to be looked at before the first step.
         notes: what was done to the data, or left out, that nobody asked for.
@@ -62,6 +63,7 @@ class Source(ABC):
 
     name: str
     label = "given"
+    split = "given"
     count: int | None
     batch_size: int | None = None
     input_shape: tuple[int, ...]
@@ -147,7 +149,8 @@ class InMemory(Source):
         notes: Sequence[str] = (),
     ) -> None:
         self.dataset, self.dtype, self.given = dataset, dtype, given
-        self.name, self.label, self.count = dataset.name, dataset.label, len(dataset)
+        self.name, self.label, self.split = dataset.name, dataset.label, dataset.split
+        self.count = len(dataset)
         self.notes = [*notes, *dataset.notes]
         self.input_shape = dataset.input_shape
         # Bytes are in range whatever they are; of these a few stand for all.

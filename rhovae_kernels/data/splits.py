@@ -1,5 +1,6 @@
 """`open_splits`: training, validation and test data, from whatever was given for each."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,21 +115,8 @@ def open_splits(
     Raises:
         TypeError, ValueError, OSError: see `as_source` and `data.load`.
     """
-    options: dict[str, Any] = {"dtype": dtype, "workers": workers, "binarize": binarize}
-    options["seed"] = seed
-    of_name = names_set(data)
-    if not of_name and train_split != "train":
-        raise ValueError(f"train_split is {train_split!r}; it is of named data sets")
-    found: dict[str, Source]
-    if of_name:
-        found = {
-            split: InMemory(load(data, root, binarize, part, seed), dtype)
-            for split, part in (("train", train_split), ("valid", "valid"), ("test", "test"))
-        }
-    elif isinstance(data, str | Path):
-        found = of_file(data, dtype, binarize, seed)
-    else:
-        found = {"train": as_source(data, **options)}
+    options: dict[str, Any] = {"dtype": dtype, "binarize": binarize, "seed": seed}
+    found = sources(data, train_split=train_split, root=root, workers=workers, **options)
     train = found["train"]
     valid = found.get("valid") if valid is None else valid
     test = found.get("test") if test is None else test
@@ -141,34 +129,70 @@ def open_splits(
         )
     return Splits(
         train,
-        as_source(valid, **options, argument="valid"),
-        None if test is None else as_source(test, **options, argument="test"),
+        as_source(valid, workers=workers, argument="valid", **options),
+        None if test is None else as_source(test, workers=workers, argument="test", **options),
     )
 
 
-def names_set(data: Any) -> bool:
+def sources(
+    data: Any,
+    splits: Collection[str] = ("train", "valid", "test"),
+    *,
+    dtype: torch.dtype = torch.float32,
+    workers: int = 0,
+    binarize: str = "none",
+    root: str | Path | None = None,
+    train_split: str = "train",
+    seed: int = 0,
+) -> dict[str, Source]:
+    """The sources of the splits that data have: all of a named set, those of a file, else one.
+
+    Args:
+        data: the name of a data set, the path of a file, or data as `as_source` takes them, which
+            are those of "train".
+        splits: which are wanted.
+        dtype, workers, binarize: see `as_source`.
+        root: directory of the data sets, see `data.load`.
+        train_split: of a named set, what "train" stands for.
+        seed: of the draws of binarization.
+
+    Returns:
+        By the names in `splits`, those that there are; "train" where there is none of them.
+
+    Raises:
+        TypeError, ValueError, OSError: see `as_source`, `data.load` and `data.open_file`.
+
+    Example:
+        >>> {split: source.count for split, source in sources("digits", ["valid", "test"]).items()}
+        {'valid': 180, 'test': 360}
+    """
+    if is_name(data):
+        of_split = {split: train_split if split == "train" else split for split in splits}
+        return {
+            split: InMemory(load(data, root, binarize, part, seed), dtype)
+            for split, part in of_split.items()
+        }
+    if train_split != "train":
+        raise ValueError(f"train_split is {train_split!r}; it is of named data sets")
+    if not isinstance(data, str | Path):
+        one = as_source(data, dtype=dtype, workers=workers, binarize=binarize, seed=seed)
+        return {"train": one}
+    held = open_file(data, binarize, seed)
+    wanted = [split for split in splits if split in held]
+    if "train" in splits and "train" not in held:
+        raise ValueError(f"{data} holds {', '.join(held)}; there is nothing to train on")
+    if not wanted and len(held) > 1:
+        raise ValueError(f"{data} holds {', '.join(held)}; there is no {' or '.join(splits)}")
+    found: dict[str, Source] = {}
+    for split in wanted or held:
+        d = held[split]
+        given = {"kind": "file", "name": d.name, "split": split, **fingerprint(d.values)}
+        found[split] = InMemory(d, dtype, given)
+    return found
+
+
+def is_name(data: Any) -> bool:
     """Whether this is the name of a data set, right or wrong, and not the path of a file."""
     if not isinstance(data, str):
         return False
     return data in LOADERS or not (Path(data).exists() or Path(data).suffix)
-
-
-def of_file(
-    path: str | Path, dtype: torch.dtype = torch.float32, binarize: str = "none", seed: int = 0
-) -> dict[str, Source]:
-    """The sources of the splits that a file or a folder of images holds.
-
-    Raises:
-        ValueError, OSError: see `data.open_file`; there is no data to train on.
-    """
-    found = open_file(path, binarize, seed)
-    if "train" not in found:
-        raise ValueError(f"{path} holds {', '.join(found)}; there is nothing to train on")
-    return {
-        split: InMemory(
-            dataset,
-            dtype,
-            {"kind": "file", "name": dataset.name, "split": split, **fingerprint(dataset.values)},
-        )
-        for split, dataset in found.items()
-    }

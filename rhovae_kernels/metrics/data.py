@@ -5,9 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from rhovae_kernels.data import load
-from rhovae_kernels.data.sources import InMemory, Source
-from rhovae_kernels.data.splits import as_source, names_set, of_file
+from rhovae_kernels.data.sources import Source
+from rhovae_kernels.data.splits import is_name, sources
 from rhovae_kernels.vae.model import VAE
 
 
@@ -36,6 +35,7 @@ def data_of_run(
     Raises:
         ValueError: the run was trained on data of somebody's own, and none are given; data do not
             fit the model.
+        TypeError, OSError: see `data.splits.sources`.
     """
     trained_on = run.get("data", "digits")
     if data is None:
@@ -47,19 +47,11 @@ def data_of_run(
         )
     dtype = next(vae.parameters()).dtype
     same = data in (trained_on, run.get("data_path")) if isinstance(data, str) else False
-    pixels = binarize or (run.get("binarize", "none") if same or names_set(data) else "none")
+    pixels = binarize or (run.get("binarize", "none") if same or is_name(data) else "none")
     seed = run.get("seed", seed)
-    if names_set(data):
-        root = data_root if data_root is not None else run.get("data_root")
-        source: Source = InMemory(load(data, root, pixels, split, seed), dtype)
-    elif isinstance(data, str | Path):
-        found = of_file(data, dtype, pixels, seed)
-        if len(found) > 1 and split not in found:
-            raise ValueError(f"{data} holds {', '.join(found)}; there is no split {split!r}")
-        # A file of one array is measured as it is, whatever it is called.
-        source = found[split] if split in found else found["train"]
-    else:
-        source = as_source(data, dtype=dtype, binarize=pixels, seed=seed)
+    root = data_root if data_root is not None else run.get("data_root")
+    options: dict[str, Any] = {"dtype": dtype, "binarize": pixels, "seed": seed}
+    (source,) = sources(data, (split,), root=root, **options).values()
     if source.input_shape != vae.input_shape:
         raise ValueError(
             f"{source.name} holds data of shape {source.input_shape}; the model wants "

@@ -28,9 +28,9 @@ METRICS = (
 class Result(dict[str, Any]):
     """What `evaluate` measured: a dictionary with one entry per metric, ready for JSON.
 
-    `data`, `split`, `count` and `label` say on what; label "grey" marks values in [0, 1] as they
-    are, on which a Bernoulli decoder gives a cross-entropy, comparable among models trained alike
-    and no density.
+    `data`, `split`, `count` and `label` say on what, `notes`, where there are any, what was done to
+    the data. The label "grey" marks values in [0, 1] as they are, on which a Bernoulli decoder
+    gives a cross-entropy, comparable among models trained alike and no density.
     """
 
     def json(self) -> str:
@@ -134,9 +134,9 @@ def evaluate(
     source, x = data_of_run(vae, run, data, split, limit, data_root, binarize, seed)
     if len(x) < 2:
         raise ValueError(f"{source.name} holds {len(x)} data; a standard error takes 2 at least")
-    # Of data of one's own there is one split, whatever it is called.
-    split = split if data is None or isinstance(data, str) else "given"
-    result = Result(data=source.name, split=split, count=len(x), label=source.label)
+    result = Result(data=source.name, split=source.split, count=len(x), label=source.label)
+    if source.notes:
+        result["notes"] = source.notes
     device = next(vae.parameters()).device
     training = vae.training
     vae.eval()

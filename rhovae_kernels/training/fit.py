@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from accelerate import Accelerator
 
-from rhovae_kernels.data.splits import Splits, names_set, open_splits
+from rhovae_kernels.data.splits import Splits, is_name, open_splits
 from rhovae_kernels.training.callbacks import Callback, EarlyStopping, State
 from rhovae_kernels.training.progress import ProgressBar
 from rhovae_kernels.training.run import LAST, History, Run
@@ -230,14 +230,14 @@ def _check_splits(vae: VAE, splits: Splits, samples: int) -> None:
 def _describe_data(
     splits: Splits, data: Any, binarize: str, data_root: str | Path | None, train_split: str
 ) -> dict[str, Any]:
+    of_train = splits.train.describe()
     own = {
-        split: source.describe()
-        for split, source in splits._asdict().items()
-        if split != "train" and source is not None and source.describe() != splits.train.describe()
+        split: None if source is None or source.describe() == of_train else source.describe()
+        for split, source in (("valid", splits.valid), ("test", splits.test))
     }
-    of_file = isinstance(data, str | Path) and not names_set(data)
+    of_file = isinstance(data, str | Path) and not is_name(data)
     return {
-        "data": splits.train.describe(),
+        "data": of_train,
         "data_path": str(Path(data).resolve()) if of_file else None,
         **own,
         "binarize": binarize,

@@ -19,7 +19,7 @@ from rhovae_kernels.vae.model import VAE
 
 RUN, HISTORY, BEST, LAST = "run.json", "history.json", "best.safetensors", "last.safetensors"
 
-DEFAULTS: dict[str, Any] = {**Settings().describe(), "notes": [], "schedule_epochs": None}
+DEFAULTS: dict[str, Any] = {**Settings().describe(), "schedule_epochs": None}
 """What a setting was in a run whose version did not write it down."""
 
 FREE = ("data_root", "data_path", "notes", "trackers")

@@ -22,7 +22,7 @@ def trial(module: nn.Module, *shape: int) -> Any:
 
     Raises:
         NoTrial: it cannot run there: it makes tensors elsewhere, or looks at values.
-        RuntimeError: it does not take the shape.
+        RuntimeError, TypeError, ValueError: it does not take the shape.
 
     Example:
         >>> trial(nn.Linear(3, 5), 3).shape
@@ -38,7 +38,7 @@ def trial(module: nn.Module, *shape: int) -> Any:
     try:
         with torch.no_grad():
             return functional_call(module, there, (rows,))
-    except (RuntimeError, NotImplementedError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         text = str(error)
         if isinstance(error, NotImplementedError) or "meta" in text or "device" in text:
             raise NoTrial(text.partition("\n")[0]) from error
@@ -78,7 +78,7 @@ def encoder_shapes(
                 f"not tell ({reason}): give features=…, how many numbers come out for each datum"
             ) from reason
         return shape, width
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"encoder is a {name}, which does not take data of shape {(ROWS, *shape)}: {error}"
         ) from error
@@ -103,7 +103,7 @@ def check_decoder(decoder: nn.Module, latent: int, input_shape: tuple[int, ...])
         p = trial(decoder, latent)
     except NoTrial:
         return
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
             f"decoder: its network does not take codes of shape {(ROWS, latent)}: {error}"
         ) from error

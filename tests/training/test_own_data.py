@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from checkpoints import same_checkpoint
 from torch.utils.data import (
     DataLoader,
     Dataset,
@@ -15,7 +16,6 @@ from torch.utils.data import (
 )
 
 import rhovae_kernels as rk
-from rhovae_kernels.files import load_tensors
 
 N, SHAPE = 90, (1, 8, 8)
 
@@ -277,6 +277,25 @@ def test_results_are_labelled_by_what_the_values_are(data, label):
     assert rk.evaluate(build(), data, ["elbo"])["label"] == label
 
 
+def test_a_run_is_not_resumed_without_the_data_it_was_tested_on(tmp_path):
+    train(tmp_path / "run", X, valid=X, test=X[:20], epochs=1)
+    with pytest.raises(ValueError, match=r"test is \{.*, asked for is None"):
+        train(tmp_path / "run", X, valid=X, resume="auto")
+
+
+def test_what_is_done_to_data_that_are_measured_is_in_the_result():
+    result = rk.evaluate(build(), images(torch.uint8), ["elbo"])
+    assert result["notes"] == ["bytes are pixels: divided by 255"]
+    assert "notes" not in rk.evaluate(build(), X, ["elbo"])
+
+
+def test_a_result_says_which_split_of_a_file_it_is_of(tmp_path):
+    np.savez(tmp_path / "mine.npz", x_train=X.numpy(), x_test=X[:30].numpy())
+    np.save(tmp_path / "mine.npy", X.numpy())
+    results = [rk.evaluate(build(), tmp_path / f"mine.{end}", ["elbo"]) for end in ("npz", "npy")]
+    assert [(r["split"], r["count"]) for r in results] == [("test", 30), ("train", 90)]
+
+
 KILLED = """
 import os, random, signal, sys, time
 import torch
@@ -359,6 +378,4 @@ def test_a_run_killed_ten_times_at_random_moments_ends_with_the_bits_of_one_neve
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert (whole / "history.json").read_bytes() == (killed / "history.json").read_bytes()
     for name in ("last.safetensors", "best.safetensors", "model.safetensors"):
-        (one, text), (other, others) = load_tensors(whole / name), load_tensors(killed / name)
-        assert text == others and one.keys() == other.keys()
-        assert all(torch.equal(one[key], other[key]) for key in one), name
+        assert same_checkpoint(whole / name, killed / name), name

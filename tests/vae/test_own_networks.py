@@ -1,5 +1,6 @@
 """VAEs around networks that people have already."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -86,6 +87,16 @@ def test_a_width_that_a_trial_does_not_tell_is_asked_for_and_taken():
         build(LooksAtValues())
     vae = build(LooksAtValues(), features=7)
     assert vae(torch.rand(3, *SHAPE)).rate.shape == (3,)
+
+
+def test_a_network_that_leaves_torch_is_asked_for_its_width():
+    class ThroughNumPy(LooksAtValues):
+        def forward(self, x):
+            return self.layer(torch.from_numpy(np.tanh(x.detach().numpy())).flatten(1))
+
+    with pytest.raises(ValueError, match=r"ThroughNumPy, whose number of features .*features=…"):
+        build(ThroughNumPy())
+    assert build(ThroughNumPy(), features=7)(torch.rand(3, *SHAPE)).rate.shape == (3,)
 
 
 def test_lazy_layers_are_named():

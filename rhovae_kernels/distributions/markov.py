@@ -39,7 +39,9 @@ class AR1Normal(Distribution):
             fit; a value is outside its constraint.
 
     Source:
-        rho-VAE paper, equations 4 to 7, with 7 corrected; KL between two of them: tridiagonal R⁻¹.
+        Ferdowsi, Diephuis, Rezaeifar and Voloshynovskiy, 2019, "ρ-VAE: Autoregressive
+        parametrization of the VAE encoder", https://arxiv.org/abs/1909.06236, equations 4 to 7,
+        with 7 corrected; KL between two of them: tridiagonal R⁻¹.
 
     Example:
         >>> import torch

@@ -94,7 +94,8 @@ def skl(vae: VAE, x: Tensor, samples: int = SAMPLES) -> dict[str, Any]:
         samples: how many of each distribution.
 
     Source:
-        dpVAE paper, §5.1, whose formula is lost in our copy: the sum of both is ours.
+        Bhalodia, Lee and Elhabian, 2019, "dpVAEs: Fixing sample generation for regularized VAEs",
+        https://arxiv.org/abs/1911.10506, §5.1: the sum of both directions is ours.
     """
     q = AggregatePosterior(vae, x)
     z, _ = q.sample(samples)
@@ -141,8 +142,9 @@ def leakage(
         ValueError: the thresholds do not ascend.
 
     Source:
-        dpVAE paper, §5.1. Its equation 6 is lost in our copy: the score follows its words, with
-        both densities in the representation space; the mass is ours.
+        Bhalodia, Lee and Elhabian, 2019, "dpVAEs: Fixing sample generation for regularized VAEs",
+        https://arxiv.org/abs/1911.10506, §5.1. The score follows the words around its equation 6,
+        with both densities in the representation space; the mass is ours.
     """
     thresholds = check_thresholds(thresholds)
     q = AggregatePosterior(vae, x)
@@ -203,7 +205,8 @@ def low_posterior(vae: VAE, x: Tensor, n: int, of: int = SAMPLES) -> Tensor:
         ValueError: n is more than `of`.
 
     Source:
-        dpVAE paper, §4.1, low-posterior samples.
+        Bhalodia, Lee and Elhabian, 2019, "dpVAEs: Fixing sample generation for regularized VAEs",
+        https://arxiv.org/abs/1911.10506, §4.1, low-posterior samples.
     """
     _check_choice(n, of)
     with torch.no_grad():
@@ -227,7 +230,8 @@ def high_posterior(vae: VAE, x: Tensor, n: int, of: int = SAMPLES) -> Tensor:
         ValueError: n is more than `of`.
 
     Source:
-        dpVAE paper, §4.1, high-posterior samples.
+        Bhalodia, Lee and Elhabian, 2019, "dpVAEs: Fixing sample generation for regularized VAEs",
+        https://arxiv.org/abs/1911.10506, §4.1, high-posterior samples.
     """
     _check_choice(n, of)
     z, _ = AggregatePosterior(vae, x).sample(of)

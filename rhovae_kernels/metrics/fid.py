@@ -47,7 +47,9 @@ def fid(
         RuntimeError: torchmetrics or torch-fidelity is not installed.
 
     Source:
-        dpVAE paper, §5.1. How many low-posterior samples it takes of how many is not said.
+        Bhalodia, Lee and Elhabian, 2019, "dpVAEs: Fixing sample generation for regularized VAEs",
+        https://arxiv.org/abs/1911.10506, §5.1. How many low-posterior samples it takes of how many
+        is not said.
     """
     path = check_weights(weights)
     if x.dim() != 4 or x.shape[1] not in (1, 3):

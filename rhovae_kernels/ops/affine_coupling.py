@@ -47,8 +47,9 @@ def affine_coupling(
         ValueError: a shape, type or device does not fit, or the bound is none of these.
 
     Source:
-        dpVAE paper, §3: the layers of its g, from the representation space to the generation
-        space; its authors' code bounds s by tanh, and t by nothing.
+        Bhalodia, Lee and Elhabian, 2019, "dpVAEs: Fixing sample generation for regularized VAEs",
+        https://arxiv.org/abs/1911.10506, §3: the layers of its g, from the representation space to
+        the generation space; its authors' code bounds s by tanh, and t by nothing.
 
     Example:
         >>> import torch, rhovae_kernels as rk

@@ -35,7 +35,9 @@ def ar1_reparam(
         ValueError: a shape, type or device does not fit.
 
     Source:
-        rho-VAE paper, eqs. 4–7, with eq. 7 corrected (prefactor √s, last row from ρ^{d−1}).
+        Ferdowsi, Diephuis, Rezaeifar and Voloshynovskiy, 2019, "ρ-VAE: Autoregressive
+        parametrization of the VAE encoder", https://arxiv.org/abs/1909.06236, eqs. 4–7, with eq. 7
+        corrected (prefactor √s, last row from ρ^{d−1}).
 
     Example:
         >>> import torch, rhovae_kernels as rk
@@ -65,7 +67,9 @@ def ar1_log_prob(z: Tensor, mu: Tensor, log_var: Tensor, rho_logit: Tensor) -> T
         ValueError: a shape, type or device does not fit.
 
     Source:
-        rho-VAE paper, eqs. 4–5: the density that its covariance and determinant define.
+        Ferdowsi, Diephuis, Rezaeifar and Voloshynovskiy, 2019, "ρ-VAE: Autoregressive
+        parametrization of the VAE encoder", https://arxiv.org/abs/1909.06236, eqs. 4–5: the density
+        that its covariance and determinant define.
 
     Example:
         >>> import torch, rhovae_kernels as rk

@@ -33,7 +33,9 @@ def iaf_gate(z: Tensor, m: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         ValueError: a shape, type or device does not fit.
 
     Source:
-        IAF post, eqs. 15–17, with eqs. 16 and 17 corrected: log σ(s) in place of log s.
+        Keng, 2017, "Variational autoencoders with inverse autoregressive flows",
+        https://bjlkeng.io/posts/variational-autoencoders-with-inverse-autoregressive-flows/, eqs.
+        15–17, with eqs. 16 and 17 corrected: log σ(s) in place of log s.
 
     Example:
         >>> import torch, rhovae_kernels as rk

@@ -31,7 +31,9 @@ def linear_scan(gates: Tensor, tokens: Tensor, reverse: bool = False) -> Tensor:
         ValueError: a shape, type or device does not fit.
 
     Source:
-        The scan behind eq. 7 of the rho-VAE paper: its gates are all ρ.
+        Ferdowsi, Diephuis, Rezaeifar and Voloshynovskiy, 2019, "ρ-VAE: Autoregressive
+        parametrization of the VAE encoder", https://arxiv.org/abs/1909.06236, eq. 7: a scan whose
+        gates are all ρ.
 
     Example:
         >>> import torch, rhovae_kernels as rk

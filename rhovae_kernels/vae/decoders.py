@@ -271,9 +271,10 @@ class DiscretizedLogistic(Decoder):
         ValueError: levels is below 2.
 
     Source:
-        Kingma et al., "Improved variational inference with inverse autoregressive flow" (2016),
-        the paper behind the IAF post, for its CIFAR-10. That the outermost values take what lies
-        beyond them, the logit of μ and the first s are ours.
+        Kingma, Salimans, Jozefowicz, Chen, Sutskever and Welling, 2016, "Improving variational
+        inference with inverse autoregressive flow", https://arxiv.org/abs/1606.04934, for its
+        CIFAR-10. That the outermost values take what lies beyond them, the logit of μ and the first
+        s are ours.
 
     Example:
         >>> import torch

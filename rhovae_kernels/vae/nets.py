@@ -64,7 +64,9 @@ class MLP(Encoder):
         hidden: widths of the layers.
 
     Source:
-        rho-VAE paper, section 4: one hidden layer of 400.
+        Ferdowsi, Diephuis, Rezaeifar and Voloshynovskiy, 2019, "ρ-VAE: Autoregressive
+        parametrization of the VAE encoder", https://arxiv.org/abs/1909.06236, section 4: one hidden
+        layer of 400.
 
     Example:
         >>> import torch
@@ -102,10 +104,14 @@ class Conv(Encoder):
         ValueError: the image does not halve that often, or the activation is unknown.
 
     Source:
-        rho-VAE paper, section 4: 64 and 128 filters of 4×4, two fully connected layers, mirrored
-        with transposed convolutions. It gives neither stride, padding nor the widths of the fully
-        connected layers: 2 and 1, which halve exactly, and the 400 of its MLP are ours. IAF post,
-        for ELU.
+        Ferdowsi, Diephuis, Rezaeifar and Voloshynovskiy, 2019, "ρ-VAE: Autoregressive
+        parametrization of the VAE encoder", https://arxiv.org/abs/1909.06236, section 4: 64 and 128
+        filters of 4×4, two fully connected layers, mirrored with transposed convolutions. It gives
+        neither stride, padding nor the widths of the fully connected layers: 2 and 1, which halve
+        exactly, and the 400 of its MLP are ours. Keng, 2017, "Variational autoencoders with inverse
+        autoregressive flows",
+        https://bjlkeng.io/posts/variational-autoencoders-with-inverse-autoregressive-flows/, for
+        ELU.
 
     Example:
         >>> import torch
@@ -164,8 +170,10 @@ class DCGAN(Encoder):
         ValueError: the image does not halve that often.
 
     Source:
-        rho-VAE paper, section 4: "DC-GAN encoding and decoding" for its info-VAE, without sizes;
-        64 and 128 filters and a fully connected layer of 1024 are ours.
+        Ferdowsi, Diephuis, Rezaeifar and Voloshynovskiy, 2019, "ρ-VAE: Autoregressive
+        parametrization of the VAE encoder", https://arxiv.org/abs/1909.06236, section 4: "DC-GAN
+        encoding and decoding" for its info-VAE, without sizes; 64 and 128 filters and a fully
+        connected layer of 1024 are ours.
 
     Example:
         >>> import torch

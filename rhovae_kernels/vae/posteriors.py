@@ -127,7 +127,9 @@ class AR1(Posterior):
         latent: dimensions d of the code.
 
     Source:
-        rho-VAE paper, section 3, with its equation 7 corrected.
+        Ferdowsi, Diephuis, Rezaeifar and Voloshynovskiy, 2019, "ρ-VAE: Autoregressive
+        parametrization of the VAE encoder", https://arxiv.org/abs/1909.06236, section 3, with its
+        equation 7 corrected.
 
     Example:
         >>> import torch

@@ -20,7 +20,8 @@ class BetaB(Objective):
         ValueError: gamma or capacity is negative, or steps is no positive integer.
 
     Source:
-        dpVAE paper, §4.3 and appendix B; its γ and C are lost in our copy.
+        Bhalodia, Lee and Elhabian, 2019, "dpVAEs: Fixing sample generation for regularized VAEs",
+        https://arxiv.org/abs/1911.10506, §4.3 and appendix B; γ and C are ours.
 
     Example:
         >>> BetaB(100.0, capacity=5.0, steps=1000).capacity_at(100)

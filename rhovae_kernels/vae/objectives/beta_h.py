@@ -15,7 +15,9 @@ class BetaH(Objective):
         ValueError: beta is negative.
 
     Source:
-        rho-VAE paper, section 4, its beta-VAE; the paper does not give its β.
+        Ferdowsi, Diephuis, Rezaeifar and Voloshynovskiy, 2019, "ρ-VAE: Autoregressive
+        parametrization of the VAE encoder", https://arxiv.org/abs/1909.06236, section 4, its
+        beta-VAE; the paper does not give its β.
 
     Example:
         >>> BetaH(4.0).beta

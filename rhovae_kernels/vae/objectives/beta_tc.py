@@ -24,7 +24,8 @@ class BetaTC(Objective):
         ValueError: beta is negative; in a VAE, the posterior has no marginals in closed form.
 
     Source:
-        dpVAE paper, §4.3 and appendix B; its β is lost in our copy.
+        Bhalodia, Lee and Elhabian, 2019, "dpVAEs: Fixing sample generation for regularized VAEs",
+        https://arxiv.org/abs/1911.10506, §4.3 and appendix B; β is ours.
 
     Example:
         >>> BetaTC(6.0).beta

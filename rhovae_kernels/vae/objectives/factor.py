@@ -32,8 +32,9 @@ class Factor(Objective):
         ValueError: gamma is negative, a width is none, or lr is not positive.
 
     Source:
-        dpVAE paper, §4.3 and appendix C: five layers of 1000. Its γ and step size are lost in our
-        copy; Adam's settings are the usual ones of FactorVAE.
+        Bhalodia, Lee and Elhabian, 2019, "dpVAEs: Fixing sample generation for regularized VAEs",
+        https://arxiv.org/abs/1911.10506, §4.3 and appendix C: five layers of 1000. γ and the step
+        size are ours; Adam's settings are the usual ones of FactorVAE.
 
     Example:
         >>> objective = Factor(6.4, hidden=(32,)); objective.build(latent=3)

@@ -22,7 +22,8 @@ class InfoMMD(Objective):
         ValueError: a weight is negative, the kernel is unknown, the bandwidth is not positive.
 
     Source:
-        dpVAE paper, §4.3 and appendix B; its α and λ are lost in our copy.
+        Bhalodia, Lee and Elhabian, 2019, "dpVAEs: Fixing sample generation for regularized VAEs",
+        https://arxiv.org/abs/1911.10506, §4.3 and appendix B; α and λ are ours.
 
     Example:
         >>> InfoMMD(alpha=0.0, lambda_=10.0).kernel

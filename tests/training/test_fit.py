@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import same_checkpoint
 
 import rhovae_kernels as rk
-from rhovae_kernels.files import load_tensors
 from rhovae_kernels.training.checkpoint import Checkpoint
 from rhovae_kernels.training.run import History
 from rhovae_kernels.training.score import score
@@ -35,15 +35,6 @@ def train(out: Path, vae: rk.VAE | None = None, **settings: object) -> History:
 
 def contents(run: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in run.iterdir() if p.is_file()}
-
-
-def same_checkpoint(one: Path, other: Path) -> bool:
-    (tensors, metadata), (others, other_metadata) = load_tensors(one), load_tensors(other)
-    return (
-        metadata == other_metadata
-        and tensors.keys() == others.keys()
-        and all(torch.equal(tensors[name], others[name]) for name in tensors)
-    )
 
 
 @pytest.fixture(scope="module")

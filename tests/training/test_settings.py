@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import same_checkpoint
 
 import rhovae_kernels as rk
 from rhovae_kernels.files import load_tensors
@@ -28,12 +29,6 @@ def build(seed: int = 0) -> rk.VAE:
 def train(out: Path, vae: rk.VAE | None = None, **settings):
     settings = {"epochs": 2, "quiet": True, "batch_size": 32, "valid": X[:32], **settings}
     return rk.fit(vae or build(), X, out=out, **settings)
-
-
-def same_checkpoint(one: Path, other: Path) -> bool:
-    (tensors, text), (others, other_text) = load_tensors(one), load_tensors(other)
-    same = all(torch.equal(tensors[key], others[key]) for key in tensors | others)
-    return text == other_text and same
 
 
 class Noted(Callback):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rhovae_kernels.data import images
+from rhovae_kernels.data.convert import SCALED
 from rhovae_kernels.data.dataset import BINARIZATIONS, SPLITS, Dataset, check_choice, check_pixels
 from rhovae_kernels.files import load_tensors
 
@@ -262,7 +263,7 @@ def _checked(where: str, x: Tensor) -> tuple[Tensor, list[str]]:
 def _pixels(where: str, x: Tensor) -> tuple[Tensor, list[str]]:
     """Bytes with their channels first, and what was changed."""
     check_pixels(where, x)
-    notes, shape = ["bytes are pixels: divided by 255"], tuple(x.shape)
+    notes, shape = [SCALED], tuple(x.shape)
     if x.ndim == 3:
         x = x[:, None]
         notes.append(f"{shape} became {tuple(x.shape)}")

@@ -179,6 +179,7 @@ def of_made_solve(args, actual: Tensor, rounding: float) -> tuple[Tensor, Tensor
             n = slope * (n @ w)
         return a * v + n @ weights[0]
 
+    actual = actual.double()
     residual = product(actual, a, heads, slopes, weights) - g
     magnitudes = [[x.abs() for x in y] if isinstance(y, list) else y.abs()
                   for y in (a, heads, slopes, weights)]  # fmt: skip
@@ -190,7 +191,10 @@ def of_made_inverse(args, actual: Tensor, rounding: float) -> tuple[Tensor, Tens
 
     An error e of what a layer reads leaves one of |W| e at most, whatever the activation, whose
     slope is at most 1; the product itself one of n u |W| |h|. log a has a slope of at most 1 in s.
+    An x below the least number of its type is 0, and leaves a times that number.
     """
+    flushed = torch.finfo(actual.dtype).tiny / torch.finfo(actual.dtype).eps
+    actual = actual.double()
     y, offset, weights, biases, prefixes, *constants = args
     made = Made.of(offset, weights, biases, prefixes, *constants)
     read, _, heads = made.layers(actual)
@@ -203,7 +207,7 @@ def of_made_inverse(args, actual: Tensor, rounding: float) -> tuple[Tensor, Tens
     d_s = d_s + 2 + s.abs()
     shift = m.abs() + made.shift(m, s).abs()
     return a * actual + made.shift(m, s) - y, (
-        y.abs() + a * actual.abs() * (1 + d_s) + d_m + shift * (1 + d_s)
+        y.abs() + a * (actual.abs() * (1 + d_s) + flushed) + d_m + shift * (1 + d_s)
     )
 
 

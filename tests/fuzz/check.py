@@ -166,7 +166,7 @@ def network(op, args, wanted, exact, upstream, outputs, gradients, dtype) -> Non
     tame = all((y.abs() <= 1e4).all() for y in whole)
     if tame and not all(y.isfinite().all() for y in outputs):
         raise Mismatch(f"{op}: a result that is not finite")
-    residual, bound = RESIDUALS[op](exact, outputs[0].double(), rounding)
+    residual, bound = RESIDUALS[op](exact, outputs[0], rounding)
     close(f"{op} residual", residual, torch.zeros_like(residual), bound, dtype, rounding)
     if not tame or "relu" in args:
         return

@@ -84,8 +84,7 @@ def check_parameters(op: str, leader: str, x: Tensor, log_var: Tensor, rho_logit
     if x.dim() == 0:
         checks.refuse(op, leader, "a scalar", "of shape (…,d)")
     checks.last_one_or(op, "log_var", log_var, x.shape, leader)
-    per_row = (*x.shape[:-1], 1)
-    checks.shape(op, "rho_logit", rho_logit, per_row, f"one for each row of {leader}")
+    checks.last_one_or(op, "rho_logit", rho_logit, x.shape, leader)
 
 
 def check_upstream(op: str, mu: Tensor, grad_z: Tensor | None, grad_kl: Tensor | None) -> None:

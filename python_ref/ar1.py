@@ -65,7 +65,7 @@ def between(of_logit: Tensor, d: int) -> Tensor:
     return of_logit[..., 1:]
 
 
-def _log_det(c: Correlation, d: int) -> Tensor:
+def log_det_correlation(c: Correlation, d: int) -> Tensor:
     """log det R = Σ_{j≥2} log(1−ρ_j²), (…)."""
     if c.rho.shape[-1] == 1:
         return max(d - 1, 0) * c.log_one_minus_rho2[..., 0]
@@ -100,7 +100,7 @@ def ar1_reparam(
     u = scan(c.rho, _innovations(c, e))
     z = m + torch.exp(0.5 * lv) * u
     variance_terms = (torch.expm1(lv) - lv).expand(m.shape).sum(-1)
-    kl = 0.5 * (m.square().sum(-1) + variance_terms - _log_det(c, d))
+    kl = 0.5 * (m.square().sum(-1) + variance_terms - log_det_correlation(c, d))
     return z.to(mu.dtype), kl
 
 
@@ -179,7 +179,7 @@ def ar1_reparam_rng_backward(
     return d_mu.to(mu.dtype), d_log_var.to(log_var.dtype), d_logit.to(rho_logit.dtype)
 
 
-def _whiten(c: Correlation, u: Tensor) -> Tensor:
+def whiten(c: Correlation, u: Tensor) -> Tensor:
     """ε_1 = u_1; ε_j = (u_j − ρ_j u_{j−1}) / σ_j.
 
     The numerator is written (u_j − sign u_{j−1}) + sign (1−|ρ_j|) u_{j−1}: the same number, and it
@@ -195,8 +195,8 @@ def ar1_log_prob(z: Tensor, mu: Tensor, log_var: Tensor, rho_logit: Tensor) -> T
     """log q(z) = −½[d log 2π + Σ log s_j + Σ_{j≥2} log(1−ρ_j²) + ‖ε‖²]; ε whitens u = (z−μ)/√s."""
     x, m, lv, a = upcast(z, mu, log_var, rho_logit)
     c, d = Correlation.of(read(a)), x.shape[-1]
-    eps = _whiten(c, torch.exp(-0.5 * lv) * (x - m))
-    log_det = lv.expand(x.shape).sum(-1) + _log_det(c, d)
+    eps = whiten(c, torch.exp(-0.5 * lv) * (x - m))
+    log_det = lv.expand(x.shape).sum(-1) + log_det_correlation(c, d)
     return -0.5 * (d * LOG_2PI + log_det + eps.square().sum(-1))
 
 
@@ -213,7 +213,7 @@ def ar1_log_prob_backward(
     k = grad.to(x.dtype)[..., None]
     c, d, inverse_scale = Correlation.of(read(a)), x.shape[-1], torch.exp(-0.5 * lv)
     u = inverse_scale * (x - m)
-    eps = _whiten(c, u)
+    eps = whiten(c, u)
     driven = between(c.cosh, d) * eps[..., 1:]
     gamma = torch.cat([-eps[..., :1], -driven], -1)
     gamma = gamma + torch.cat([between(c.rho, d) * driven, torch.zeros_like(eps[..., :1])], -1)

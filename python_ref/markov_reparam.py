@@ -7,12 +7,14 @@ Shapes: mu, eps, z (…,d); log_var (…,1) or (…,d); rho_logit = a and prior_
 (…,d), whose first entries are then not read and have gradient 0; kl (…), or (…,d) a step at a time.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import logsigmoid, pad
 
 from python_ref import ar1
-from python_ref.ar1 import Correlation, read
+from python_ref.ar1 import Correlation, from_second, read
 from python_ref.linear_scan import linear_scan, shift
 from python_ref.precision import upcast
 
@@ -32,24 +34,62 @@ def cosh_times_difference(a: Tensor, b: Tensor) -> Tensor:
     return -sign * order * torch.expm1(-2 * order * (x - y)) * torch.exp(exponent)
 
 
-def _kl_parts(mu: Tensor, log_var: Tensor, a: Tensor, b: Tensor):
-    """What each step's KL is made of, in the compute type; a_1 and b_1 are 0.
+class Neighbours(NamedTuple):
+    """What the KL of step j ≥ 2 is made of, each (…,d−1), in the compute type.
 
     g_j = log s_j + log(1−ρ_j²) − log(1−ρ_p,j²)
     P_j = cosh b_j (√s_j ρ_j − √s_{j−1} ρ_p,j); I_j = cosh b_j (μ_j − ρ_p,j μ_{j−1})
-
-    Neither difference is formed: √s_j ρ_j − √s_{j−1} ρ_p = (√s_j − √s_{j−1}) ρ_j + √s_{j−1} (ρ_j −
-    ρ_p), and ρ_p = sign (1 − (1−|ρ_p|)).
     """
-    q, p = Correlation.of(a), Correlation.of(b)
-    log_s = log_var.expand(mu.shape)
-    before = torch.exp(0.5 * shift(log_s))
-    step = before * torch.expm1(0.5 * (log_s - shift(log_s)))
-    g = log_s + q.log_one_minus_rho2 - p.log_one_minus_rho2
-    predicted = p.cosh * q.rho * step + before * cosh_times_difference(a, b)
-    signed = p.sign * shift(mu)
-    innovation = p.cosh * ((mu - signed) + p.one_minus_abs_rho * signed)
-    return q, p, before, g, predicted, innovation
+
+    scale_before: Tensor
+    g: Tensor
+    predicted: Tensor
+    innovation: Tensor
+
+    @classmethod
+    def of(cls, mu: Tensor, log_var: Tensor, a: Tensor, b: Tensor) -> "Neighbours":
+        """Of log_var (…,d), a and b (…,1) or (…,d).
+
+        Neither difference is formed: √s_j ρ_j − √s_{j−1} ρ_p = (√s_j − √s_{j−1}) ρ_j + √s_{j−1}
+        (ρ_j − ρ_p), and ρ_p = sign (1 − (1−|ρ_p|)).
+        """
+        a, b = (x if x.shape[-1] == 1 else x[..., 1:] for x in (a, b))
+        q, p = Correlation.of(a), Correlation.of(b)
+        before = torch.exp(0.5 * log_var[..., :-1])
+        step = before * torch.expm1(0.5 * (log_var[..., 1:] - log_var[..., :-1]))
+        signed = p.sign * mu[..., :-1]
+        return cls(
+            scale_before=before,
+            g=log_var[..., 1:] + q.log_one_minus_rho2 - p.log_one_minus_rho2,
+            predicted=p.cosh * q.rho * step + before * cosh_times_difference(a, b),
+            innovation=p.cosh * ((mu[..., 1:] - signed) + p.one_minus_abs_rho * signed),
+        )
+
+
+def _excess(g: Tensor) -> Tensor:
+    """f(g) = eᵍ − 1 − g."""
+    return torch.expm1(g) - g
+
+
+def kl_to_prior_per_step(mu: Tensor, log_var: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """KL_1 = ½[f(log s_1) + μ_1²]; KL_j = ½[f(g_j) + P_j² + I_j²]; each ≥ 0.
+
+    Arguments as of `Neighbours`.
+    """
+    x = Neighbours.of(mu, log_var, a, b)
+    first = _excess(log_var[..., :1]) + mu[..., :1].square()
+    others = _excess(x.g) + x.predicted.square() + x.innovation.square()
+    return 0.5 * torch.cat([first, others], -1)
+
+
+def kl_to_prior(mu: Tensor, log_var: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """KL = Σ_j KL_j of `kl_to_prior_per_step`, (…)."""
+    x = Neighbours.of(mu, log_var, a, b)
+    return 0.5 * (
+        _excess(torch.cat([log_var[..., :1], x.g], -1)).sum(-1)
+        + mu[..., :1].square().sum(-1)
+        + (x.predicted.square() + x.innovation.square()).sum(-1)
+    )
 
 
 def markov_reparam(
@@ -63,13 +103,11 @@ def markov_reparam(
 ) -> tuple[Tensor, Tensor]:
     """A sample, as `ar1_reparam`, and its KL to N(0, R_p).
 
-    KL = Σ_j KL_j; KL_j = ½[f(g_j) + P_j² + I_j²] ≥ 0, f(g) = eᵍ − 1 − g
+    KL = Σ_j KL_j, of `kl_to_prior_per_step`
     """
     z, _ = ar1.ar1_reparam(mu, log_var, rho_logit, eps, scan)
     m, lv, a, b = upcast(mu, log_var, *_of_steps(mu, rho_logit, prior_rho_logit))
-    *_, g, predicted, innovation = _kl_parts(m, lv, a, b)
-    kl = 0.5 * (torch.expm1(g) - g + predicted.square() + innovation.square())
-    return z, kl if per_step else kl.sum(-1)
+    return z, (kl_to_prior_per_step if per_step else kl_to_prior)(m, lv.expand(m.shape), a, b)
 
 
 def _of_steps(mu: Tensor, *logits: Tensor) -> tuple[Tensor, ...]:
@@ -101,7 +139,12 @@ def markov_reparam_backward(
     if grad_kl is not None:
         k = grad_kl.to(d_mu.dtype) if per_step else grad_kl.to(d_mu.dtype)[..., None]
         m, lv, a, b = upcast(mu, log_var, *_of_steps(mu, rho_logit, prior_rho_logit))
-        q, p, before, g, predicted, innovation = _kl_parts(m, lv, a, b)
+        log_s = lv.expand(m.shape)
+        x = Neighbours.of(m, log_s, a, b)
+        g = torch.cat([log_s[..., :1], x.g], -1)
+        innovation = torch.cat([m[..., :1], x.innovation], -1)
+        predicted, before = pad(x.predicted, (1, 0)), pad(x.scale_before, (1, 0))
+        q, p = Correlation.of(a), Correlation.of(b)
         scale, above_one = torch.exp(0.5 * lv), torch.expm1(g)
         sinh = p.sign * p.cosh * (1 - p.one_minus_abs_rho)
         weighted = k * p.cosh * predicted
@@ -115,8 +158,8 @@ def markov_reparam_backward(
             + innovation * (p.rho * innovation - p.sech * shift(m))
         )
         d_log_var = d_log_var + ar1.like(log_var, of_log_var)
-        d_logit = d_logit + ar1.like(rho_logit, ar1.from_second(of_logit))
-        d_prior = ar1.like(prior_rho_logit, ar1.from_second(of_prior))
+        d_logit = d_logit + ar1.like(rho_logit, from_second(of_logit))
+        d_prior = ar1.like(prior_rho_logit, from_second(of_prior))
     gradients = (d_mu, d_log_var, d_logit, d_prior)
     inputs = (mu, log_var, rho_logit, prior_rho_logit)
     return *(d.to(x.dtype) for d, x in zip(gradients, inputs, strict=True)), d_eps

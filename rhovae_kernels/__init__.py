@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 # Public name -> the module it is, or the module and the name in it.
 _LAZY = {
     "AR1Normal": "rhovae_kernels.distributions:AR1Normal",
+    "MarkovNormal": "rhovae_kernels.distributions:MarkovNormal",
     "VAE": "rhovae_kernels.vae.model:VAE",
     "fit": "rhovae_kernels.training.fit:fit",
     "evaluate": "rhovae_kernels.metrics.evaluate:evaluate",

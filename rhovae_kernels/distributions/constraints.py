@@ -1,4 +1,4 @@
-"""`OpenInterval`: a constraint that PyTorch lacks, known to its registries."""
+"""`OpenInterval`, `FromSecond`: constraints that PyTorch lacks, known to its registries."""
 
 import math
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints, transform_to
-from torch.distributions.transforms import Transform
+from torch.distributions.transforms import IndependentTransform, Transform
 from torch.nn.functional import softplus
 
 
@@ -82,3 +82,40 @@ class IntoOpenInterval(Transform):
 @transform_to.register(OpenInterval)
 def _into(constraint: OpenInterval) -> IntoOpenInterval:
     return IntoOpenInterval(constraint)
+
+
+class FromSecond(constraints.Constraint):
+    """A constraint on all entries of the last dimension but the first, or on the only one.
+
+    Args:
+        base: the constraint on an entry.
+
+    Example:
+        >>> import torch
+        >>> FromSecond(OpenInterval(-1.0, 1.0)).check(torch.tensor([[9.0, 0.5], [0.5, 9.0]]))
+        tensor([ True, False])
+    """
+
+    def __init__(self, base: constraints.Constraint) -> None:
+        self.base = base
+        super().__init__()
+
+    @property
+    def event_dim(self) -> int:  # type: ignore[override]
+        return 1
+
+    def check(self, value: Tensor) -> Tensor:
+        return self.base.check(value[..., 1:] if value.shape[-1] > 1 else value).all(-1)
+
+    def __repr__(self) -> str:
+        return f"FromSecond({self.base!r})"
+
+
+@biject_to.register(FromSecond)
+def _bijection_into_all(constraint: FromSecond) -> IndependentTransform:
+    return IndependentTransform(biject_to(constraint.base), 1)
+
+
+@transform_to.register(FromSecond)
+def _into_all(constraint: FromSecond) -> IndependentTransform:
+    return IndependentTransform(transform_to(constraint.base), 1)

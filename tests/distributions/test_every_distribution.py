@@ -17,6 +17,7 @@ import rhovae_kernels as rk
 from rhovae_kernels.distributions import (
     AR1Normal,
     DiagonalNormal,
+    MarkovNormal,
     NormalizingFlow,
     StandardNormal,
     UniformMixture,
@@ -38,6 +39,11 @@ def ar1(d: int = D, seed: int = 0) -> AR1Normal:
     return AR1Normal(draw(B, d, seed=seed), log_var=log_var, rho_logit=rho_logit)
 
 
+def markov(d: int = D, seed: int = 0) -> MarkovNormal:
+    log_var, rho_logit = draw(B, d, seed=seed + 1), draw(B, d, seed=seed + 2)
+    return MarkovNormal(draw(B, d, seed=seed), log_var=log_var, rho_logit=rho_logit)
+
+
 def flow(kind: str, context: Tensor | None = None, **given) -> NormalizingFlow:
     torch.manual_seed(0)
     width = 0 if context is None else context.shape[-1]
@@ -49,6 +55,9 @@ DISTRIBUTIONS = {
     "AR1Normal": ar1,
     "AR1Normal, natural": lambda: AR1Normal(draw(B, D), draw(B, D).exp(), draw(B, 1).tanh()),
     "AR1Normal of one": lambda: ar1(1),
+    "MarkovNormal": markov,
+    "MarkovNormal, natural": lambda: MarkovNormal(draw(B, D), draw(B, D).exp(), draw(B, D).tanh()),
+    "MarkovNormal of one": lambda: markov(1),
     "DiagonalNormal": lambda: DiagonalNormal(draw(B, D), draw(B, D, seed=1)),
     "StandardNormal": lambda: StandardNormal((B, D), torch.float64),
     "UniformMixture": lambda: UniformMixture(DiagonalNormal(draw(B, 4, D), draw(B, 4, D, seed=1))),
@@ -140,13 +149,13 @@ def dense(seed: int = 5, d: int = D) -> MultivariateNormal:
 
 
 def as_dense(p: Distribution) -> MultivariateNormal:
-    if isinstance(p, AR1Normal):
+    if isinstance(p, MarkovNormal):
         return MultivariateNormal(p.loc, p.covariance_matrix)
     return MultivariateNormal(p.loc, torch.diag_embed(p.variance))
 
 
 GAUSSIANS = ["AR1Normal", "AR1Normal, natural", "AR1Normal of one", "DiagonalNormal"]
-GAUSSIANS += ["StandardNormal"]
+GAUSSIANS += ["MarkovNormal", "MarkovNormal, natural", "MarkovNormal of one", "StandardNormal"]
 
 
 @pytest.mark.parametrize("name", GAUSSIANS)

@@ -16,8 +16,8 @@ from torch.distributions import (
     kl_divergence,
 )
 
+from python_ref.markov_reparam import cosh_times_difference
 from rhovae_kernels import AR1Normal
-from rhovae_kernels.distributions.markov import _cosh_times_difference
 
 # Covariance forms (one scale for all dimensions, one for each) and numbers of dimensions.
 CASES = [(d, scaled) for d in (1, 2, 7) for scaled in (False, True)]
@@ -342,26 +342,26 @@ class TestNearAndBeyondSaturation:
         # The next term of the series is of relative size `step`.
         assert kl_divergence(q, p).item() == pytest.approx(expected, rel=2 * step)
 
-    def test_cosh_times_difference_is_right_wherever_it_is_finite(self):
+    def testcosh_times_difference_is_right_wherever_it_is_finite(self):
         grid = torch.linspace(-80, 80, 65)
         a_q, a_p = torch.meshgrid(grid, grid, indexing="ij")
-        found = _cosh_times_difference(a_q, a_p).double()
+        found = cosh_times_difference(a_q, a_p).double()
         # exp of exponents up to 80 in magnitude, each rounded to 2⁻²⁴: 80·6e-8 relative.
         torch.testing.assert_close(
-            found, _cosh_times_difference(a_q.double(), a_p.double()), rtol=1e-5, atol=0
+            found, cosh_times_difference(a_q.double(), a_p.double()), rtol=1e-5, atol=0
         )
         near = (a_q.abs() <= 8) & (a_p.abs() <= 8)
         q, p = a_q[near].double(), a_p[near].double()
         textbook = torch.cosh(p) * (torch.tanh(q) - torch.tanh(p))
         # cosh 8 is 1490: the textbook form loses that much of its 2⁻⁵³.
-        torch.testing.assert_close(_cosh_times_difference(q, p), textbook, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(cosh_times_difference(q, p), textbook, rtol=1e-9, atol=1e-12)
 
     def test_its_derivatives_are_right_of_both_orders_at_the_tie_too(self):
         a_q = torch.tensor([0.0, 0.3, -0.3, 1.0, -2.0, 0.5], dtype=torch.float64)
         a_p = torch.tensor([0.0, 0.3, -0.3, -1.0, 2.5, 0.0], dtype=torch.float64)
         inputs = (a_q.requires_grad_(), a_p.requires_grad_())
         textbook = (torch.cosh(inputs[1]) * (torch.tanh(inputs[0]) - torch.tanh(inputs[1]))).sum()
-        ours = _cosh_times_difference(*inputs).sum()
+        ours = cosh_times_difference(*inputs).sum()
         first = torch.autograd.grad(ours, inputs, create_graph=True)
         expected = torch.autograd.grad(textbook, inputs, create_graph=True)
         for x, y in zip(first, expected, strict=True):

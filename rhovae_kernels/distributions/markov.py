@@ -20,6 +20,7 @@ from python_ref.ar1 import (
 from python_ref.linear_scan import shift
 from python_ref.precision import upcast
 from rhovae_kernels.distributions import markov_matrices as matrices
+from rhovae_kernels.distributions import markov_processes as processes
 from rhovae_kernels.distributions.constraints import FromSecond, OpenInterval
 from rhovae_kernels.distributions.draws import standard_normal
 from rhovae_kernels.ops import ar1_log_prob, ar1_reparam
@@ -126,6 +127,10 @@ class MarkovNormal(Distribution):
         for name, x in given:
             setattr(self, name, x.expand(batch_shape + x.shape[-1:]))
         super().__init__(batch_shape, loc.shape[-1:], validate_args=validate_args)
+
+    from_conditionals = classmethod(processes.from_conditionals)
+    random_walk = classmethod(processes.random_walk)
+    ornstein_uhlenbeck = classmethod(processes.ornstein_uhlenbeck)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "MarkovNormal":
         new = self._get_checked_instance(MarkovNormal, _instance)

@@ -162,4 +162,7 @@ def markov_reparam_backward(
         d_prior = ar1.like(prior_rho_logit, from_second(of_prior))
     gradients = (d_mu, d_log_var, d_logit, d_prior)
     inputs = (mu, log_var, rho_logit, prior_rho_logit)
-    return *(d.to(x.dtype) for d, x in zip(gradients, inputs, strict=True)), d_eps
+    d_mu, d_log_var, d_logit, d_prior = (
+        d.to(x.dtype) for d, x in zip(gradients, inputs, strict=True)
+    )
+    return d_mu, d_log_var, d_logit, d_prior, d_eps

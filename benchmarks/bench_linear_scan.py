@@ -35,7 +35,8 @@ def test_forward_and_backward(compare, rows, steps, gates):
             lambda: sample_wise_lpc(b, -a.expand(rows, steps)[:, :, None]), [a, b], up
         )
         verify(variants["torchlpc"](), expected)
-    spent = cost("linear_scan", a, b), cost("linear_scan_backward", up, a, b, False, (True, True))
+    needs = (True, True, False)
+    spent = cost("linear_scan", a, b), cost("linear_scan_backward", up, a, b, None, False, needs)
     compare(
         "linear_scan",
         (rows, steps),

@@ -53,6 +53,9 @@ class Leader {
             x.sizes()[dims_ - 1] == n);
     return *this;
   }
+  const Leader& rows(const std::optional<Tensor>& x, int64_t n) const {
+    return x ? rows(*x, n) : *this;
+  }
 
   // (…,d)
   const Leader& like(const Tensor& x) const { return rows(x, columns()); }

@@ -69,7 +69,7 @@ def growth(op: str, arguments) -> Cost:
 
 def test_the_table_of_what_an_op_moves_is_the_models():
     state = torch.empty(2, dtype=torch.int64, device="meta")
-    one, both, three = (True,), (True, True), (True, True, True)
+    one, three, scanned = (True,), (True, True, True), (True, True, False)
 
     def coupling(inverse: bool, bound: str):
         op = "affine_coupling"
@@ -91,11 +91,11 @@ def test_the_table_of_what_an_op_moves_is_the_models():
     calls = {
         "`linear_scan`, a gate for each row": (
             ("linear_scan", lambda x, row, k: (row, x)),
-            ("linear_scan_backward", lambda x, row, k: (x, row, x, False, both)),
+            ("linear_scan_backward", lambda x, row, k: (x, row, x, None, False, scanned)),
         ),
         "`linear_scan`, a gate for each element": (
             ("linear_scan", lambda x, row, k: (x, x)),
-            ("linear_scan_backward", lambda x, row, k: (x, x, x, False, both)),
+            ("linear_scan_backward", lambda x, row, k: (x, x, x, None, False, scanned)),
         ),
         "`ar1_reparam`, s·R": (
             ("ar1_reparam", lambda x, row, k: (x, row, row, x)),

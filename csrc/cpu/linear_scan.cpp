@@ -3,7 +3,11 @@
 #ifndef RHOVAE_TARGET
 
 #include <cmath>
+#include <optional>
+#include <tuple>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #include <torch/csrc/stable/library.h>
 
@@ -13,15 +17,17 @@ namespace rhovae {
 namespace {
 
 // x_t = a_{t+shift} x_{t∓1} + b_t over rows; the backward pass is the same scan, the other way, over
-// gates shifted by one, with ∂a on top.
+// gates shifted by one, with ∂a and ∂x_0 on top.
 struct Scan {
   Tiles tiles;
   bool gate_per_row;       // gates are (…,1)
   int64_t shift = 0;       // of the gates
   Rows gates, tokens;
-  Rows states;             // of the forward scan, for ∂a
+  Rows entering;           // the state before the first step; none: 0
+  Rows states, initial;    // of the forward scan, for ∂a
   void *out = nullptr;     // states, or ∂b
   void *d_gates = nullptr;
+  void *d_initial = nullptr;
 };
 
 }  // namespace
@@ -59,30 +65,46 @@ Scan scan_of(const Tensor& gates, const Tensor& tokens, std::vector<Tensor>& kee
   return p;
 }
 
-Tensor linear_scan(const Tensor& gates, const Tensor& tokens, bool reverse) {
-  Leader(tokens).one_or_like(gates);
+Tensor linear_scan(const Tensor& gates, const Tensor& tokens, bool reverse,
+                   const std::optional<Tensor>& initial) {
+  Leader(tokens).one_or_like(gates).rows(initial, 1);
   std::vector<Tensor> keep;
   Scan p = scan_of(gates, tokens, keep);
+  p.entering = rows_of(initial, 1, keep);
   Tensor states = empty_like_rows(tokens);
   p.out = states.mutable_data_ptr();
   run_scan(p, tokens.scalar_type(), reverse);
   return states;
 }
 
-std::tuple<Tensor, Tensor> linear_scan_backward(const Tensor& grad, const Tensor& gates,
-                                                const Tensor& states, bool reverse,
-                                                const std::vector<bool>& needs) {
-  require_flags(needs, 2);
-  Leader(states).like(grad).one_or_like(gates);
+// A gradient of shape (…,1), or the empty tensor that stands for one not asked for.
+Tensor column_like(const Tensor& x, bool needed) {
+  const auto of_x = x.sizes();
+  std::vector<int64_t> sizes(of_x.begin(), of_x.end());
+  sizes.back() = 1;
+  if (!needed) sizes = {0};
+  return empty(sizes.data(), int64_t(sizes.size()), x.scalar_type());
+}
+
+std::tuple<Tensor, Tensor, Tensor> linear_scan_backward(const Tensor& grad, const Tensor& gates,
+                                                        const Tensor& states,
+                                                        const std::optional<Tensor>& initial,
+                                                        bool reverse,
+                                                        const std::vector<bool>& needs) {
+  require_flags(needs, 3);
+  Leader(states).like(grad).one_or_like(gates).rows(initial, 1);
   std::vector<Tensor> keep;
   Scan p = scan_of(gates, grad, keep);
   p.shift = reverse ? -1 : 1;
   p.states = rows_of(states, 1, keep);
+  p.initial = rows_of(initial, 1, keep);
   Tensor d_gates = gradient_like(gates, needs[0]), d_tokens = gradient_like(grad, needs[1]);
+  Tensor d_initial = column_like(grad, needs[2]);
   p.d_gates = needs[0] ? d_gates.mutable_data_ptr() : nullptr;
   p.out = needs[1] ? d_tokens.mutable_data_ptr() : nullptr;
+  p.d_initial = needs[2] ? d_initial.mutable_data_ptr() : nullptr;
   run_scan(p, grad.scalar_type(), !reverse);
-  return {d_gates, d_tokens};
+  return {d_gates, d_tokens, d_initial};
 }
 
 }  // namespace
@@ -132,24 +154,41 @@ struct ScanPass {
   struct Input {
     const S *tokens, *gates;
     int64_t shift, length;
+    bool entered;
 
     Input(const Scan& p, const Row& row)
         : tokens(p.tokens.row<S>(row.index)),
           gates(p.gates.row<S>(row.index)),
           shift(p.shift),
-          length(p.tiles.length) {}
+          length(p.tiles.length),
+          entered(p.entering.data != nullptr) {}
 
     template <typename Scanner, typename N>
     RHOVAE_INLINE V<T> step(Scanner& scan, int64_t j, N n) const {
-      const V<T> b = load(tokens + j, n);
+      V<T> b = load(tokens + j, n);
+      // Reversed, a short vector comes first, and in it the lanes that hold no step: the state
+      // enters by the last of those.
+      if constexpr (reverse && std::is_same_v<N, int>) {
+        if (entered) b[n] = std::exchange(scan.carry, V<T>{})[0];
+      }
       if constexpr (gate_per_row) return scan(b);
       else return scan(load_within(gates, j + shift, n, length), b);
     }
   };
 
+  // The tile that a row's scan takes first, and the one that it takes last.
+  static int64_t first_tile(const Scan& p) { return reverse ? p.tiles.per_row() - 1 : 0; }
+  static int64_t last_tile(const Scan& p) { return reverse ? 0 : p.tiles.per_row() - 1; }
+
+  // The state that enters a tile: of the first, x_0.
+  static T entering(const Scan& p, const Row& row, int64_t tile, T carry) {
+    const bool given = p.entering.data && tile == first_tile(p);
+    return given ? number(p.entering.row<S>(row.index)) : carry;
+  }
+
   static Carry aggregate(const Scan& p, const Row& row, int64_t tile) {
     const Input input(p, row);
-    auto scan = scan_from(row, T(0));
+    auto scan = scan_from(row, entering(p, row, tile, T(0)));
     for_vectors<T, reverse>(p.tiles.begin(tile), p.tiles.end(tile),
                             [&](int64_t j, auto n) { input.step(scan, j, n); });
     if constexpr (gate_per_row) {
@@ -170,17 +209,18 @@ struct ScanPass {
     }
   }
 
-  // The states; sums ∂a where the gate is one number.
+  // The states; sums ∂a where the gate is one number, and ∂x_0.
   static Sums tile(const Scan& p, const Row& row, int64_t tile, Carry carry) {
     const Input input(p, row);
     const int64_t length = p.tiles.length, shift = p.shift;
     const S* before_row = p.states.row<S>(row.index);
     S* out = p.out ? static_cast<S*>(p.out) + row.index * length : nullptr;
     S* d_gates = p.d_gates ? static_cast<S*>(p.d_gates) + row.index * length : nullptr;
-    auto scan = scan_from(row, carry.state);
-    V<T> sum_gate = {};
+    auto scan = scan_from(row, entering(p, row, tile, carry.state));
+    V<T> sum_gate = {}, rest = {};
     for_vectors<T, reverse>(p.tiles.begin(tile), p.tiles.end(tile), [&](int64_t j, auto n) {
       const V<T> states = input.step(scan, j, n);
+      if constexpr (std::is_same_v<decltype(n), int>) rest = states;
       if (out) store(out + j, states, n);
       if (d_gates) {
         // ∂a_t = λ_t x_{t−1}: of the forward scan, which ran the other way.
@@ -189,11 +229,25 @@ struct ScanPass {
         else store(d_gates + j, states * before, n);
       }
     });
-    return {double(sum<T>(sum_gate)), 0.0};
+    Sums sums{double(sum<T>(sum_gate)), 0.0};
+    if ((p.initial.data || p.d_initial) && tile == last_tile(p) && length > 0) {
+      // The first step of the forward scan, whose adjoint is the last one here.
+      const int64_t j = reverse ? 0 : length - 1;
+      const int lanes = int(length % kLanes<T>);
+      const T adjoint = !reverse && lanes ? rest[lanes - 1] : scan.carry[0];
+      if (d_gates && p.initial.data) {
+        const T d_gate = adjoint * number(p.initial.row<S>(row.index));
+        if constexpr (gate_per_row) sums.a += d_gate;
+        else put<S>(d_gates, j, d_gate);
+      }
+      sums.b = adjoint * (gate_per_row ? row.gate : number(input.gates + j));
+    }
+    return sums;
   }
 
   static void finish(const Scan& p, const Row& row, Sums sums) {
     if (gate_per_row && p.d_gates) put<S>(p.d_gates, row.index, sums.a);
+    if (p.d_initial) put<S>(p.d_initial, row.index, sums.b);
   }
 };
 

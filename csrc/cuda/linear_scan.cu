@@ -2,7 +2,8 @@
 //
 // A scan from the last step to the first is the same scan over chunks in reverse order, each chunk
 // turned around in registers: "steps" below are numbered in the order they are taken. The backward
-// pass is one more scan, the other way: λ_t = g_t + a_{t+1} λ_{t+1}; ∂b = λ; ∂a_t = λ_t x_{t−1}.
+// pass is one more scan, the other way: λ_t = g_t + a_{t+1} λ_{t+1}; ∂b = λ; ∂a_t = λ_t x_{t−1};
+// ∂x_0 = a_1 λ_1. (kInitial: there is an x_0, or its gradient is asked for.)
 
 #include <tuple>
 
@@ -15,10 +16,10 @@ namespace {
 template <typename T, bool kSharedGate>
 using Aggregate = std::conditional_t<kSharedGate, T, Step<T>>;
 
-template <typename S, bool kSharedGate>
+template <typename S, bool kSharedGate, bool kInitial>
 struct Scan {
   using T = Compute<S>;
-  Rows<const S> gates, tokens;
+  Rows<const S> gates, tokens, initial;
   bool reverse = false;       // steps run from the row's end
   bool previous_gate = false;  // step i takes the gate of step i−1 (0 for the first): the adjoint's
   Aggregate<T, kSharedGate>* aggregates = nullptr;  // (rows, ranges), where rows are split
@@ -26,6 +27,7 @@ struct Scan {
   Rows<const S> inputs;       // x, for ∂a_t = λ_t x_{t−1}: t−1 is the step that follows t's here
   Rows<S> d_gates;            // per element, or
   RowSum<S> d_row_gate;       // per row
+  S* d_initial = nullptr;     // (rows)
   Plan plan;
 };
 
@@ -85,6 +87,12 @@ struct Row {
     return (reverse ? E - 1 - e : e) < count_in_row<S>(chunk * E, length);
   }
 
+  // Which step of a chunk is the row's last; −1: none.
+  __device__ int last_step(int64_t chunk) const {
+    if (length == 0 || chunk != (reverse ? 0 : chunks - 1)) return -1;
+    return reverse ? E - 1 : count_in_row<S>(chunk * E, length) - 1;
+  }
+
   // The element of the step just before a chunk's first (offset −1) or just after its last (+1).
   __device__ T beside(const Rows<const S>& x, int64_t chunk, int offset) const {
     const bool before = (offset < 0) != reverse;
@@ -94,9 +102,10 @@ struct Row {
 };
 
 // The gates of a lane's steps, where each has its own. Padding is gate 1, token 0.
-template <typename S, bool kSharedGate>
-__device__ __forceinline__ void load_gates(const Scan<S, kSharedGate>& p, const Row<S>& row,
-                                           int64_t chunk, Compute<S> (&gate)[kChunk<S>]) {
+template <typename S, bool kSharedGate, bool kInitial>
+__device__ __forceinline__ void load_gates(const Scan<S, kSharedGate, kInitial>& p,
+                                           const Row<S>& row, int64_t chunk,
+                                           Compute<S> (&gate)[kChunk<S>]) {
   using T = Compute<S>;
   constexpr int E = kChunk<S>;
   row.load_steps(p.gates, chunk, gate, T(1));
@@ -131,9 +140,28 @@ __device__ __forceinline__ Compute<S> scan_tile(Row<S>& row, const Compute<S> (&
   }
 }
 
+// x_0 enters by the row's first step, as b_1 + a_1 x_0: padding may come before it.
+template <typename S, bool kSharedGate, bool kInitial>
+__device__ __forceinline__ void enter(const Scan<S, kSharedGate, kInitial>& p, const Row<S>& row,
+                                      int tile, const Compute<S> (&gate)[kChunk<S>],
+                                      Compute<S> (&token)[kChunk<S>]) {
+  using T = Compute<S>;
+  if (!kInitial || p.previous_gate || tile != 0 || !row.group.is_leader() || !row.length) return;
+  const T before = T(p.initial.at(row.index, 0));
+  bool padding = true;
+#pragma unroll
+  for (int e = 0; e < kChunk<S>; ++e) {
+    if (padding && row.holds(row.chunk(tile), e)) {
+      token[e] += gate[e] * before;
+      padding = false;
+    }
+  }
+}
+
 // A row's one gate, and its power over a chunk.
-template <typename S, bool kSharedGate>
-__device__ __forceinline__ Compute<S> shared_gate(const Scan<S, kSharedGate>& p, const Row<S>& row,
+template <typename S, bool kSharedGate, bool kInitial>
+__device__ __forceinline__ Compute<S> shared_gate(const Scan<S, kSharedGate, kInitial>& p,
+                                                  const Row<S>& row,
                                                   Compute<S> (&gate)[kChunk<S>]) {
   using T = Compute<S>;
   const T a = kSharedGate && row.exists ? T(p.gates.at(row.index, 0)) : T(0);
@@ -146,9 +174,9 @@ __device__ __forceinline__ Compute<S> shared_gate(const Scan<S, kSharedGate>& p,
 }
 
 // First launch over rows that are split: what each range does to a state.
-template <typename S, bool kSharedGate>
+template <typename S, bool kSharedGate, bool kInitial>
 __global__ void __launch_bounds__(kMaxLanes, kMinBlocks)
-    linear_scan_aggregates(Scan<S, kSharedGate> p) {
+    linear_scan_aggregates(Scan<S, kSharedGate, kInitial> p) {
   using T = Compute<S>;
   constexpr int E = kChunk<S>;
   Row<S> row(p);
@@ -159,9 +187,11 @@ __global__ void __launch_bounds__(kMaxLanes, kMinBlocks)
     const int64_t chunk = row.chunk(tile);
     row.load_steps(p.tokens, chunk, token);
     if constexpr (kSharedGate) {
+      enter(p, row, tile, gate, token);
       scan_tile<S, kSharedGate>(row, gate, token, chunk_gate, carry);
     } else {
       load_gates(p, row, chunk, gate);
+      enter(p, row, tile, gate, token);
       scan_tile<S, kSharedGate>(row, gate, token, chunk_gate, carry);
       // The same steps without tokens: a state of `product` becomes the product of all gates.
       T none[E];
@@ -179,9 +209,9 @@ __global__ void __launch_bounds__(kMaxLanes, kMinBlocks)
   }
 }
 
-template <typename S, bool kSharedGate>
+template <typename S, bool kSharedGate, bool kInitial>
 __global__ void __launch_bounds__(kMaxLanes, kMinBlocks)
-    linear_scan_kernel(Scan<S, kSharedGate> p) {
+    linear_scan_kernel(Scan<S, kSharedGate, kInitial> p) {
   using T = Compute<S>;
   constexpr int E = kChunk<S>;
   Row<S> row(p);
@@ -197,12 +227,16 @@ __global__ void __launch_bounds__(kMaxLanes, kMinBlocks)
       carry = carry_of(row.group, aggregates, blockIdx.y);
     }
   }
+  if (kInitial && p.d_initial && row.exists && !row.length && row.group.is_leader()) {
+    p.d_initial[row.index] = S(T(0));
+  }
   double sum = 0;
   for (int tile = row.first_tile; tile < row.end_tile; ++tile) {
     const int64_t chunk = row.chunk(tile);
     T state[E];
     row.load_steps(p.tokens, chunk, state);
     if constexpr (!kSharedGate) load_gates(p, row, chunk, gate);
+    enter(p, row, tile, gate, state);
     T before = scan_tile<S, kSharedGate>(row, gate, state, chunk_gate, carry);
 #pragma unroll
     for (int e = 0; e < E; ++e) {
@@ -210,6 +244,14 @@ __global__ void __launch_bounds__(kMaxLanes, kMinBlocks)
       state[e] = before;
     }
     if (p.states.data) row.store_steps(p.states, chunk, state);
+    const int last = kInitial ? row.last_step(chunk) : -1;
+    if (kInitial && p.d_initial && last >= 0) {
+      const T a = T(p.gates.at(row.index, kSharedGate || row.reverse ? 0 : row.length - 1));
+#pragma unroll
+      for (int e = 0; e < E; ++e) {
+        if (e == last) p.d_initial[row.index] = S(a * state[e]);
+      }
+    }
     if (!p.inputs.data) continue;
     T input[E], part = 0;
     row.load_steps(p.inputs, chunk, input);
@@ -217,6 +259,7 @@ __global__ void __launch_bounds__(kMaxLanes, kMinBlocks)
     if (row.group.is_last()) after = row.beside(p.inputs, chunk, 1);
 #pragma unroll
     for (int e = E - 1; e >= 0; --e) {
+      if (kInitial && e == last && p.initial.data) after = T(p.initial.at(row.index, 0));
       state[e] *= after;
       after = input[e];
       if (row.holds(chunk, e)) part += state[e];
@@ -232,40 +275,56 @@ __global__ void __launch_bounds__(kMaxLanes, kMinBlocks)
   }
 }
 
-template <typename S, bool kSharedGate>
-void run(const Device& device, const Tensor& like, Scan<S, kSharedGate> p) {
+template <typename S, bool kSharedGate, bool kInitial>
+void run(const Device& device, const Tensor& like, Scan<S, kSharedGate, kInitial> p) {
   std::optional<Tensor> keep;
   if (p.plan.ranges > 1) {
     keep = uninitialized(like, {p.plan.rows, p.plan.ranges, int64_t(sizeof(*p.aggregates))},
                          aoti_torch_dtype_uint8());
     p.aggregates = static_cast<decltype(p.aggregates)>(keep->mutable_data_ptr());
-    device.launch(linear_scan_aggregates<S, kSharedGate>, p.plan.blocks(), p.plan.threads(), p);
+    device.launch(linear_scan_aggregates<S, kSharedGate, kInitial>, p.plan.blocks(),
+                  p.plan.threads(), p);
   }
-  device.launch(linear_scan_kernel<S, kSharedGate>, p.plan.blocks(), p.plan.threads(), p);
+  device.launch(linear_scan_kernel<S, kSharedGate, kInitial>, p.plan.blocks(), p.plan.threads(), p);
 }
 
-// Calls f with the storage type and with whether a row has one gate. A row of one step has.
+// Calls f with the storage type, with whether a row has one gate (a row of one step has), and with
+// whether there is an x_0.
 template <typename F>
-void by_kind(const Tensor& gates, F f) {
+void by_kind(const Tensor& gates, bool initial, F f) {
   const bool shared = gates.size(gates.dim() - 1) == 1;
   by_storage(gates, [&](auto storage) {
-    if (shared) {
-      f(Scan<decltype(storage), true>{});
+    using S = decltype(storage);
+    if (shared && initial) {
+      f(Scan<S, true, true>{});
+    } else if (shared) {
+      f(Scan<S, true, false>{});
+    } else if (initial) {
+      f(Scan<S, false, true>{});
     } else {
-      f(Scan<decltype(storage), false>{});
+      f(Scan<S, false, false>{});
     }
   });
 }
 
-Tensor linear_scan(Tensor gates, Tensor tokens, bool reverse) {
-  Leader(tokens).one_or_like(gates);
+// A gradient of shape (…,1), or the empty tensor that stands for one not asked for.
+Tensor column_like(const Tensor& x, bool needed) {
+  if (!needed) return gradient_like(x, false);
+  std::vector<int64_t> sizes = sizes_of(x);
+  sizes.back() = 1;
+  return uninitialized(x, std::move(sizes), dtype_of(x));
+}
+
+Tensor linear_scan(Tensor gates, Tensor tokens, bool reverse, std::optional<Tensor> initial) {
+  Leader(tokens).one_or_like(gates).rows(initial, 1);
   const Device device(tokens);
   Tensor states = uninitialized_like(tokens);
-  by_kind(gates, [&](auto p) {
+  by_kind(gates, initial.has_value(), [&](auto p) {
     using S = typename std::remove_const_t<std::remove_pointer_t<decltype(p.states.data)>>;
     p.plan = plan_rows(device, row_count(tokens), tokens.size(tokens.dim() - 1), kChunk<S>);
     p.gates = rows_of<const S>(gates);
     p.tokens = rows_of<const S>(tokens);
+    p.initial = rows_of<const S>(initial);
     p.states = rows_of<S>(states);
     p.reverse = reverse;
     run(device, tokens, p);
@@ -273,14 +332,16 @@ Tensor linear_scan(Tensor gates, Tensor tokens, bool reverse) {
   return states;
 }
 
-std::tuple<Tensor, Tensor> linear_scan_backward(Tensor grad, Tensor gates, Tensor states,
-                                                bool reverse, std::vector<bool> needs) {
-  require_flags(needs, 2);
-  Leader(states).like(grad).one_or_like(gates);
+std::tuple<Tensor, Tensor, Tensor> linear_scan_backward(Tensor grad, Tensor gates, Tensor states,
+                                                        std::optional<Tensor> initial, bool reverse,
+                                                        std::vector<bool> needs) {
+  require_flags(needs, 3);
+  Leader(states).like(grad).one_or_like(gates).rows(initial, 1);
   const Device device(grad);
   Tensor d_gates = gradient_like(gates, needs[0]);
   Tensor d_tokens = gradient_like(states, needs[1]);
-  by_kind(gates, [&](auto p) {
+  Tensor d_initial = column_like(states, needs[2]);
+  by_kind(gates, (initial && needs[0]) || needs[2], [&](auto p) {
     using S = typename std::remove_const_t<std::remove_pointer_t<decltype(p.states.data)>>;
     p.plan = plan_rows(device, row_count(states), states.size(states.dim() - 1), kChunk<S>);
     p.gates = rows_of<const S>(gates);
@@ -290,13 +351,15 @@ std::tuple<Tensor, Tensor> linear_scan_backward(Tensor grad, Tensor gates, Tenso
     p.previous_gate = true;
     const bool shared = gates.size(gates.dim() - 1) == 1;
     if (needs[0]) p.inputs = rows_of<const S>(states);
+    if (needs[0]) p.initial = rows_of<const S>(initial);
+    if (needs[2]) p.d_initial = static_cast<S*>(d_initial.mutable_data_ptr());
     if (!shared) p.d_gates = rows_of<S>(d_gates);
     const RowSumOutput<S> sum(d_gates, needs[0] && shared, p.plan);
     p.d_row_gate = sum.parameters();
     run(device, grad, p);
     sum.finish(device);
   });
-  return {d_gates, d_tokens};
+  return {d_gates, d_tokens, d_initial};
 }
 
 }  // namespace

@@ -20,9 +20,12 @@ def batch_over_leading(op: Callable, info: Any, in_dims: Sequence, args: Sequenc
     return op(*(to_front(info.batch_size, x, dim) for x, dim in zip(args, in_dims, strict=True)))
 
 
-def primals_of(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Saved tensors without tangents: a jvp that saw these would be asked for by its own ops."""
-    return tuple(forward_ad.unpack_dual(x).primal for x in tensors)
+def primals_of(tensors: Sequence) -> tuple:
+    """Saved tensors without tangents: a jvp that saw these would be asked for by its own ops.
+
+    None, of an argument that was left out, stays None.
+    """
+    return tuple(None if x is None else forward_ad.unpack_dual(x).primal for x in tensors)
 
 
 def forward_mode(formula: Callable, primals: Sequence[Tensor], tangents: Sequence) -> Any:

@@ -13,65 +13,112 @@ from rhovae_kernels.ops.cost import Cost, wanted
 from rhovae_kernels.ops.op import Op, of_those_asked_for, register
 
 
-def linear_scan(gates: Tensor, tokens: Tensor, reverse: bool = False) -> Tensor:
+def linear_scan(
+    gates: Tensor,
+    tokens: Tensor,
+    reverse: bool = False,
+    initial: Tensor | None = None,
+) -> Tensor:
     """First-order linear recurrence along the last dimension, as a parallel scan.
 
-    x_t = a_t x_{t−1} + b_t with x_{−1} = 0; reversed, x_t = a_t x_{t+1} + b_t with x_T = 0.
+    x_t = a_t x_{t−1} + b_t for t = 1 … T; reversed, x_t = a_t x_{t+1} + b_t for t = T … 1. The
+    state before the first step, x_0 (reversed, x_{T+1}), is `initial`, or 0.
+
+    A gate of 0 begins a new sequence: sequences of any lengths, one after the other in one row
+    (packed), need nothing else. What is not finite passes even that gate, as 0·NaN and 0·∞ are NaN.
 
     Args:
         gates: a, shape (…,T), or (…,1) for one gate per row. Any sign; |a| ≤ 1, or such that the
             product of any run of them is finite, as a parallel scan forms it.
         tokens: b, shape (…,T), of the same type: float64, float32, bfloat16 or float16.
         reverse: run from the last step to the first.
+        initial: the state before the first step, shape (…,1), of the same type; of a stream in
+            chunks, the last state of the chunk before. None for 0.
 
     Returns:
-        states x, shape (…,T), of the same type; the recurrence is carried in float32 at least.
+        states x, of the shape and type of tokens; the recurrence is carried in float32 at least.
 
     Raises:
         ValueError: a shape, type or device does not fit.
 
     Source:
+        Martin and Cundy, 2018, "Parallelizing Linear Recurrent Neural Nets Over Sequence Length",
+        https://arxiv.org/abs/1709.04057.
+
         Ferdowsi, Diephuis, Rezaeifar and Voloshynovskiy, 2019, "ρ-VAE: Autoregressive
         parametrization of the VAE encoder", https://arxiv.org/abs/1909.06236, eq. 7: a scan whose
         gates are all ρ.
 
     Example:
         >>> import torch, rhovae_kernels as rk
-        >>> rk.ops.linear_scan(torch.tensor([0.5]), torch.ones(3))
-        tensor([1.0000, 1.5000, 1.7500])
+        >>> half, tokens = torch.tensor([0.5]), torch.ones(5)
+        >>> rk.ops.linear_scan(half, tokens)
+        tensor([1.0000, 1.5000, 1.7500, 1.8750, 1.9375])
+
+        Two sequences in one row, of three steps and of two:
+
+        >>> rk.ops.linear_scan(torch.tensor([0.0, 0.5, 0.5, 0.0, 0.5]), tokens)
+        tensor([1.0000, 1.5000, 1.7500, 1.0000, 1.5000])
+
+        A stream in chunks, the second from the last state of the first:
+
+        >>> states = rk.ops.linear_scan(half, tokens[:2])
+        >>> rk.ops.linear_scan(half, tokens[2:], initial=states[-1:])
+        tensor([1.7500, 1.8750, 1.9375])
     """
-    return LINEAR_SCAN.call(gates, tokens, reverse)
+    return LINEAR_SCAN.call(gates, tokens, reverse, initial)
 
 
-def _check(gates: Tensor, tokens: Tensor, reverse: bool = False) -> None:
-    checks.like("linear_scan", "tokens", tokens, gates=gates)
+def _check(
+    gates: Tensor, tokens: Tensor, reverse: bool = False, initial: Tensor | None = None
+) -> None:
+    op = "linear_scan"
+    checks.like(op, "tokens", tokens, gates=gates, initial=initial)
     if tokens.dim() == 0:
-        checks.refuse("linear_scan", "tokens", "a scalar", "of shape (…,T)")
-    checks.last_one_or("linear_scan", "gates", gates, tokens.shape, "tokens")
+        checks.refuse(op, "tokens", "a scalar", "of shape (…,T)")
+    checks.last_one_or(op, "gates", gates, tokens.shape, "tokens")
+    _check_initial(op, initial, tokens.shape, "tokens")
 
 
-def _check_backward(grad, gates, states, reverse, needs) -> None:
-    checks.needs("linear_scan_backward", needs, 2)
-    checks.like("linear_scan_backward", "states", states, grad=grad, gates=gates)
-    checks.shape("linear_scan_backward", "grad", grad, states.shape, "as states are")
-    checks.last_one_or("linear_scan_backward", "gates", gates, states.shape, "states")
+def _check_initial(op: str, initial: Tensor | None, full: torch.Size, leader: str) -> None:
+    if initial is not None:
+        checks.shape(op, "initial", initial, (*full[:-1], 1), f"to go with {leader}")
 
 
-def _cost(gates: Tensor, tokens: Tensor, reverse: bool = False) -> Cost:
-    return Cost.of(read=(gates, tokens), written=(tokens,), flops=2 * tokens.numel())
+def _check_backward(grad, gates, states, initial, reverse, needs) -> None:
+    op = "linear_scan_backward"
+    checks.needs(op, needs, 3)
+    checks.like(op, "states", states, grad=grad, gates=gates, initial=initial)
+    checks.shape(op, "grad", grad, states.shape, "as states are")
+    checks.last_one_or(op, "gates", gates, states.shape, "states")
+    _check_initial(op, initial, states.shape, "states")
 
 
-def _cost_backward(grad, gates, states, reverse, needs) -> Cost:
+def _like_initial(states: Tensor) -> Tensor:
+    """A tensor of the shape and the type of `initial`, without values."""
+    return states.new_empty((*states.shape[:-1], 1))
+
+
+def _cost(
+    gates: Tensor, tokens: Tensor, reverse: bool = False, initial: Tensor | None = None
+) -> Cost:
+    return Cost.of(read=(gates, tokens, initial), written=(tokens,), flops=2 * tokens.numel())
+
+
+def _cost_backward(grad, gates, states, initial, reverse, needs) -> Cost:
     if not any(needs):
         return Cost(0, 0, 0)
     per_row, n = gates.shape[-1] == 1, states.numel()
-    # No adjoint passes through the gate of the first step, and no gate acts on the last state.
-    used_gates = gates if per_row else gates[..., 1:]
-    used_states = states[..., 1:] if needs[0] else None
+    # No adjoint passes through the gate of the first step but ∂x_0, and no gate acts on the last
+    # state.
+    used_gates = gates if per_row or needs[2] else gates[..., 1:]
+    used_states = (states[..., 1:], initial) if needs[0] else ()
     # λ takes two operations an element; ∂a one, and one more where it is summed over the row.
     flops = 2 * n + needs[0] * (1 + per_row) * n
     return Cost.of(
-        read=(grad, used_gates, used_states), written=wanted((gates, states), needs), flops=flops
+        read=(grad, used_gates, *used_states),
+        written=wanted((gates, states, _like_initial(states)), needs),
+        flops=flops,
     )
 
 
@@ -83,46 +130,53 @@ def _rounds(x: Tensor) -> bool:
 class LinearScan(Function):
     @staticmethod
     def setup_context(ctx, inputs, states):
-        gates, tokens, ctx.reverse = inputs
+        gates, tokens, ctx.reverse, initial = inputs
         # ∂a multiplies the states: rounded ones would cost it digits, so that for half precision
         # the tokens are kept and the states computed again.
         kept = tokens if _rounds(tokens) else states
-        ctx.save_for_backward(gates, kept)
-        ctx.save_for_forward(gates, kept)
+        ctx.save_for_backward(gates, kept, initial)
+        ctx.save_for_forward(gates, kept, initial)
 
     @staticmethod
-    def states_of(gates, kept, reverse):
-        """The saved gates and the states, in the type that the adjoint runs in."""
+    def states_of(gates, kept, initial, reverse):
+        """The saved gates, the states and the initial one, in the type that the adjoint runs in."""
         if not _rounds(kept):
-            return gates, kept
+            return gates, kept, initial
         gates = gates.float()
-        return gates, torch.ops.rhovae.linear_scan.default(gates, kept.float(), reverse)
+        initial = None if initial is None else initial.float()
+        scan = torch.ops.rhovae.linear_scan.default
+        return gates, scan(gates, kept.float(), reverse, initial), initial
 
     @staticmethod
     def backward(ctx, grad):
-        needs = ctx.needs_input_grad[:2]
-        gates, states = LinearScan.states_of(*ctx.saved_tensors, ctx.reverse)
-        args = (grad.to(states.dtype), gates, states, ctx.reverse)
-        gradients = LINEAR_SCAN_BACKWARD.gradients(args, needs)
-        return *(None if g is None else g.to(grad.dtype) for g in gradients), None
+        of_gates, of_tokens, _, of_initial = ctx.needs_input_grad
+        gates, states, initial = LinearScan.states_of(*ctx.saved_tensors, ctx.reverse)
+        args = (grad.to(states.dtype), gates, states, initial, ctx.reverse)
+        gradients = LINEAR_SCAN_BACKWARD.gradients(args, (of_gates, of_tokens, of_initial))
+        d_gates, d_tokens, d_initial = (None if g is None else g.to(grad.dtype) for g in gradients)
+        return d_gates, d_tokens, None, d_initial
 
     @staticmethod
-    def jvp(ctx, d_gates, d_tokens, _):
+    def jvp(ctx, d_gates, d_tokens, _, d_initial):
         # dx_t = a_t dx_{t−1} + (da_t x_{t−1} + db_t)
         saved = autograd.primals_of(ctx.saved_tensors)
-        gates, states = LinearScan.states_of(*saved, ctx.reverse)
+        gates, states, initial = LinearScan.states_of(*saved, ctx.reverse)
         driven = torch.zeros_like(states) if d_tokens is None else d_tokens.to(states.dtype)
         if d_gates is not None:
-            driven = driven + d_gates.to(states.dtype) * shift(states, ctx.reverse)
-        return torch.ops.rhovae.linear_scan.default(gates, driven, ctx.reverse).to(saved[0].dtype)
+            driven = driven + d_gates.to(states.dtype) * shift(states, ctx.reverse, initial)
+        if d_initial is not None:
+            d_initial = d_initial.to(states.dtype)
+        tangent = torch.ops.rhovae.linear_scan.default(gates, driven, ctx.reverse, d_initial)
+        return tangent.to(saved[0].dtype)
 
     @staticmethod
     def vmap(info, in_dims, *args):
         return autograd.batch_over_leading(torch.ops.rhovae.linear_scan, info, in_dims, args), 0
 
 
-def _backward_formula(grad, gates, states, reverse):
-    return specification_backward(grad, gates, states, reverse, scan=torch.ops.rhovae.linear_scan)
+def _backward_formula(grad, gates, states, initial, reverse):
+    scan = torch.ops.rhovae.linear_scan
+    return specification_backward(grad, gates, states, initial, reverse, scan=scan)
 
 
 def _triton():
@@ -134,9 +188,12 @@ def _triton():
 LINEAR_SCAN = register(
     Op(
         file="linear_scan",
-        schema="linear_scan(Tensor gates, Tensor tokens, bool reverse=False) -> Tensor",
+        schema=(
+            "linear_scan(Tensor gates, Tensor tokens, bool reverse=False, Tensor? initial=None)"
+            " -> Tensor"
+        ),
         check=_check,
-        fake=lambda gates, tokens, reverse=False: tokens.new_empty(tokens.shape),
+        fake=lambda gates, tokens, reverse=False, initial=None: tokens.new_empty(tokens.shape),
         cost=_cost,
         reference=specification,
         triton=lambda: _triton().linear_scan,
@@ -148,16 +205,16 @@ LINEAR_SCAN_BACKWARD = register(
     Op(
         file="linear_scan",
         schema=(
-            "linear_scan_backward(Tensor grad, Tensor gates, Tensor states, bool reverse,"
-            " bool[2] needs) -> (Tensor, Tensor)"
+            "linear_scan_backward(Tensor grad, Tensor gates, Tensor states, Tensor? initial,"
+            " bool reverse, bool[3] needs) -> (Tensor, Tensor, Tensor)"
         ),
         check=_check_backward,
-        fake=lambda grad, gates, states, reverse, needs: autograd.empty_gradients(
-            (gates, states), needs
+        fake=lambda grad, gates, states, initial, reverse, needs: autograd.empty_gradients(
+            (gates, states, _like_initial(states)), needs
         ),
         cost=_cost_backward,
         reference=of_those_asked_for(specification_backward),
         triton=lambda: _triton().linear_scan_backward,
-        function=autograd.backward_function("linear_scan_backward", 3, _backward_formula),
+        function=autograd.backward_function("linear_scan_backward", 4, _backward_formula),
     )
 )

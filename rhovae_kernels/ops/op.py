@@ -40,7 +40,7 @@ _TYPES: dict[str, tuple[Any, str]] = {
 
 
 class Argument(NamedTuple):
-    """One argument of a schema; `default` is None where there is none."""
+    """One argument of a schema; `default` is None where that is it, and where there is none."""
 
     type: str
     name: str

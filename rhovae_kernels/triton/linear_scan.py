@@ -66,17 +66,18 @@ def earlier_chunks(ends, value, identity, row, rows, chunk, chunks):
 
 @triton.jit
 def _scan(
-    gates, tokens, states, out, d_gates, ends,
-    gates_row, gates_step, tokens_row, tokens_step, states_row, states_step,
+    gates, tokens, states, initial, out, d_gates, d_initial, ends,
+    gates_row, gates_step, tokens_row, tokens_step, states_row, states_step, initial_row,
     rows, columns, chunks, chunk_columns,
     REVERSE: tl.constexpr, GATE_PER_ROW: tl.constexpr, ADJOINT: tl.constexpr,
     CARRIED: tl.constexpr,
     LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """x_t = a_t x_{t−1} + b_t into `out`, t counted in the direction of the scan.
+    """x_t = a_t x_{t−1} + b_t from x_0 = `initial` into `out`, t counted in the scan's direction.
 
     ADJOINT: λ_t = g_t + a_{t−1} λ_{t−1}; with it, where there is a `d_gates`, ∂a_t = λ_t x_{t+1},
-    x being `states`. (Both count the other way round than the scan that they differentiate.)
+    x being `states` and, after the last step, `initial`, whose gradient is a_T λ_T. (All count the
+    other way round than the scan that they differentiate.)
 
     A row in several chunks takes two launches: the first leaves the map of each chunk in `ends`,
     the second (CARRIED) starts each chunk from those before it.
@@ -93,10 +94,18 @@ def _scan(
     carry = zero_per_row(BLOCK_ROWS, COMPUTE)
     product = carry + 1.0
     d_gate = zero_per_row(BLOCK_ROWS, tl.float64)
+    if initial is not None:
+        x_0 = upcast(tl.load(initial + row * initial_row, mask=row_mask, other=0.0))
+        if not ADJOINT:
+            carry = x_0
     if CARRIED:
         end_a = earlier_chunks(ends, 0, 1.0, row, rows, chunk, chunks)
         end_b = earlier_chunks(ends, 1, 0.0, row, rows, chunk, chunks)
-        carry = last(scan(end_a, end_b)[1])
+        end_a, end_b = scan(end_a, end_b)
+        if initial is not None and not ADJOINT:
+            carry = last(end_a) * carry + last(end_b)
+        else:
+            carry = last(end_b)
 
     start = chunk.to(tl.int64) * chunk_columns
     span = tl.minimum(columns - start, chunk_columns) if LOOPED else BLOCK_COLUMNS
@@ -122,6 +131,8 @@ def _scan(
         if d_gates is not None:
             pointers = states + row * states_row + (column + FORWARD) * states_step
             next_x = upcast(tl.load(pointers, mask=mask & (step + 1 < columns), other=0.0))
+            if initial is not None:
+                next_x = tl.where(step + 1 == columns, x_0, next_x)
             if GATE_PER_ROW:
                 d_gate += row_sum(x * next_x).to(tl.float64)
             else:
@@ -134,61 +145,99 @@ def _scan(
         store(ends + (rows + row) * chunks + chunk, carry, row_mask)
     if d_gates is not None and GATE_PER_ROW:
         store(d_gates + row * chunks + chunk, d_gate, row_mask)
+    if d_initial is not None:
+        # What is carried out of the last chunk is λ_T, as nothing changes it behind the row's end.
+        is_last = row_mask & (chunk == chunks - 1)
+        a_step = 0 if GATE_PER_ROW or REVERSE else (tl.cast(columns, tl.int64) - 1) * gates_step
+        a = upcast(tl.load(row_gates + a_step, mask=is_last, other=0.0))
+        store(d_initial + row, a * carry, is_last)
 
 
-def _run(gates, tokens, states, out, d_gates, reverse: bool, adjoint: bool) -> None:
+def _run(
+    gates, tokens, initial, out, reverse: bool,
+    states=None, d_gates=None, d_initial=None, adjoint: bool = False,
+) -> None:  # fmt: skip
     """Launch `_scan` over (rows, columns) operands: once, or twice where a row is in chunks."""
     t = tiling_of(tokens)
     ends = chunk_ends(tokens, 2, t)
 
-    def run(states, out, d_gates, carried):
+    def run(states, initial, out, d_gates, d_initial, carried):
         launch(
             _scan, t, tokens,
-            gates, tokens, states, out, d_gates, ends,
+            gates, tokens, states, initial, out, d_gates, d_initial, ends,
             *gates.stride(), *tokens.stride(), *(tokens if states is None else states).stride(),
+            0 if initial is None else initial.stride(0),
             REVERSE=reverse, GATE_PER_ROW=gates.shape[1] == 1, ADJOINT=adjoint, CARRIED=carried,
         )  # fmt: skip
 
     if ends is not None:
-        run(None, None, None, carried=False)
-    run(states, out, d_gates, carried=ends is not None)
+        run(None, None, None, None, None, carried=False)
+    run(states, initial, out, d_gates, d_initial, carried=ends is not None)
 
 
-def linear_scan(gates: Tensor, tokens: Tensor, reverse: bool = False) -> Tensor:
+def linear_scan(
+    gates: Tensor, tokens: Tensor, reverse: bool = False, initial: Tensor | None = None
+) -> Tensor:
     """See `rhovae_kernels.ops.linear_scan`."""
     states = torch.empty(tokens.shape, dtype=tokens.dtype, device=tokens.device)
     if tokens.numel():
         rows = tokens.numel() // tokens.shape[-1]
-        _run(as_rows(gates, rows), as_rows(tokens, rows), None, states, None, reverse, False)
+        x_0 = None if initial is None else as_rows(initial, rows)
+        _run(as_rows(gates, rows), as_rows(tokens, rows), x_0, states, reverse)
     return states
 
 
 def linear_scan_backward(
-    grad: Tensor, gates: Tensor, states: Tensor, reverse: bool, needs: Sequence[bool]
+    grad: Tensor,
+    gates: Tensor,
+    states: Tensor,
+    initial: Tensor | None,
+    reverse: bool,
+    needs: Sequence[bool],
 ) -> tuple[Tensor, ...]:
-    """λ_t = g_t + a_{t+1} λ_{t+1}; ∂b = λ; ∂a_t = λ_t x_{t−1} (the other way round if reversed)."""
+    """λ_t = g_t + a_{t+1} λ_{t+1}; ∂b = λ; ∂a_t = λ_t x_{t−1}; ∂x_0 = a_1 λ_1.
+
+    (The other way round if reversed.)
+    """
+    like_initial = states.new_empty((*states.shape[:-1], 1))
     if not states.numel():
-        return no_gradients((gates, states), needs)
+        return no_gradients((gates, states, like_initial), needs)
     t = tiling_of(states)
     d_gates = gradient(gates, needs[0], t)
     d_tokens = contiguous_like(states) if needs[1] else None
+    d_initial = like_initial if needs[2] else None
     a, g, x = (as_rows(x, t.rows) for x in (gates, grad, states))
-    _run(a, g, x, d_tokens, d_gates, not reverse, True)
-    return finished(d_gates, gates, t), states.new_empty(0) if d_tokens is None else d_tokens
+    x_0 = None if initial is None or not needs[0] else as_rows(initial, t.rows)
+    _run(a, g, x_0, d_tokens, not reverse, x, d_gates, d_initial, adjoint=True)
+    none = states.new_empty(0)
+    return (
+        finished(d_gates, gates, t),
+        none if d_tokens is None else d_tokens,
+        none if d_initial is None else d_initial,
+    )
 
 
 def configurations() -> list[Configuration]:
     """Ways in which `_scan` is compiled that between them meet each tile, pass and flag."""
-    whole, first = {"ends": None}, {"states": None, "out": None, "d_gates": None}
-    no_gradient = {"states": None, "d_gates": None}
+    from_zero = {"initial": None, "d_initial": None}
+    whole, first = {"ends": None}, {"states": None, "out": None, "d_gates": None} | from_zero
+    forward = {"states": None, "d_gates": None, "d_initial": None}
+    no_gradient = forward | from_zero
     flags = {"REVERSE": False, "GATE_PER_ROW": False, "ADJOINT": False, "CARRIED": False}
     adjoint = flags | {"REVERSE": True, "ADJOINT": True}
+    carried = {"CARRIED": True}
     cases = [
         *(("fp32", c, whole | no_gradient, flags) for c in COMPILED_COLUMNS),
-        *(("fp32", c, whole, adjoint) for c in COMPILED_COLUMNS),
-        ("fp32", LOOPED, whole, adjoint | {"GATE_PER_ROW": True}),
+        *(("fp32", c, whole | from_zero, adjoint) for c in COMPILED_COLUMNS),
+        ("fp32", LOOPED, whole | from_zero, adjoint | {"GATE_PER_ROW": True}),
         ("fp32", LOOPED, first, flags),
-        ("fp32", LOOPED, {}, adjoint | {"CARRIED": True}),
+        ("fp32", LOOPED, from_zero, adjoint | carried),
         ("bf16", 64, whole | no_gradient, flags | {"GATE_PER_ROW": True}),
+        ("fp32", 64, whole | forward, flags),
+        ("fp32", LOOPED, whole | forward, flags),
+        ("fp32", 64, whole, adjoint),
+        ("fp32", LOOPED, whole, adjoint | {"GATE_PER_ROW": True}),
+        ("fp32", LOOPED, forward, flags | carried),
+        ("fp32", LOOPED, {}, adjoint | carried),
     ]
     return [configuration(_scan, *case) for case in cases]

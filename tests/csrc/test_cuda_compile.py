@@ -32,10 +32,15 @@ pytestmark = [
 # many it writes, each of which takes a 16-byte load or store a lane.
 LONG_OPERANDS = {
     "words": (0, 1),
-    "linear_scan_kernel<false>": (3, 2),
-    "linear_scan_kernel<true>": (2, 1),
-    "linear_scan_aggregates<false>": (2, 0),
-    "linear_scan_aggregates<true>": (1, 0),
+    # The second flag, an initial state, is one number a row.
+    "linear_scan_kernel<false, false>": (3, 2),
+    "linear_scan_kernel<false, true>": (3, 2),
+    "linear_scan_kernel<true, false>": (2, 1),
+    "linear_scan_kernel<true, true>": (2, 1),
+    "linear_scan_aggregates<false, false>": (2, 0),
+    "linear_scan_aggregates<false, true>": (2, 0),
+    "linear_scan_aggregates<true, false>": (1, 0),
+    "linear_scan_aggregates<true, true>": (1, 0),
     "ar1_aggregates<false>": (3, 0),
     "ar1_aggregates<true>": (2, 0),
     "ar1_reparam_kernel<false>": (3, 1),

@@ -23,6 +23,7 @@ from rhovae_kernels.ops.op import Op
 
 CONTRACTS = {
     "linear_scan": test_linear_scan.TestLinearScan,
+    "linear_scan, initial": test_linear_scan.TestFromInitial,
     "ar1_reparam": test_ar1.TestReparam,
     "ar1_reparam_rng": test_ar1.TestReparamRng,
     "ar1_log_prob": test_ar1.TestLogProb,

@@ -15,16 +15,18 @@ import torch
 from torch import Tensor
 
 from python_ref.ar1 import LOG_2, LOG_2PI, Correlation
-from python_ref.linear_scan import linear_scan, shift
+from python_ref.linear_scan import first, linear_scan, shift
 from python_ref.masked_linear import staircase_mask
 
 # Sums over a tile are in two lanes at least (float64 without vectors), tiles are added in float64.
 LANE = 2048 // 2
 
 
-def growing(gates: Tensor, tokens: Tensor, reverse: bool = False) -> Tensor:
+def growing(
+    gates: Tensor, tokens: Tensor, reverse: bool = False, initial: Tensor | None = None
+) -> Tensor:
     gates, tokens = gates.abs(), tokens.abs()
-    return linear_scan(gates, linear_scan(gates, tokens, reverse), reverse)
+    return linear_scan(gates, linear_scan(gates, tokens, reverse, initial), reverse)
 
 
 def added(terms: Tensor, keepdim: bool = False) -> Tensor:
@@ -44,14 +46,19 @@ def magnitudes(upstream, like: Tensor, per_row: Tensor):
 
 
 def of_linear_scan(args, upstream):
-    gates, tokens, reverse = args
-    states = growing(gates, tokens, reverse)
+    gates, tokens, reverse, initial = args
+    initial = None if initial is None else initial.abs()
+    states = growing(gates, tokens, reverse, initial)
     g = upstream[0]
     if g is None:
         return [states], []
     next_gates = gates if gates.shape[-1] == 1 else shift(gates, not reverse)
     adjoint = growing(next_gates, g, not reverse)
-    return [states], [as_parameter(adjoint * shift(states, reverse), gates), adjoint]
+    return [states], [
+        as_parameter(adjoint * shift(states, reverse, initial), gates),
+        adjoint,
+        (first(gates.abs(), reverse) * first(adjoint, reverse)).sum(-1, keepdim=True),
+    ]
 
 
 def innovations(c: Correlation, eps: Tensor) -> Tensor:

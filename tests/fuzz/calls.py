@@ -57,7 +57,8 @@ def ar1_log_prob(draw: Draw) -> list:
 def linear_scan(draw: Draw) -> list:
     batch, d = draw.batch(), draw.columns()
     gates = draw.tensor((*batch, draw.random.choice((1, d))), draw.random.choice((0.3, 0.7)), 1.0)
-    return [gates, draw.tensor((*batch, d), 2.0, 1e3), draw.chance(0.5)]
+    initial = draw.tensor((*batch, 1), 2.0, 1e3) if draw.chance(0.5) else None
+    return [gates, draw.tensor((*batch, d), 2.0, 1e3), draw.chance(0.5), initial]
 
 
 def iaf_gate(draw: Draw) -> list:
@@ -212,7 +213,7 @@ def of_made_inverse(args, actual: Tensor, rounding: float) -> tuple[Tensor, Tens
 
 
 OPS = {
-    "linear_scan": Op(linear_scan, (0, 1), bounds.of_linear_scan),
+    "linear_scan": Op(linear_scan, (0, 1, 3), bounds.of_linear_scan),
     "ar1_reparam": Op(ar1_reparam, (0, 1, 2, 3), bounds.of_ar1_reparam),
     "ar1_reparam_rng": Op(ar1_reparam_rng, (0, 1, 2), of_rng),
     "ar1_log_prob": Op(ar1_log_prob, (0, 1, 2, 3), bounds.of_ar1_log_prob),

@@ -35,8 +35,8 @@ def calls(device):
     row, needs = draw(H), [True, True, True]
     coupling = (x, x, x, mask, False, "tanh")
     return {
-        "linear_scan": (column, x, False),
-        "linear_scan_backward": (x, x, x, True, [True, True]),
+        "linear_scan": (column, x, False, column),
+        "linear_scan_backward": (x, x, x, column, True, needs),
         "ar1_reparam": (x, column, column, x),
         "ar1_reparam_backward": (x, per_row, x, x, column, x, [*needs, True]),
         "ar1_reparam_rng": (x, x, column, state),

@@ -44,6 +44,8 @@ OPERANDS = {
     "ar1_log_prob": ("z", "mu", "log_var", "rho_logit"),
     "ar1_log_prob_backward": ("grad", "z", "mu", "log_var", "rho_logit"),
 }
+# Stands for that operand where it comes after a constant.
+INITIAL = "initial"
 # How often a kernel loads an element of an operand as long as a row, where not once; the rest of
 # the times it is in a cache close by.
 LOADS = {
@@ -65,7 +67,7 @@ def operand(name: str, rows: int, d: int, dtype: torch.dtype, per_row: bool) -> 
         return normal(
             (), rows, torch.float64 if dtype == torch.float64 else torch.float32, "cpu", 1
         )
-    one = name == "rho_logit" or (per_row and name in ("log_var", "gates"))
+    one = name in ("rho_logit", INITIAL) or (per_row and name in ("log_var", "gates"))
     return 0.5 * normal((rows,), 1 if one else d, dtype, "cpu", seed)
 
 
@@ -73,6 +75,7 @@ def arguments(op: str, shape, dtype, per_row: bool, rest: tuple) -> list:
     operands = [operand(name, *shape, dtype, per_row) for name in OPERANDS[op]]
     if op == "ar1_log_prob_backward":
         operands[0] = operand("grad_kl", *shape, dtype, per_row)
+    rest = (operand(x, *shape, dtype, per_row) if x == INITIAL else x for x in rest)
     return [*operands, *rest]
 
 
@@ -134,9 +137,16 @@ def run(op: str, args: list) -> tuple[list[Tensor], Touched]:
 # are asked for.
 CALLS: list[tuple[str, tuple]] = [
     ("linear_scan", (True,)),
-    ("linear_scan_backward", (True, (True, True))),
-    ("linear_scan_backward", (True, (False, True))),
-    ("linear_scan_backward", (True, (True, False))),
+    ("linear_scan", (False, INITIAL)),
+    ("linear_scan", (True, INITIAL)),
+    ("linear_scan_backward", (None, True, (True, True, False))),
+    ("linear_scan_backward", (None, True, (False, True, False))),
+    ("linear_scan_backward", (None, True, (True, False, False))),
+    ("linear_scan_backward", (None, True, (True, True, True))),
+    ("linear_scan_backward", (INITIAL, False, (True, True, True))),
+    ("linear_scan_backward", (INITIAL, True, (True, True, True))),
+    ("linear_scan_backward", (INITIAL, True, (False, True, False))),
+    ("linear_scan_backward", (INITIAL, True, (False, False, True))),
     ("ar1_reparam", ()),
     ("ar1_reparam_backward", ((True, True, True, False),)),
     ("ar1_reparam_backward", ((True, True, True, True),)),

@@ -67,7 +67,9 @@ class TestLinearScan(Contract):
             assert_matches(states, expected, torch.float32, "per step")
 
 
-def test_the_number_of_threads_does_not_change_a_bit():
+@pytest.mark.parametrize("initial", [None, torch.full((3, 1), 2.0)], ids=["from 0", "from 2"])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_number_of_threads_does_not_change_a_bit(reverse, initial):
     with rk.use_backend("cpu"):
         x = normal((3,), 100_000, torch.float32, "cpu", 0)
         gates = torch.full((3, 1), 0.97)
@@ -76,7 +78,114 @@ def test_the_number_of_threads_does_not_change_a_bit():
         try:
             for n in (1, 2):
                 torch.set_num_threads(n)
-                results.append(torch.ops.rhovae.linear_scan(gates, x))
+                results.append(torch.ops.rhovae.linear_scan(gates, x, reverse, initial))
         finally:
             torch.set_num_threads(threads)
         assert torch.equal(*results)
+
+
+class TestFromInitial(Contract):
+    """The contract from a state of the caller's own."""
+
+    op = "linear_scan"
+    variants = TestLinearScan.variants
+    differentiable = (0, 1, 3)
+
+    def inputs(self, variant, batch, d, dtype, device="cpu", seed=0):
+        initial = 2 * normal(batch, 1, torch.float64, "cpu", 2 * seed + 100)
+        inputs = TestLinearScan().inputs(variant, batch, d, dtype, device, seed)
+        return [*inputs, initial.to(dtype).to(device)]
+
+    def wrong_inputs(self):
+        x = torch.ones(2, 3)
+        yield "as long as tokens", (x, x, False, x), "initial"
+        yield "leading dimensions", (x, x, False, torch.ones(3, 1)), "initial"
+        yield "no column", (x, x, False, torch.ones(2)), "initial"
+        yield "two types", (x, x, False, torch.ones(2, 1).double()), "initial"
+        yield "integers", (x, x, False, torch.ones(2, 1).long()), "initial"
+        yield "two devices", (x, x, False, torch.ones(2, 1, device="meta")), "initial"
+
+    def test_gates_of_one_add_the_initial_state_to_each_sum(self, backend):
+        x = normal((2,), 50, torch.float64, backend.device, 0)
+        initial = torch.tensor([[3.0], [-7.0]], dtype=torch.float64, device=backend.device)
+        for gates in (torch.ones_like(x), torch.ones_like(initial)):
+            states = self.call(gates, x, False, initial)[0]
+            torch.testing.assert_close(states, initial + x.cumsum(1))
+
+    def test_an_initial_state_of_zero_is_none(self, backend):
+        for _, inputs in self.each_variant((3,), 2100, torch.float32, backend.device):
+            *given, initial = inputs
+            assert torch.equal(self.call(*given, 0 * initial)[0], self.call(*given)[0])
+
+    @pytest.mark.parametrize("reverse", [False, True])
+    @pytest.mark.parametrize("columns", [1, 601], ids=["per row", "per step"])
+    def test_a_stream_in_chunks_is_one_scan(self, backend, reverse, columns):
+        gates = torch.tanh(normal((3,), columns, torch.float64, backend.device, 0))
+        tokens = normal((3,), 601, torch.float64, backend.device, 1)
+        sizes = [1, 16, 0, 83, 501]
+        chunks = list(tokens.split(sizes, 1))
+        of_chunks = [gates] * 5 if columns == 1 else list(gates.split(sizes, 1))
+        order = range(5)[::-1] if reverse else range(5)
+        initial, states = None, [None] * 5
+        for i in order:
+            states[i] = self.call(of_chunks[i], chunks[i], reverse, initial)[0]
+            if sizes[i]:
+                initial = states[i][:, :1] if reverse else states[i][:, -1:]
+        whole = self.call(gates, tokens, reverse)[0]
+        torch.testing.assert_close(torch.cat(states, 1), whole, rtol=1e-12, atol=1e-12)
+
+    @pytest.mark.parametrize("reverse", [False, True])
+    @pytest.mark.parametrize("per_row", [False, True])
+    def test_without_steps_there_are_no_states_and_the_gradients_are_zero(
+        self, backend, reverse, per_row
+    ):
+        tokens = torch.zeros(3, 0, device=backend.device, requires_grad=True)
+        gates = tokens.new_full((3, 1 if per_row else 0), float("nan")).requires_grad_()
+        initial = tokens.new_full((3, 1), float("nan")).requires_grad_()
+        states = self.call(gates, tokens, reverse, initial)[0]
+        assert states.shape == (3, 0)
+        gradients = torch.autograd.grad(states.sum(), (gates, tokens, initial))
+        for g, x in zip(gradients, (gates, tokens, initial), strict=True):
+            assert torch.equal(g, torch.zeros_like(x))
+
+    @pytest.mark.parametrize("reverse", [False, True])
+    def test_a_non_finite_initial_state_shows_exactly_where_it_does_in_the_specification(
+        self, backend, reverse
+    ):
+        tokens = torch.ones(2, 40)
+        gates = torch.full((2, 40), 0.9)
+        gates[:, 20] = 0
+        for value in (float("nan"), float("inf"), -float("inf")):
+            initial = torch.tensor([[value], [1.0]])
+            for of_steps in (gates, gates[:, :1]):
+                expected = python_ref.linear_scan(of_steps, tokens, reverse, initial).isfinite()
+                a, b, x_0 = (x.to(backend.device) for x in (of_steps, tokens, initial))
+                states = self.call(a, b, reverse, x_0)[0]
+                assert torch.equal(states.isfinite().cpu(), expected)
+
+    def test_sequences_packed_by_gates_of_zero_are_those_scanned_alone(self, backend):
+        lengths = [1, 40, 3, 517]
+        tokens = normal((2,), sum(lengths), torch.float32, backend.device, 0)
+        gates = torch.tanh(normal((2,), sum(lengths), torch.float32, backend.device, 1))
+        starts = torch.tensor([0, *lengths]).cumsum(0)[:-1]
+        gates[:, starts.to(gates.device)] = 0
+        initial = torch.full((2, 1), 1e6, device=backend.device)
+        packed = self.call(gates, tokens, False, initial)[0]
+        pieces = (x.split(lengths, 1) for x in (gates, tokens, packed))
+        for a, b, states in zip(*pieces, strict=True):
+            torch.testing.assert_close(states, self.call(a, b, False)[0], rtol=1e-6, atol=1e-6)
+
+    def test_each_set_of_gradients_asked_for_is_the_whole_ones(self, backend):
+        for variant, inputs in self.each_variant((3,), 19, torch.float32, backend.device):
+            gates, tokens, reverse, initial = inputs
+            states = self.call(*inputs)[0]
+            args = (torch.ones_like(tokens), gates, states)
+            backward = torch.ops.rhovae.linear_scan_backward
+            for given in (initial, None):
+                full = backward(*args, given, reverse, [True] * 3)
+                for bits in range(8):
+                    needs = [bool(bits >> i & 1) for i in range(3)]
+                    for g, e, need in zip(
+                        backward(*args, given, reverse, needs), full, needs, strict=True
+                    ):
+                        assert torch.equal(g, e) if need else g.shape == (0,), (variant, needs)

@@ -45,14 +45,21 @@ def shape(op: str, name: str, x: Tensor, wanted: tuple[int, ...], reason: str) -
         refuse(op, name, f"of shape {tuple(x.shape)}", f"of shape {tuple(wanted)}, {reason}")
 
 
-def last_one_or(op: str, name: str, x: Tensor, full: torch.Size, leader: str) -> None:
-    """`x` has the shape `full`, or `full` with a last dimension of one."""
-    if x.shape != full and x.shape != (*full[:-1], 1):
+def of_one_along(full: torch.Size, dim: int = -1) -> tuple[int, ...]:
+    """The shape `full` with a length of one in this dimension."""
+    return (*full[:dim], 1, *full[dim:][1:])
+
+
+def last_one_or(
+    op: str, name: str, x: Tensor, full: torch.Size, leader: str, dim: int = -1
+) -> None:
+    """`x` has the shape `full`, or `full` with a last dimension, or dimension `dim`, of one."""
+    if x.shape != full and x.shape != of_one_along(full, dim):
         refuse(
             op,
             name,
             f"of shape {tuple(x.shape)}",
-            f"of shape {tuple(full)} or {(*full[:-1], 1)}, to go with {leader}",
+            f"of shape {tuple(full)} or {of_one_along(full, dim)}, to go with {leader}",
         )
 
 

@@ -18,8 +18,9 @@ def linear_scan(
     tokens: Tensor,
     reverse: bool = False,
     initial: Tensor | None = None,
+    dim: int = -1,
 ) -> Tensor:
-    """First-order linear recurrence along the last dimension, as a parallel scan.
+    """First-order linear recurrence along a dimension, as a parallel scan.
 
     x_t = a_t x_{t−1} + b_t for t = 1 … T; reversed, x_t = a_t x_{t+1} + b_t for t = T … 1. The
     state before the first step, x_0 (reversed, x_{T+1}), is `initial`, or 0.
@@ -34,12 +35,14 @@ def linear_scan(
         reverse: run from the last step to the first.
         initial: the state before the first step, shape (…,1), of the same type; of a stream in
             chunks, the last state of the chunk before. None for 0.
+        dim: the dimension of tokens that the steps lie along. It is the last one in the shapes
+            above; gates and initial have as many dimensions as tokens.
 
     Returns:
         states x, of the shape and type of tokens; the recurrence is carried in float32 at least.
 
     Raises:
-        ValueError: a shape, type or device does not fit.
+        ValueError: a shape, type or device does not fit, or tokens have no dimension `dim`.
 
     Source:
         Martin and Cundy, 2018, "Parallelizing Linear Recurrent Neural Nets Over Sequence Length",
@@ -66,23 +69,39 @@ def linear_scan(
         >>> rk.ops.linear_scan(half, tokens[2:], initial=states[-1:])
         tensor([1.7500, 1.8750, 1.9375])
     """
-    return LINEAR_SCAN.call(gates, tokens, reverse, initial)
+    if dim == -1:
+        return LINEAR_SCAN.call(gates, tokens, reverse, initial)
+    # Before any dimension is moved: an error then tells the shapes that were given.
+    LINEAR_SCAN.check_all(gates, tokens, reverse, initial, dim)
+    initial = None if initial is None else initial.movedim(dim, -1)
+    states = LINEAR_SCAN.call(gates.movedim(dim, -1), tokens.movedim(dim, -1), reverse, initial)
+    return states.movedim(-1, dim)
 
 
 def _check(
-    gates: Tensor, tokens: Tensor, reverse: bool = False, initial: Tensor | None = None
+    gates: Tensor,
+    tokens: Tensor,
+    reverse: bool = False,
+    initial: Tensor | None = None,
+    dim: int = -1,
 ) -> None:
-    op = "linear_scan"
+    op, dims = "linear_scan", tokens.dim()
     checks.like(op, "tokens", tokens, gates=gates, initial=initial)
-    if tokens.dim() == 0:
+    if dims == 0:
         checks.refuse(op, "tokens", "a scalar", "of shape (…,T)")
-    checks.last_one_or(op, "gates", gates, tokens.shape, "tokens")
-    _check_initial(op, initial, tokens.shape, "tokens")
+    if not isinstance(dim, int) or not -dims <= dim < dims:
+        wanted = f"an int from {-dims} to {dims - 1}, as tokens have {dims} dimensions"
+        checks.refuse(op, "dim", repr(dim), wanted)
+    checks.last_one_or(op, "gates", gates, tokens.shape, "tokens", dim)
+    _check_initial(op, initial, tokens.shape, "tokens", dim)
 
 
-def _check_initial(op: str, initial: Tensor | None, full: torch.Size, leader: str) -> None:
+def _check_initial(
+    op: str, initial: Tensor | None, full: torch.Size, leader: str, dim: int = -1
+) -> None:
     if initial is not None:
-        checks.shape(op, "initial", initial, (*full[:-1], 1), f"to go with {leader}")
+        wanted = checks.of_one_along(full, dim)
+        checks.shape(op, "initial", initial, wanted, f"to go with {leader}")
 
 
 def _check_backward(grad, gates, states, initial, reverse, needs) -> None:
@@ -96,7 +115,7 @@ def _check_backward(grad, gates, states, initial, reverse, needs) -> None:
 
 def _like_initial(states: Tensor) -> Tensor:
     """A tensor of the shape and the type of `initial`, without values."""
-    return states.new_empty((*states.shape[:-1], 1))
+    return states.new_empty(checks.of_one_along(states.shape))
 
 
 def _cost(

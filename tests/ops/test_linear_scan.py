@@ -189,3 +189,84 @@ class TestFromInitial(Contract):
                         backward(*args, given, reverse, needs), full, needs, strict=True
                     ):
                         assert torch.equal(g, e) if need else g.shape == (0,), (variant, needs)
+
+
+# The front door's dimension.
+
+
+@pytest.mark.parametrize("dim", range(-3, 3))
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize("from_initial", [False, True])
+def test_any_dimension_may_be_that_of_the_steps(dim, reverse, per_row, from_initial):
+    def one_along(shape):
+        shape = list(shape)
+        shape[dim] = 1
+        return shape
+
+    shape = [4, 5, 6]
+    leaves = [
+        torch.tanh(normal(one_along(shape) if per_row else shape, 1, torch.float64, "cpu", 0)),
+        normal(shape, 1, torch.float64, "cpu", 1),
+        normal(one_along(shape), 1, torch.float64, "cpu", 2) if from_initial else None,
+    ]
+    leaves = [None if x is None else x[..., 0].requires_grad_() for x in leaves]
+    gates, tokens, initial = leaves
+    states = rk.ops.linear_scan(gates, tokens, reverse, initial, dim=dim)
+    a, b, x_0 = (None if x is None else x.movedim(dim, -1) for x in leaves)
+    expected = python_ref.linear_scan(a, b, reverse, x_0).movedim(-1, dim)
+    torch.testing.assert_close(states, expected)
+    given = [x for x in leaves if x is not None]
+    up = torch.arange(120, dtype=torch.float64).view(shape).sin()
+    actual = torch.autograd.grad(states, given, up)
+    torch.testing.assert_close(actual, torch.autograd.grad(expected, given, up))
+
+
+@pytest.mark.parametrize(
+    "arguments,dim,said",
+    [
+        ((2, 3), 2, "dim is 2; it must be an int from -2 to 1"),
+        ((2, 3), -3, "dim is -3; it must be an int from -2 to 1"),
+        ((2, 3), 0.0, "dim is 0.0; it must be an int from -2 to 1"),
+        ((2, 2), 0, r"gates is of shape \(2, 2\); it must be of shape \(2, 3\) or \(1, 3\)"),
+        ((3,), 0, r"gates is of shape \(3,\); it must be of shape \(2, 3\) or \(1, 3\)"),
+        ((), 0, r"gates is of shape \(\); it must be of shape"),
+    ],
+    ids=str,
+)
+def test_a_wrong_dimension_is_named_and_shapes_are_those_that_were_given(arguments, dim, said):
+    with pytest.raises(ValueError, match=f"rhovae::linear_scan: {said}"):
+        rk.ops.linear_scan(torch.ones(arguments), torch.ones(2, 3), dim=dim)
+
+
+def test_along_another_dimension_initial_is_refused_by_name():
+    x = torch.ones(2, 3)
+    said = r"initial is of shape \(2, 1\); it must be of shape \(1, 3\), to go with tokens"
+    with pytest.raises(ValueError, match=said):
+        rk.ops.linear_scan(x, x, initial=x[:, :1], dim=0)
+    with pytest.raises(ValueError, match="tokens is a scalar"):
+        rk.ops.linear_scan(x, x.sum(), dim=0)
+    with pytest.raises(ValueError, match="tokens is None; it must be of type Tensor"):
+        rk.ops.linear_scan(x, None, dim=0)
+    with pytest.raises(ValueError, match=r"initial is 1\.0; it must be of type Optional"):
+        rk.ops.linear_scan(x, x, initial=1.0, dim=0)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_the_front_door_compiles_exports_and_batches_with_an_initial_state(dim):
+    gates, tokens = torch.full((4, 5), 0.5), normal((4,), 5, torch.float32, "cpu", 0)
+    initial = tokens.narrow(dim, 0, 1)
+
+    class Module(torch.nn.Module):
+        def forward(self, gates, tokens, initial):
+            return rk.ops.linear_scan(gates, tokens, initial=initial, dim=dim)
+
+    expected = Module()(gates, tokens, initial)
+    torch._dynamo.reset()
+    compiled = torch.compile(Module(), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(gates, tokens, initial), expected)
+    exported = torch.export.export(Module(), (gates, tokens, initial))
+    assert torch.equal(exported.module()(gates, tokens, initial), expected)
+    stacked = (torch.stack([x, 2 * x]) for x in (tokens, initial))
+    batched = torch.vmap(Module(), (None, 0, 0))(gates, *stacked)
+    torch.testing.assert_close(batched, torch.stack([expected, 2 * expected]))

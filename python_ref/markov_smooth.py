@@ -155,7 +155,8 @@ class Smoothed(NamedTuple):
 def _logit(c: Chain, p: Smoothed) -> Tensor:
     """a'_j = asinh(E sinh a_j), E² = s̃_{j−1} / t_j ≤ 1.
 
-    Where E is not small, a_j − asinh(ρ_j (1 − E²) / (E + √(t_j s̃_j))), 1 − E² = (1 − s̃_{j−1})/t + k.
+    Where E is not small, a_j − asinh(ρ_j (1 − E²) / (E + √(t_j s̃_j))), in which 1 − E² is
+    (1 − s̃_{j−1}) / t_j + 1 − 1/t_j.
     """
     near = p.variance_before >= 0.25 * p.t
     e = torch.sqrt(p.variance_before) / torch.sqrt(p.t)
@@ -213,25 +214,26 @@ def markov_smooth_backward(
     scan=linear_scan,
     information=information,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients in (y, log_r, mu, log_var, rho_logit) for incoming g, v, b of μ', log s', a', and k.
+    """Gradients in (y, log_r, mu, log_var, rho_logit).
 
-    With D_j = √(s̃_{j−1}/s̃_j)/t_j, ρ'_j = ρ_j D_j = tanh a'_j, and φ_j = ρ_j/t_j, the adjoints are
-    λ of m̃ and β of log s̃, against time, then κ of η and ζ of Λ, with it:
-    λ_j = √s_j g_j + φ_{j+1} λ_{j+1}
+    Incoming are g, v, b and k, of μ', log s', a' and the log marginal. D_j = √(s̃_{j−1}/s̃_j)/t_j,
+    ρ'_j = ρ_j D_j = tanh a'_j and φ_j = ρ_j/t_j. The adjoints are λ of m̃ and β of log s̃, against
+    time, then κ of η and ξ of Λ where H moves with it so that the means stay, along it:
+    λ_j = √s_j g_j + λ'_j, λ'_j = φ_{j+1} λ_{j+1}
     β_j = v_j + ρ'²_{j+1} β_{j+1} + ½ ρ'_{j+1} b_{j+1}
     κ_j = φ_j κ_{j−1} + q_j λ_j / t_j
-    ζ_j = φ_j² ζ_{j−1} + q_j τ_j / t_j, τ_j = −λ_j m̃_j − β_j (1 + ρ'²_j) − ½ ρ'_j b_j − κ_{j−1} η_{j−1}
+    ξ_j = φ_j² ξ_{j−1} − q_j/t_j (β_j (1 + ρ'²_j) + ½ ρ'_j b_j)
 
-    The log marginal's gradient is the expected one of log p(u, y), by Fisher's identity. Its parts:
-    ν_j = x_j − m̃_j = (x_j − ρ_j m̃_{j−1} + q_j (Λ_j x_j − η_j)) / t_j, written as what is left of x_j
-    where w_j is large, and γ_j = H_j − ρ_j (w_j + Λ_j) m̃_{j−1}, of which q_j γ_j / t_j is
-    m̃_j − ρ_j m̃_{j−1}.
-    ∂y_j = w_j (κ_j − k ν_j) / √s_j; ∂μ = g − ∂y
-    ∂log r_j = −w_j (ζ_j + κ_j x_j) + ½ k (w_j (ν_j² + s̃_j) − 1)
-    ∂log s_j = v_j + ½ √s_j m̃_j g_j + w_j (ζ_j + ½ κ_j x_j) + ½ k w_j (ν_j m̃_j − s̃_j)
-    ∂a_j = q_j/t_j (λ_j (m̃_{j−1} − 2ρ_j γ_j/t_j) + κ_{j−1} H_j (1 + 2Λ_{j−1}))
-      + 2ρ_j (k_j ζ_{j−1} (1 + Λ_{j−1}) + β_j (2 k_j ρ'²_j − (1−ρ'²_j)(1−s̃_{j−1})/t_j))
-      + b_j D_j (1 + ρ_j² k_j)
+    The log marginal's gradient is, by Fisher's identity, the expected one of log p(u, y). Below
+    ν_j = (x_j − ρ_j m̃_{j−1} + q_j (Λ_j x_j − η_j)) / t_j is x_j − m̃_j, to its own digits where
+    w_j is large, q_j γ_j / t_j is m̃_j − ρ_j m̃_{j−1}, γ_j = H_j − ρ_j (w_j + Λ_j) m̃_{j−1}, and
+    α_j = (√s_j g_j (1 + q_j Λ_j) − w_j q_j λ'_j) / t_j − w_j φ_j κ_{j−1} is √s_j g_j − w_j κ_j.
+    ∂y_j = w_j (κ_j − k ν_j) / √s_j; ∂μ_j = (α_j + k w_j ν_j) / √s_j
+    ∂log r_j = −w_j (ξ_j + κ_j ν_j) + ½ k (w_j (ν_j² + s̃_j) − 1)
+    ∂log s_j = v_j + w_j ξ_j + ½ (m̃_j α_j + w_j κ_j ν_j) + ½ k w_j (ν_j m̃_j − s̃_j)
+    ∂a_j = q_j/t_j (λ_j (m̃_{j−1} − 2ρ_j γ_j/t_j) + κ_{j−1} γ_j (1 + 2Λ_{j−1}))
+      + ρ_j k_j (2 ξ_{j−1} (1 + Λ_{j−1}) − κ_{j−1} m̃_{j−1})
+      + 2ρ_j β_j (2 k_j ρ'²_j − (1−ρ'²_j)(1−s̃_{j−1})/t_j) + b_j D_j (1 + ρ_j² k_j)
       + k (ρ_j k_j (1−s̃_{j−1} − Λ_{j−1} s̃_{j−1}) + γ_j q_j/t_j (m̃_{j−1} − ρ_j γ_j/t_j)), j ≥ 2
     where k_j = 1 − 1/t_j is the `kept` of a step. Where y_j is missing, ∂y_j = ∂log r_j = 0.
     """
@@ -249,36 +251,44 @@ def markov_smooth_backward(
     of_logit = torch.sqrt(p.variance_before / p.variance) / p.t
     rho = c.rho * of_logit
     rho2, half = rho.square(), 0.5 * rho * b
-    of_mean = scan(shift(p.phi, True), c.scale * g, True)
+    driven = c.scale * g
+    of_mean = scan(shift(p.phi, True), driven, True)
+    of_mean_after = shift(p.phi * of_mean, True)
     of_variance = scan(shift(rho2, True), v + shift(half, True), True)
     innovation = c.sech * (c.sech / p.t)
     of_eta = scan(p.phi, innovation * of_mean)
-    eta_before, information_before = p.phi * p.driven, p.phi * (c.rho * p.known)
-    of_t = -of_mean * p.mean - of_variance * (1 + rho2) - half - shift(of_eta) * eta_before
-    of_information = scan(p.phi.square(), innovation * of_t)
+    of_information = -innovation * (of_variance * (1 + rho2) + half)
+    of_information = scan(p.phi.square(), of_information)
+    eta_before, before = shift(of_eta), shift(of_information)
+    information_before = p.phi * (c.rho * p.known)
 
     residual = c.x - c.rho * p.mean_before + c.sech * (c.sech * (p.information * c.x - p.eta))
     residual = residual / p.t
     score = p.driven - c.rho * (p.known * p.mean_before)
-    d_y = torch.where(c.observed, c.w * (of_eta - k * residual) / c.scale, 0)
-    weighted = c.w * of_information
-    d_log_s = v + 0.5 * c.scale * p.mean * g + weighted + 0.5 * (c.w * of_eta * c.x)
-    d_log_s = d_log_s + 0.5 * k * (c.w * residual * p.mean - c.w * p.variance)
-    d_log_r = 0.5 * k * (c.w * residual * residual + c.w * p.variance - 1)
-    d_log_r = torch.where(c.observed, d_log_r - weighted - c.w * of_eta * c.x, 0)
-    before = shift(of_information)
-    d_a = innovation * of_mean * (p.mean_before - 2 * c.rho * (score / p.t))
-    d_a = d_a + shift(of_eta) * (1 + 2 * information_before) * (innovation * p.driven)
-    spread = 2 * p.kept * rho2 - innovation / p.variance * p.lost_before / p.t
-    d_a = d_a + 2 * c.rho * (p.kept * before * (1 + information_before) + of_variance * spread)
-    d_a = d_a + b * of_logit * (1 + c.rho.square() * p.kept)
-    of_prior = c.rho * p.kept * (p.lost_before - information_before * p.variance_before)
-    of_prior = of_prior + innovation * score * (p.mean_before - c.rho * (score / p.t))
-    d_a = from_second(d_a + k * of_prior)
+    weight = c.w * residual
+    alone = 1 + c.sech * (c.sech * p.information)
+    left = (driven * alone - c.w * (c.sech * (c.sech * of_mean_after))) / p.t
+    left = left - c.w * p.phi * eta_before
+    d_y = torch.where(c.observed, (c.w * of_eta - k * weight) / c.scale, 0)
+    d_mu = (left + k * weight) / c.scale
+    spread = c.w * p.variance
+    d_log_s = v + c.w * of_information + 0.5 * (p.mean * left + of_eta * weight)
+    d_log_s = d_log_s + 0.5 * k * (weight * p.mean - spread)
+    d_log_r = 0.5 * k * (weight * residual + spread - 1) - c.w * of_information - of_eta * weight
+    d_log_r = torch.where(c.observed, d_log_r, 0)
+    d_a = of_mean * (p.mean_before - 2 * c.rho * (score / p.t))
+    d_a = innovation * (d_a + eta_before * (1 + 2 * information_before) * score)
+    of_kept = 2 * before * (1 + information_before) - eta_before * p.mean_before
+    of_kept = of_kept + k * (p.lost_before - information_before * p.variance_before)
+    d_a = d_a + c.rho * p.kept * of_kept
+    of_variance = of_variance * (2 * p.kept * rho2 - innovation / p.variance * p.lost_before / p.t)
+    d_a = d_a + 2 * c.rho * of_variance + b * of_logit * (1 + c.rho.square() * p.kept)
+    d_a = d_a + k * (innovation * score * (p.mean_before - c.rho * (score / p.t)))
+    d_a = from_second(d_a)
     return (
         d_y.to(y.dtype),
         like(log_r, d_log_r).to(log_r.dtype),
-        (g - d_y).to(mu.dtype),
+        d_mu.to(mu.dtype),
         like(log_var, d_log_s).to(log_var.dtype),
         like(rho_logit, d_a).to(rho_logit.dtype),
     )

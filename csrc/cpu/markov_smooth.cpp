@@ -145,17 +145,27 @@ RHOVAE_INLINE V<T> square_root(V<T> x) {
   return x;
 }
 
-// log x of a positive normal x: x = 2^e (1+f), 1+f in [√½, √2). (log1p_unit is as good from −½ on.)
+// log x of a positive normal x: x = 2^e (1+f), 1+f in [√½, √2).
 RHOVAE_INLINE V<float> logarithm(V<float> x) {
   typedef typename Vector<float>::bits Bits;
   Bits bits;
   __builtin_memcpy(&bits, &x, sizeof bits);
   const Bits e = (bits - 0x3f3504f3) >> 23;
   bits -= e << 23;
-  V<float> m;
-  __builtin_memcpy(&m, &bits, sizeof m);
+  V<float> f;
+  __builtin_memcpy(&f, &bits, sizeof f);
+  f -= 1;
+  V<float> p = f * 7.0376836292e-2f - 1.1514610310e-1f;
+  p = p * f + 1.1676998740e-1f;
+  p = p * f - 1.2420140846e-1f;
+  p = p * f + 1.4249322787e-1f;
+  p = p * f - 1.6668057665e-1f;
+  p = p * f + 2.0000714765e-1f;
+  p = p * f - 2.4999993993e-1f;
+  p = p * f + 3.3333331174e-1f;
   const V<float> exponent = __builtin_convertvector(e, V<float>);
-  const V<float> log = log1p_unit(m - 1) + exponent * -2.12194440e-4f + exponent * 0.693359375f;
+  p = f * f * (f * p - 0.5f) + exponent * -2.12194440e-4f + f;
+  const V<float> log = p + exponent * 0.693359375f;
   return x - x == 0 ? log : x;
 }
 RHOVAE_INLINE V<double> logarithm(V<double> x) {
@@ -163,16 +173,23 @@ RHOVAE_INLINE V<double> logarithm(V<double> x) {
   return x;
 }
 
-// asinh x for x ≥ 0: log1p(x + x²/(1 + √(1+x²))), and log 2x where x² leaves the type.
-template <typename T>
-RHOVAE_INLINE V<T> inverse_sinh(V<T> x) {
-  const V<T> large = broadcast(T(1e6));
-  const V<T> y = x < large ? x : large;
-  const V<T> below_e = y + y * y / (1 + square_root<T>(1 + y * y));
-  const V<T> one = broadcast(T(1));
-  const V<T> of_small = log1p_unit(below_e < 1 ? below_e : one);
-  const V<T> of_large = logarithm(x < large ? 1 + below_e : 2 * x);
-  return below_e < 1 ? of_small : of_large;
+// asinh x for x ≥ 0, as 2 artanh(x / (1 + √(1+x²))) by its series, log(x + √(1+x²)), and log 2x where
+// x² leaves the type.
+RHOVAE_INLINE V<float> inverse_sinh(V<float> x) {
+  const V<float> large = broadcast(1e6f), y = x < large ? x : large;
+  const V<float> root = square_root<float>(1 + y * y);
+  const V<float> s = y / (1 + root), s2 = s * s;
+  V<float> p = s2 * (1.0f / 15) + 1.0f / 13;
+  p = p * s2 + 1.0f / 11;
+  p = p * s2 + 1.0f / 9;
+  p = p * s2 + 1.0f / 7;
+  p = p * s2 + 1.0f / 5;
+  p = p * s2 + 1.0f / 3;
+  return x <= 0.75f ? 2 * (s + s * s2 * p) : logarithm(x < large ? y + root : 2 * x);
+}
+RHOVAE_INLINE V<double> inverse_sinh(V<double> x) {
+  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::asinh(x[i]);
+  return x;
 }
 template <typename T>
 RHOVAE_INLINE V<T> magnitude(V<T> x) {
@@ -306,40 +323,55 @@ struct Block {
     rows.read(p.y, j, y);
     rows.read(p.log_r, j, log_r, infinity);
     rows.read(p.mu, j, mu);
-    rows.read(p.log_var, j, log_s);
-    rows.read(p.rho_logit, j, a);
-    // The first step has no correlation: what stands there is not looked at.
-    if (j == 0) std::fill(a.at, a.at + (alone ? 1 : kLanes<T>), T(0));
-    const V<T> zero = {}, one = broadcast(T(1));
+    // What is one number a row stays as it was in the block before.
+    if (!p.log_var.per_row || last < 0) {
+      rows.read(p.log_var, j, log_s);
+      for (int i = 0; i < kBlock; ++i) scale.set(i, exponential(log_s[i] * T(0.5)).exp);
+    }
+    if (!p.rho_logit.per_row || last <= 0 || j == 0) {
+      rows.read(p.rho_logit, j, a);
+      correlate(j);
+    }
+    last = j;
+    const V<T> zero = {};
     V<T> least = broadcast(infinity);
     for (int i = 0; i < kBlock; ++i) {
-      const V<T> r = log_r[i], s = log_s[i], logit = a[i];
+      const V<T> r = log_r[i];
       const auto observed = r != infinity;
       // A NaN is less than nothing, and stays so.
       least = r > least ? least : r;
-      const V<T> root = exponential(s * T(0.5)).exp;
-      const V<T> m = magnitude<T>(logit);
-      const Exponential<T> e = exponential(-m);
-      const V<T> below = e.exp * e.exp;
-      scale.set(i, root);
-      x.set(i, observed ? (y[i] - mu[i]) / root : zero);
-      w.set(i, observed ? exponential(observed ? s - r : zero).exp : zero);
-      // To half a unit near 1, and to its own digits near 0.
-      const V<T> near_one = 1 - 2 * below / (1 + below);
-      const V<T> near_zero = -e.expm1 * (1 + e.exp) / (1 + below);
-      const V<T> correlation = below < T(0.25) ? near_one : near_zero;
-      rho.set(i, logit < 0 ? -correlation : correlation);
-      // The exponential stops short of zero.
-      sech.set(i, m < T(87) || sizeof(T) == 8 ? 2 * e.exp / (one + below) : zero);
+      x.set(i, observed ? (y[i] - mu[i]) / scale[i] : zero);
+      w.set(i, observed ? exponential(observed ? log_s[i] - r : zero).exp : zero);
     }
     for (int i = 0; i < kLanes<T>; ++i) refused = refused || !(least[i] > -infinity);
+  }
+
+ private:
+  int64_t last = -1;
+
+  void correlate(int64_t j) {
+    // The first step has no correlation: what stands there is not looked at.
+    if (j == 0) std::fill(a.at, a.at + (alone ? 1 : kLanes<T>), T(0));
+    const V<T> zero = {};
+    for (int i = 0; i < kBlock; ++i) {
+      const V<T> logit = a[i], m = magnitude<T>(logit);
+      const Exponential<T> e = exponential(-m);
+      const V<T> below = e.exp * e.exp, inverse = 1 / (1 + below);
+      // To half a unit near 1, and to its own digits near 0.
+      const V<T> near_one = 1 - 2 * below * inverse;
+      const V<T> near_zero = -e.expm1 * (1 + e.exp) * inverse;
+      const V<T> correlation = below < T(0.25) ? near_one : near_zero;
+      rho.set(i, logit < 0 ? -correlation : correlation);
+      // The exponential of a float32 stops short of zero.
+      sech.set(i, m < T(87) || sizeof(T) == 8 ? 2 * e.exp * inverse : zero);
+    }
   }
 };
 
 // What a step is made of, given Λ and η behind it.
 template <typename T>
 struct Step {
-  V<T> known, driven, t, kept, phi, innovation;
+  V<T> known, driven, t, inverse_t, kept, phi, innovation;
 
   template <typename B>
   static RHOVAE_INLINE Step of(const B& b, int i, V<T> information, V<T> eta) {
@@ -349,9 +381,10 @@ struct Step {
     s.driven = b.w[i] * b.x[i] + eta;
     const V<T> informed = sech * (sech * s.known);
     s.t = 1 + informed;
-    s.kept = informed / s.t;
-    s.phi = b.rho[i] / s.t;
-    s.innovation = sech * (sech / s.t);
+    s.inverse_t = 1 / s.t;
+    s.kept = informed * s.inverse_t;
+    s.phi = b.rho[i] * s.inverse_t;
+    s.innovation = sech * (sech * s.inverse_t);
     return s;
   }
 };
@@ -434,6 +467,7 @@ struct Passes {
     for (int i = 0; i < kBlock; ++i) {
       const V<T> variance = 1 / (1 + information[i]), w = b.w[i], r = b.log_r[i];
       const V<T> e = b.x[i] - etas[i] * variance, spread = 1 + w * variance;
+      // r S, or s (P + 1/w), which keeps its digits where r is small.
       const V<T> log = logarithm(w > 1 ? variance + 1 / w : spread) + (w > 1 ? b.log_s[i] : r);
       const V<T> term = T(kLog2Pi) + log + e * (w / spread * e);
       total += r != std::numeric_limits<T>::infinity() ? term : zero;
@@ -473,7 +507,7 @@ struct Passes {
     return Step<T>::of(b, i, scratch.of(kInformation, block)[i], scratch.of(kEta, block)[i]);
   }
   RHOVAE_INLINE V<T> gained_by(const Step<T>& s, int i) const {
-    return s.kept * (s.t + b.rho[i] * b.rho[i]) / s.t;
+    return s.kept * (1 + b.rho[i] * s.phi);
   }
   RHOVAE_INLINE Moments<V<T>> before(int64_t block, int i) const {
     return {scratch.of(kMean, block)[i], scratch.of(kVariance, block)[i],
@@ -505,13 +539,13 @@ struct Passes {
                               const Moments<V<T>>& now, int i) const {
     const V<T> a = magnitude<T>(b.a[i]), limit = broadcast(T(80)), zero = {};
     const auto near = before.variance >= T(0.25) * s.t;
-    const V<T> e = square_root<T>(before.variance) / square_root<T>(s.t);
-    const V<T> one_minus_e2 = before.lost / s.t + s.kept;
+    const V<T> e = square_root<T>(before.variance) * square_root<T>(s.inverse_t);
+    const V<T> one_minus_e2 = before.lost * s.inverse_t + s.kept;
     const V<T> rho = magnitude<T>(b.rho[i]);
     const V<T> less = rho * one_minus_e2 / (e + square_root<T>(s.t * now.variance));
     const V<T> within = a < limit ? a : limit, expm1 = exponential(within).expm1;
     const V<T> sinh = T(0.5) * (expm1 + expm1 / (1 + expm1));
-    const V<T> asinh = inverse_sinh<T>(near ? less : e * sinh);
+    const V<T> asinh = inverse_sinh(near ? less : e * sinh);
     const V<T> result = near ? a - asinh : asinh + (a > limit ? a - limit : zero);
     return b.a[i] < 0 ? -result : result;
   }
@@ -556,7 +590,7 @@ struct Passes {
   // D = √(s̃_{j−1}/s̃_j)/t_j
   RHOVAE_INLINE V<T> of_logit(const Step<T>& s, const Moments<V<T>>& before,
                               const Moments<V<T>>& now) const {
-    return square_root<T>(before.variance / now.variance) / s.t;
+    return square_root<T>(before.variance / now.variance) * s.inverse_t;
   }
 
   // Along time: κ and ξ, and the gradients.
@@ -607,15 +641,15 @@ struct Passes {
           const V<T> d = of_logit(s, m, now), rho2 = rho * rho * d * d, sech = b.sech[i];
           of_x = w * of_eta;
           left = g_whitened * (1 + sech * (sech * scratch.of(kInformation, block)[i]));
-          left = (left - w * (sech * (sech * of_mean_after))) / s.t - w * s.phi * eta_before[i];
+          left = (left - w * (sech * (sech * of_mean_after))) * s.inverse_t - w * s.phi * eta_before[i];
           log_s += w * of_information + T(0.5) * (now.mean * left + of_eta * weight);
           log_r = -w * of_information - of_eta * weight;
-          of_a = of_mean * (m.mean - 2 * rho * (score / s.t));
+          of_a = of_mean * (m.mean - 2 * rho * (score * s.inverse_t));
           of_a = s.innovation * (of_a + eta_before[i] * (1 + 2 * known_before) * score);
           of_kept = 2 * information_before[i] * (1 + known_before) - eta_before[i] * m.mean;
           const V<T> of_variance =
               scratch.of(kOfVariance, block)[i] *
-              (2 * s.kept * rho2 - s.innovation / now.variance * m.lost / s.t);
+              (2 * s.kept * rho2 - s.innovation / now.variance * m.lost * s.inverse_t);
           of_a += 2 * rho * of_variance + grad_logit[i] * d * (1 + rho * rho * s.kept);
         }
         if (likelihood) {
@@ -624,7 +658,7 @@ struct Passes {
           log_s += T(0.5) * k * (weight * now.mean - w * now.variance);
           log_r += T(0.5) * k * (weight * residual + w * now.variance - 1);
           of_kept += k * (m.lost - known_before * m.variance);
-          of_a += k * (s.innovation * score * (m.mean - rho * (score / s.t)));
+          of_a += k * (s.innovation * score * (m.mean - rho * (score * s.inverse_t)));
         }
         const auto observed = b.log_r[i] != std::numeric_limits<T>::infinity();
         d_y.set(i, observed ? of_x / b.scale[i] : zero);
@@ -650,7 +684,7 @@ struct Passes {
                                  const Moments<V<T>>& before) const {
     const V<T> x = b.x[i], sech = b.sech[i], information = scratch.of(kInformation, block)[i];
     const V<T> pull = information * x - scratch.of(kEta, block)[i];
-    return (x - b.rho[i] * before.mean + sech * (sech * pull)) / s.t;
+    return (x - b.rho[i] * before.mean + sech * (sech * pull)) * s.inverse_t;
   }
 
   // The gradient of a parameter over a block: written, or added to those of its rows.

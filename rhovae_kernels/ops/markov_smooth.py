@@ -15,7 +15,6 @@ from rhovae_kernels.ops.ar1 import per_row_like
 from rhovae_kernels.ops.cost import Cost, per_row, wanted
 from rhovae_kernels.ops.op import Op, of_those_asked_for, register
 
-
 FORWARD_FLOPS = 100
 BACKWARD_FLOPS = 200
 

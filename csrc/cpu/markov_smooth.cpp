@@ -334,16 +334,15 @@ struct Block {
     }
     last = j;
     const V<T> zero = {};
-    V<T> least = broadcast(infinity);
+    typename Vector<T>::bits wrong = {};
     for (int i = 0; i < kBlock; ++i) {
       const V<T> r = log_r[i];
       const auto observed = r != infinity;
-      // A NaN is less than nothing, and stays so.
-      least = r > least ? least : r;
+      wrong |= ~(r > -infinity);
       x.set(i, observed ? (y[i] - mu[i]) / scale[i] : zero);
       w.set(i, observed ? exponential(observed ? log_s[i] - r : zero).exp : zero);
     }
-    for (int i = 0; i < kLanes<T>; ++i) refused = refused || !(least[i] > -infinity);
+    for (int i = 0; i < kLanes<T>; ++i) refused = refused || wrong[i];
   }
 
  private:

@@ -22,7 +22,15 @@ from rhovae_kernels.triton.linear_scan import compose, linear_scan  # noqa: E402
 from rhovae_kernels.triton.runtime import Configuration  # noqa: E402
 
 REGISTERS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "registers.md"
-ROOMS = ("linear_scan", "ar1", "philox", "iaf_gate", "affine_coupling", "masked_linear")
+ROOMS = (
+    "linear_scan",
+    "ar1",
+    "philox",
+    "iaf_gate",
+    "affine_coupling",
+    "masked_linear",
+    "markov_smooth",
+)
 CUDA = {cc: GPUTarget("cuda", cc, 32) for cc in (80, 90, 100)}
 HIP = GPUTarget("hip", "gfx942", 64)
 

@@ -1,0 +1,577 @@
+"""`markov_smooth` in Triton. The letters are those of `python_ref/markov_smooth.py`.
+
+A program has the whole of its rows: tile after tile, against time or along it, each a launch. What
+a launch leaves at every step for those after it is in whitened units, in the type of arithmetic.
+Within a tile each recurrence is an associative scan; Λ's composes matrices, in float64, which holds
+the products of as many as there are.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.runtime.jit import JITFunction
+
+from python_ref.precision import compute_dtype
+from rhovae_kernels.triton.ar1 import expm1
+from rhovae_kernels.triton.linear_scan import earlier, scan
+from rhovae_kernels.triton.runtime import (
+    Configuration,
+    Tiling,
+    as_rows,
+    configuration,
+    contiguous_like,
+    launch,
+    no_gradients,
+)
+from rhovae_kernels.triton.tile import last, own_rows, row_sum, store, upcast, zero_per_row
+
+# True in the copy of this module that Triton's interpreter runs: see `linear_scan`.
+INTERPRETED = tl.constexpr(False)
+LOG_2PI = tl.constexpr(math.log(2 * math.pi))
+# Two elements a thread: a step holds a few dozen values.
+TILE_COLUMNS = (16, 64, 256)
+TILE_ELEMENTS = 256
+
+
+def tiling(rows: int, columns: int) -> Tiling:
+    """Rows are not cut into chunks."""
+    block_columns = next((c for c in TILE_COLUMNS if columns <= c), TILE_COLUMNS[-1])
+    block_rows = TILE_ELEMENTS // block_columns
+    return Tiling(
+        rows,
+        columns,
+        block_rows,
+        block_columns,
+        programs=triton.cdiv(rows, block_rows),
+        chunks=1,
+        chunk_columns=triton.cdiv(columns, block_columns) * block_columns,
+        looped=columns > block_columns,
+    )
+
+
+@triton.jit
+def artanh(s):
+    """For |s| ≤ 1/3, by its series."""
+    TERMS: tl.constexpr = 16 if s.dtype == tl.float64 else 7
+    series = s * 0.0 + 1.0 / (2 * TERMS + 1)
+    for i in tl.static_range(TERMS):
+        series = series * s * s + 1.0 / (2 * (TERMS - i) - 1)
+    return s * series
+
+
+@triton.jit
+def asinh(x):
+    """For x ≥ 0; log 2x where x² leaves the type."""
+    large = x > 1e6
+    y = tl.where(large, 1e6, x)
+    root = tl.sqrt(1.0 + y * y)
+    near = y <= 0.75
+    of_near = 2.0 * artanh(tl.where(near, y, 0.0) / (1.0 + root))
+    return tl.where(near, of_near, tl.log(tl.where(large, 2.0 * x, y + root)))
+
+
+@triton.jit
+def shifted(x, carry):
+    """x of the step before in the direction of the lanes; before the first, the carry."""
+    return earlier(x, 1, carry)
+
+
+@triton.jit
+def compose_maps(a1, b1, c1, d1, a2, b2, c2, d2):
+    """The product of two Möbius maps' matrices, the second after the first, over its largest."""
+    a, b = a2 * a1 + b2 * c1, a2 * b1 + b2 * d1
+    c, d = c2 * a1 + d2 * c1, c2 * b1 + d2 * d1
+    scale = 1.0 / tl.maximum(tl.maximum(a, b), tl.maximum(c, d))
+    return a * scale, b * scale, c * scale, d * scale
+
+
+@triton.jit
+def scan_maps(a, b, c, d):
+    """Along each row, the composition of all such maps so far."""
+    if INTERPRETED:
+        steps = 1
+        while steps < a.shape[1]:
+            a1, b1 = earlier(a, steps, 1.0), earlier(b, steps, 0.0)
+            c1, d1 = earlier(c, steps, 0.0), earlier(d, steps, 1.0)
+            a, b, c, d = compose_maps(a1, b1, c1, d1, a, b, c, d)
+            steps *= 2
+        return a, b, c, d
+    else:
+        return tl.associative_scan((a, b, c, d), 1, compose_maps)
+
+
+@triton.jit
+def read(pointers, step, column, mask, beyond):
+    return upcast(tl.load(pointers + column * step, mask=mask, other=beyond))
+
+
+@triton.jit
+def correlated(rho_logits, rho_logit_step, column, mask):
+    """a, ρ and σ = sech a; the first step has a = 0, whatever stands there."""
+    mask = mask & (column > 0)
+    a = read(rho_logits, rho_logit_step, column, mask, 0.0)
+    m = tl.abs(a)
+    h = tl.exp(-m)
+    t = h * h
+    inverse = 1.0 / (1.0 + t)
+    # To half a unit near 1, and to its own digits near 0.
+    rho = tl.where(t < 0.25, 1.0 - 2.0 * t * inverse, -expm1(-m) * (1.0 + h) * inverse)
+    return a, tl.where(a < 0, -rho, rho), 2.0 * h * inverse
+
+
+@triton.jit
+def whitened(
+    ys, y_step, log_rs, log_r_step, mus, mu_step, log_vars, log_var_step, column, mask
+):  # fmt: skip
+    """x, w, √s, log r and log s of a tile; log r is +inf where y is missing, and beyond the row."""
+    log_r = read(log_rs, log_r_step, column, mask, float("inf"))
+    log_s = read(log_vars, log_var_step, column, mask, 0.0)
+    observed = log_r != float("inf")
+    mu = read(mus, mu_step, column, mask, 0.0)
+    y = tl.where(observed, read(ys, y_step, column, mask, 0.0), mu)
+    scale = tl.exp(0.5 * log_s)
+    w = tl.where(observed, tl.exp(log_s - tl.where(observed, log_r, log_s)), 0.0)
+    return (y - mu) / scale, w, scale, log_r, log_s
+
+
+@triton.jit
+def step_of(x, w, rho, sech, information, eta):
+    """w + Λ, H, t, 1/t, 1 − 1/t, φ and q/t."""
+    known = w + information
+    informed = sech * (sech * known)
+    t = 1.0 + informed
+    inverse = 1.0 / t
+    return (
+        known,
+        w * x + eta,
+        t,
+        inverse,
+        informed * inverse,
+        rho * inverse,
+        sech * (sech * inverse),
+    )
+
+
+@triton.jit
+def moments(phi, moved, innovation, gained, mean, variance, lost):
+    """m̃, s̃ and 1 − s̃ of a step from those of the step before."""
+    gate = phi * phi
+    variance = gate * variance + innovation
+    lost = gate * lost + gained
+    return phi * mean + moved, tl.where(lost < 0.5, 1.0 - lost, variance), lost
+
+
+@triton.jit
+def _back(
+    y, log_r, mu, log_var, rho_logit, information, eta, log_marginal,
+    y_row, y_step, log_r_row, log_r_step, mu_row, mu_step, log_var_row, log_var_step,
+    rho_logit_row, rho_logit_step,
+    rows, columns, chunks, chunk_columns,
+    LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Against time: Λ and η, and the log marginal likelihood."""
+    COMPUTE: tl.constexpr = tl.float64 if y.dtype.element_ty == tl.float64 else tl.float32
+    row = own_rows(chunks, BLOCK_ROWS)
+    lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
+    row_mask = row < rows
+    total = zero_per_row(BLOCK_ROWS, tl.float64)
+    carry_information = zero_per_row(BLOCK_ROWS, tl.float64)
+    carry_eta = zero_per_row(BLOCK_ROWS, COMPUTE)
+    span = columns if LOOPED else BLOCK_COLUMNS
+    for offset in range(0, span, BLOCK_COLUMNS):
+        # The lanes run against time.
+        column = columns - 1 - (offset + lane)
+        mask = row_mask & (column >= 0)
+        x, w, _, log_rs, log_s = whitened(
+            y + row * y_row, y_step, log_r + row * log_r_row, log_r_step,
+            mu + row * mu_row, mu_step, log_var + row * log_var_row, log_var_step, column, mask,
+        )  # fmt: skip
+        _, rho, sech = correlated(rho_logit + row * rho_logit_row, rho_logit_step, column, mask)
+        wide_w, wide_rho, wide_sech = w.to(tl.float64), rho.to(tl.float64), sech.to(tl.float64)
+        rho2, q = wide_rho * wide_rho, wide_sech * wide_sech
+        a, b, c, d = scan_maps(rho2, rho2 * wide_w, q, 1.0 + q * wide_w)
+        before = (a * carry_information + b) / (c * carry_information + d)
+        informations = shifted(before, carry_information).to(COMPUTE)
+        carry_information = last(before)
+        t = 1.0 + sech * (sech * (w + informations))
+        phi = rho / t
+        gates, eta_before = scan(phi, phi * (w * x))
+        eta_before += gates * carry_eta
+        etas = shifted(eta_before, carry_eta)
+        carry_eta = last(eta_before)
+        at = row * columns + column
+        tl.store(information + at, informations, mask=mask)
+        tl.store(eta + at, etas, mask=mask)
+        if log_marginal is not None:
+            variance = 1.0 / (1.0 + informations)
+            e = x - etas * variance
+            spread = 1.0 + w * variance
+            # r S, or s (P + 1/w), which keeps its digits where r is small.
+            strong = w > 1.0
+            inside = tl.where(strong, variance + 1.0 / tl.where(strong, w, 1.0), spread)
+            observed = log_rs != float("inf")
+            log_r_s = tl.log(inside) + tl.where(strong, log_s, tl.where(observed, log_rs, 0.0))
+            terms = LOG_2PI + log_r_s + e * (w / spread * e)
+            total += row_sum(tl.where(observed, terms, 0.0)).to(tl.float64)
+    if log_marginal is not None:
+        store(log_marginal + row, -0.5 * total, row_mask)
+
+
+@triton.jit
+def _forth(
+    y, log_r, mu, log_var, rho_logit, information, eta,
+    mean_before, variance_before, lost_before, mu_out, log_var_out, rho_logit_out,
+    y_row, y_step, log_r_row, log_r_step, mu_row, mu_step, log_var_row, log_var_step,
+    rho_logit_row, rho_logit_step,
+    rows, columns, chunks, chunk_columns,
+    LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Along time: the posterior, or m̃, s̃ and 1 − s̃ of the step before each."""
+    COMPUTE: tl.constexpr = tl.float64 if y.dtype.element_ty == tl.float64 else tl.float32
+    row = own_rows(chunks, BLOCK_ROWS)
+    lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
+    row_mask = row < rows
+    carry_mean = zero_per_row(BLOCK_ROWS, COMPUTE)
+    carry_variance = carry_mean + 1.0
+    carry_lost = carry_mean
+    span = columns if LOOPED else BLOCK_COLUMNS
+    for offset in range(0, span, BLOCK_COLUMNS):
+        column = offset + lane
+        mask = row_mask & (column < columns)
+        x, w, scale, _, log_s = whitened(
+            y + row * y_row, y_step, log_r + row * log_r_row, log_r_step,
+            mu + row * mu_row, mu_step, log_var + row * log_var_row, log_var_step, column, mask,
+        )  # fmt: skip
+        a, rho, sech = correlated(rho_logit + row * rho_logit_row, rho_logit_step, column, mask)
+        at = row * columns + column
+        informations = tl.load(information + at, mask=mask, other=0.0)
+        etas = tl.load(eta + at, mask=mask, other=0.0)
+        _, driven, t, inverse, kept, phi, innovation = step_of(x, w, rho, sech, informations, etas)
+        gates, mean = scan(phi, innovation * driven)
+        mean += gates * carry_mean
+        gates, variance = scan(phi * phi, innovation)
+        variance += gates * carry_variance
+        _, lost = scan(phi * phi, kept * (1.0 + rho * phi))
+        lost += gates * carry_lost
+        variance = tl.where(lost < 0.5, 1.0 - lost, variance)
+        before, lost_then = shifted(variance, carry_variance), shifted(lost, carry_lost)
+        if mean_before is not None:
+            tl.store(mean_before + at, shifted(mean, carry_mean), mask=mask)
+            tl.store(variance_before + at, before, mask=mask)
+            tl.store(lost_before + at, lost_then, mask=mask)
+        carry_mean, carry_variance, carry_lost = last(mean), last(variance), last(lost)
+        if mu_out is not None:
+            m = read(mu + row * mu_row, mu_step, column, mask, 0.0)
+            store(mu_out + at, m + scale * mean, mask)
+            little = lost < 0.5
+            below = tl.where(little, -lost, 0.0)
+            log_variance = tl.where(little, 2.0 * artanh(below / (2.0 + below)), tl.log(variance))
+            store(log_var_out + at, log_s + log_variance, mask)
+            near = before >= 0.25 * t
+            e = tl.sqrt(before) * tl.sqrt(inverse)
+            one_minus_e2 = lost_then * inverse + kept
+            less = tl.abs(rho) * one_minus_e2 / (e + tl.sqrt(t * variance))
+            magnitude = tl.abs(a)
+            within = tl.minimum(magnitude, 80.0)
+            grown = expm1(within)
+            sinh = 0.5 * (grown + grown / (1.0 + grown))
+            moved = asinh(tl.where(near, less, e * sinh))
+            logit = tl.where(near, magnitude - moved, moved + (magnitude - within))
+            store(rho_logit_out + at, tl.where(a < 0, -logit, logit), mask)
+
+
+@triton.jit
+def _adjoint_back(
+    grad_mu, grad_log_var, grad_rho_logit, y, log_r, mu, log_var, rho_logit,
+    information, eta, mean_before, variance_before, lost_before, of_mean_after, of_variance,
+    grad_mu_row, grad_mu_step, grad_log_var_row, grad_log_var_step,
+    grad_rho_logit_row, grad_rho_logit_step,
+    y_row, y_step, log_r_row, log_r_step, mu_row, mu_step, log_var_row, log_var_step,
+    rho_logit_row, rho_logit_step,
+    rows, columns, chunks, chunk_columns,
+    LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Against time: λ' and β."""
+    COMPUTE: tl.constexpr = tl.float64 if y.dtype.element_ty == tl.float64 else tl.float32
+    row = own_rows(chunks, BLOCK_ROWS)
+    lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
+    row_mask = row < rows
+    carry_mean = zero_per_row(BLOCK_ROWS, COMPUTE)
+    carry_variance = carry_mean
+    span = columns if LOOPED else BLOCK_COLUMNS
+    for offset in range(0, span, BLOCK_COLUMNS):
+        column = columns - 1 - (offset + lane)
+        mask = row_mask & (column >= 0)
+        x, w, scale, _, _ = whitened(
+            y + row * y_row, y_step, log_r + row * log_r_row, log_r_step,
+            mu + row * mu_row, mu_step, log_var + row * log_var_row, log_var_step, column, mask,
+        )  # fmt: skip
+        _, rho, sech = correlated(rho_logit + row * rho_logit_row, rho_logit_step, column, mask)
+        at = row * columns + column
+        informations = tl.load(information + at, mask=mask, other=0.0)
+        etas = tl.load(eta + at, mask=mask, other=0.0)
+        before = tl.load(variance_before + at, mask=mask, other=1.0)
+        lost_then = tl.load(lost_before + at, mask=mask, other=0.0)
+        _, driven, _, inverse, kept, phi, innovation = step_of(x, w, rho, sech, informations, etas)
+        _, variance, _ = moments(
+            phi, driven, innovation, kept * (1.0 + rho * phi), before, before, lost_then
+        )
+        correlation = rho * tl.sqrt(before / variance) * inverse
+        g = read(grad_mu + row * grad_mu_row, grad_mu_step, column, mask, 0.0)
+        v = read(grad_log_var + row * grad_log_var_row, grad_log_var_step, column, mask, 0.0)
+        logits = grad_rho_logit + row * grad_rho_logit_row
+        b = read(logits, grad_rho_logit_step, column, mask & (column > 0), 0.0)
+        gates, passed = scan(phi, phi * (scale * g))
+        passed += gates * carry_mean
+        rho2 = correlation * correlation
+        gates, spread = scan(rho2, rho2 * v + 0.5 * correlation * b)
+        spread += gates * carry_variance
+        tl.store(of_mean_after + at, shifted(passed, carry_mean), mask=mask)
+        tl.store(of_variance + at, v + shifted(spread, carry_variance), mask=mask)
+        carry_mean, carry_variance = last(passed), last(spread)
+
+
+@triton.jit
+def _adjoint_forth(
+    grad_mu, grad_log_var, grad_rho_logit, grad_log_marginal, y, log_r, mu, log_var, rho_logit,
+    information, eta, mean_before, variance_before, lost_before, of_mean_after, of_variance,
+    d_y, d_log_r, d_mu, d_log_var, d_rho_logit,
+    grad_mu_row, grad_mu_step, grad_log_var_row, grad_log_var_step,
+    grad_rho_logit_row, grad_rho_logit_step, grad_log_marginal_row,
+    y_row, y_step, log_r_row, log_r_step, mu_row, mu_step, log_var_row, log_var_step,
+    rho_logit_row, rho_logit_step,
+    rows, columns, chunks, chunk_columns,
+    LOG_R_PER_ROW: tl.constexpr, LOG_VAR_PER_ROW: tl.constexpr, RHO_LOGIT_PER_ROW: tl.constexpr,
+    LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Along time: κ and ξ, and the gradients."""
+    COMPUTE: tl.constexpr = tl.float64 if y.dtype.element_ty == tl.float64 else tl.float32
+    row = own_rows(chunks, BLOCK_ROWS)
+    lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
+    row_mask = row < rows
+    carry_eta = zero_per_row(BLOCK_ROWS, COMPUTE)
+    carry_information = carry_eta
+    sum_log_r = zero_per_row(BLOCK_ROWS, tl.float64)
+    sum_log_s, sum_a = sum_log_r, sum_log_r
+    k = upcast(tl.load(grad_log_marginal + row * grad_log_marginal_row, mask=row_mask, other=0.0))
+    span = columns if LOOPED else BLOCK_COLUMNS
+    for offset in range(0, span, BLOCK_COLUMNS):
+        column = offset + lane
+        mask = row_mask & (column < columns)
+        x, w, scale, log_rs, _ = whitened(
+            y + row * y_row, y_step, log_r + row * log_r_row, log_r_step,
+            mu + row * mu_row, mu_step, log_var + row * log_var_row, log_var_step, column, mask,
+        )  # fmt: skip
+        _, rho, sech = correlated(rho_logit + row * rho_logit_row, rho_logit_step, column, mask)
+        at = row * columns + column
+        informations = tl.load(information + at, mask=mask, other=0.0)
+        etas = tl.load(eta + at, mask=mask, other=0.0)
+        mean_then = tl.load(mean_before + at, mask=mask, other=0.0)
+        before = tl.load(variance_before + at, mask=mask, other=1.0)
+        lost_then = tl.load(lost_before + at, mask=mask, other=0.0)
+        known, driven, _, inverse, kept, phi, innovation = step_of(
+            x, w, rho, sech, informations, etas
+        )
+        mean, variance, _ = moments(
+            phi, innovation * driven, innovation, kept * (1.0 + rho * phi),
+            mean_then, before, lost_then,
+        )  # fmt: skip
+        of_logit = tl.sqrt(before / variance) * inverse
+        correlation = rho * of_logit
+        g = read(grad_mu + row * grad_mu_row, grad_mu_step, column, mask, 0.0)
+        v = read(grad_log_var + row * grad_log_var_row, grad_log_var_step, column, mask, 0.0)
+        logits = grad_rho_logit + row * grad_rho_logit_row
+        b = read(logits, grad_rho_logit_step, column, mask & (column > 0), 0.0)
+        mean_after = tl.load(of_mean_after + at, mask=mask, other=0.0)
+        of_variances = tl.load(of_variance + at, mask=mask, other=0.0)
+
+        own = scale * g
+        gates, of_eta = scan(phi, innovation * (own + mean_after))
+        of_eta += gates * carry_eta
+        rho2 = correlation * correlation
+        spread = -innovation * (of_variances * (1.0 + rho2) + 0.5 * correlation * b)
+        gates, of_information = scan(phi * phi, spread)
+        of_information += gates * carry_information
+        of_eta_before = shifted(of_eta, carry_eta)
+        of_information_before = shifted(of_information, carry_information)
+        carry_eta, carry_information = last(of_eta), last(of_information)
+
+        observed = log_rs != float("inf")
+        pull = informations * x - etas
+        residual = (x - rho * mean_then + sech * (sech * pull)) * inverse
+        weight = w * residual
+        alone = 1.0 + sech * (sech * informations)
+        left = (own * alone - w * (sech * (sech * mean_after))) * inverse
+        left -= w * phi * of_eta_before
+        if d_y is not None:
+            of_y = tl.where(observed, (w * of_eta - k * weight) / scale, 0.0)
+            store(d_y + at, of_y, mask)
+        if d_mu is not None:
+            store(d_mu + at, (left + k * weight) / scale, mask)
+        if d_log_r is not None:
+            of_log_r = 0.5 * k * (weight * residual + w * variance - 1.0)
+            of_log_r -= w * of_information + of_eta * weight
+            of_log_r = tl.where(observed, of_log_r, 0.0)
+            if LOG_R_PER_ROW:
+                sum_log_r += row_sum(of_log_r).to(tl.float64)
+            else:
+                store(d_log_r + at, of_log_r, mask)
+        if d_log_var is not None:
+            of_log_s = v + w * of_information + 0.5 * (mean * left + of_eta * weight)
+            of_log_s += 0.5 * k * (weight * mean - w * variance)
+            if LOG_VAR_PER_ROW:
+                sum_log_s += row_sum(tl.where(mask, of_log_s, 0.0)).to(tl.float64)
+            else:
+                store(d_log_var + at, of_log_s, mask)
+        if d_rho_logit is not None:
+            known_before = phi * (rho * known)
+            score = driven - rho * (known * mean_then)
+            of_a = (own + mean_after) * (mean_then - 2.0 * rho * (score * inverse))
+            of_a = innovation * (of_a + of_eta_before * (1.0 + 2.0 * known_before) * score)
+            of_kept = 2.0 * of_information_before * (1.0 + known_before)
+            of_kept += k * (lost_then - known_before * before) - of_eta_before * mean_then
+            spread = 2.0 * kept * rho2 - innovation / variance * lost_then * inverse
+            of_a += rho * (kept * of_kept + 2.0 * of_variances * spread)
+            of_a += b * of_logit * (1.0 + rho * rho * kept)
+            of_a += k * (innovation * score * (mean_then - rho * (score * inverse)))
+            of_a = tl.where(mask & (column > 0), of_a, 0.0)
+            if RHO_LOGIT_PER_ROW:
+                sum_a += row_sum(of_a).to(tl.float64)
+            else:
+                store(d_rho_logit + at, of_a, mask)
+    if d_log_r is not None and LOG_R_PER_ROW:
+        store(d_log_r + row, sum_log_r, row_mask)
+    if d_log_var is not None and LOG_VAR_PER_ROW:
+        store(d_log_var + row, sum_log_s, row_mask)
+    if d_rho_logit is not None and RHO_LOGIT_PER_ROW:
+        store(d_rho_logit + row, sum_a, row_mask)
+
+
+class _Call:
+    """The operands of one call as rows, their strides, and what passes from launch to launch.
+
+    Every step of a row reads the same element of what is one number a row: its step is 0.
+    """
+
+    def __init__(self, *inputs: Tensor):
+        y = inputs[0]
+        self.tiling = tiling(y.numel() // y.shape[-1], y.shape[-1])
+        self.flat = [as_rows(x, self.tiling.rows) for x in inputs]
+        self.strides = [n for x in self.flat for n in self.strides_of(x)]
+        self.information, self.eta = self.scratch(), self.scratch()
+
+    def strides_of(self, x: Tensor) -> tuple[int, int]:
+        return x.stride(0), 0 if x.shape[1] == 1 else x.stride(1)
+
+    def scratch(self) -> Tensor:
+        y, t = self.flat[0], self.tiling
+        return torch.empty(t.rows, t.columns, dtype=compute_dtype(y.dtype), device=y.device)
+
+    def launch(self, kernel: JITFunction, *args, **constants) -> None:
+        launch(kernel, self.tiling, self.flat[0], *args, **constants)
+
+    def back(self, log_marginal: Tensor | None) -> None:
+        passed = (self.information, self.eta, log_marginal)
+        self.launch(_back, *self.flat, *passed, *self.strides)
+
+    def forth(self, *outputs: Tensor | None) -> None:
+        self.launch(_forth, *self.flat, self.information, self.eta, *outputs, *self.strides)
+
+
+def markov_smooth(
+    y: Tensor, log_r: Tensor, mu: Tensor, log_var: Tensor, rho_logit: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See `rhovae_kernels.ops.markov_smooth`."""
+    posterior = [contiguous_like(y) for _ in range(3)]
+    log_marginal = torch.zeros(y.shape[:-1], dtype=compute_dtype(y.dtype), device=y.device)
+    if y.numel():
+        call = _Call(y, log_r, mu, log_var, rho_logit)
+        call.back(log_marginal)
+        call.forth(None, None, None, *posterior)
+    return *posterior, log_marginal
+
+
+def markov_smooth_backward(
+    grad_mu: Tensor | None,
+    grad_log_var: Tensor | None,
+    grad_rho_logit: Tensor | None,
+    grad_log_marginal: Tensor | None,
+    *inputs_needs,
+) -> tuple[Tensor, ...]:
+    """See `python_ref.markov_smooth_backward`."""
+    *inputs, needs = inputs_needs
+    y = inputs[0]
+    if not y.numel():
+        return no_gradients(inputs, needs)
+    call = _Call(*inputs)
+    t = call.tiling
+    none = torch.zeros(1, dtype=y.dtype, device=y.device)
+    grads = [
+        none.expand(t.rows, 1) if g is None else as_rows(g, t.rows)
+        for g in (grad_mu, grad_log_var, grad_rho_logit)
+    ]
+    strides = [n for g in grads for n in call.strides_of(g)]
+    if grad_log_marginal is None:
+        k = torch.zeros(1, dtype=compute_dtype(y.dtype), device=y.device).expand(t.rows)
+    else:
+        k = grad_log_marginal.reshape(t.rows)
+    moments = [call.scratch() for _ in range(3)]
+    adjoints = [call.scratch() for _ in range(2)]
+    passed = (call.information, call.eta, *moments, *adjoints)
+    call.back(None)
+    call.forth(*moments, None, None, None)
+    call.launch(_adjoint_back, *grads, *call.flat, *passed, *strides, *call.strides)
+    gradients = [
+        contiguous_like(x) if need else None for x, need in zip(inputs, needs, strict=True)
+    ]
+    call.launch(
+        _adjoint_forth, *grads, k, *call.flat, *passed, *gradients,
+        *strides, k.stride(0), *call.strides,
+        **per_row_flags(*(x.shape[-1] == 1 for x in call.flat)),
+    )  # fmt: skip
+    return tuple(y.new_empty(0) if g is None else g for g in gradients)
+
+
+def per_row_flags(y: bool, log_r: bool, mu: bool, log_var: bool, rho_logit: bool) -> dict:
+    return {
+        "LOG_R_PER_ROW": log_r,
+        "LOG_VAR_PER_ROW": log_var,
+        "RHO_LOGIT_PER_ROW": rho_logit,
+    }
+
+
+def configurations() -> list[Configuration]:
+    """Ways in which the kernels are compiled that between them meet each tile, pass and flag."""
+    looped = 2 * TILE_COLUMNS[-1]
+    posterior = ("mu_out", "log_var_out", "rho_logit_out")
+    before = ("mean_before", "variance_before", "lost_before")
+    per_row = per_row_flags(False, True, False, True, True)
+    per_step = dict.fromkeys(per_row, False)
+    cases = [
+        *(("fp32", c, _back, {}, {}) for c in (*TILE_COLUMNS, looped)),
+        *(("fp32", c, _forth, dict.fromkeys(before), {}) for c in (*TILE_COLUMNS, looped)),
+        ("fp64", looped, _back, {}, {}),
+        ("fp64", looped, _forth, dict.fromkeys(before), {}),
+        ("bf16", looped, _back, {}, {}),
+        ("fp32", looped, _back, {"log_marginal": None}, {}),
+        ("fp32", looped, _forth, dict.fromkeys(posterior), {}),
+        ("fp32", looped, _adjoint_back, {}, {}),
+        ("fp32", looped, _adjoint_forth, {}, per_row),
+        ("fp32", looped, _adjoint_forth, {}, per_step),
+        ("fp64", looped, _adjoint_back, {}, {}),
+        ("fp64", looped, _adjoint_forth, {}, per_step),
+    ]
+    passed = ("information", "eta", *before, "of_mean_after", "of_variance", "log_marginal")
+    result = []
+    for dtype, columns, kernel, left_out, flags in cases:
+        wide = "fp64" if dtype == "fp64" else "fp32"
+        pointers = {name: wide for name in (*passed, "grad_log_marginal")} | left_out
+        pointers = {name: kind for name, kind in pointers.items() if name in kernel.arg_names}
+        c = configuration(kernel, dtype, columns, pointers, flags)
+        t = tiling(TILE_ELEMENTS, columns)
+        blocks = {"BLOCK_ROWS": t.block_rows, "BLOCK_COLUMNS": t.block_columns}
+        result.append(c._replace(constexprs=c.constexprs | blocks | {"LOOPED": t.looped}))
+    return result

@@ -23,7 +23,8 @@ from rhovae_kernels.distributions import markov_matrices as matrices
 from rhovae_kernels.distributions import markov_processes as processes
 from rhovae_kernels.distributions.constraints import FromSecond, OpenInterval
 from rhovae_kernels.distributions.draws import standard_normal
-from rhovae_kernels.ops import ar1_log_prob, ar1_reparam
+from rhovae_kernels.distributions.shapes import check_shapes
+from rhovae_kernels.ops import ar1_log_prob, ar1_reparam, markov_smooth
 
 
 class Conditionals(NamedTuple):
@@ -271,6 +272,39 @@ class MarkovNormal(Distribution):
     def entropy(self) -> Tensor:
         d = self.event_shape[0]
         return 0.5 * (d * (1 + math.log(2 * math.pi)) + self.log_det_covariance)
+
+    def condition_on(self, y: Tensor, log_r: Tensor) -> tuple["MarkovNormal", Tensor]:
+        """The chain given noisy observations of it, y_j = z_j + N(0, r_j), and how likely they are.
+
+        Args:
+            y: observations, shape (…,d), of the type of loc; where missing, NaN will do.
+            log_r: log variance of the noise, shape (…,1) or (…,d); +inf where y is missing.
+
+        Returns:
+            the posterior q(z | y), which is such a chain again, and log q(y) in nats, of those
+            observed; leading dimensions broadcast.
+
+        Raises:
+            ValueError: a shape, type or device does not fit; on the CPU, log_r is NaN or −inf.
+
+        Example:
+            >>> import torch
+            >>> p = MarkovNormal(torch.zeros(3), torch.ones(1), torch.full((3,), 0.9))
+            >>> y, log_r = torch.tensor([1.0, torch.nan, 1.0]), torch.tensor([0.0, torch.inf, 0.0])
+            >>> q, log_marginal = p.condition_on(y, log_r)
+            >>> q.mean, log_marginal
+            (tensor([0.6441, 0.6406, 0.6441]), tensor(-2.7973))
+        """
+        d = self.event_shape[0]
+        batch = check_shapes(y=(y, {d}), log_r=(log_r, {1, d}), loc=(self.loc, {d}))
+        shape = batch + self.event_shape
+        loc, log_var, rho_logit, log_marginal = markov_smooth(
+            y.expand(shape), log_r.expand(batch + log_r.shape[-1:]), *self._expanded(shape)
+        )
+        posterior = MarkovNormal(
+            loc, log_var=log_var, rho_logit=rho_logit, validate_args=self._validate_args
+        )
+        return posterior, log_marginal
 
     def _log_one_minus_rho2(self, c: Correlation) -> Tensor:
         """Of each step, (…,d); 0 of the first."""

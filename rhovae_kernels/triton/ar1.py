@@ -15,8 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from python_ref.precision import compute_dtype
+from rhovae_kernels.triton.correlation import correlation, expm1, expm1_minus
 from rhovae_kernels.triton.linear_scan import earlier, earlier_chunks, scan
-from rhovae_kernels.triton.philox import normals
+from rhovae_kernels.triton.philox import noise
 from rhovae_kernels.triton.runtime import (
     COMPILED_COLUMNS,
     LOOPED,
@@ -34,65 +35,19 @@ from rhovae_kernels.triton.runtime import (
     row_sums,
     tiling_of,
 )
-from rhovae_kernels.triton.tile import last, own_rows, row_sum, store, upcast, zero_per_row
+from rhovae_kernels.triton.tile import (
+    last,
+    log_scale,
+    own_rows,
+    row_sum,
+    store,
+    upcast,
+    zero_per_row,
+)
 
 # True in the copy of this module that Triton's interpreter runs: see `linear_scan`.
 INTERPRETED = tl.constexpr(False)
-LOG_2 = tl.constexpr(math.log(2))
 LOG_2PI = tl.constexpr(math.log(2 * math.pi))
-
-
-@triton.jit
-def exp_tail(x):
-    """x²/2! + x³/3! + … = eˣ − 1 − x for |x| ≤ ½, where the difference would cancel."""
-    TERMS: tl.constexpr = 14 if x.dtype == tl.float64 else 8
-    tail = x * 0.0 + 1.0
-    for i in tl.static_range(TERMS):
-        tail = 1.0 + x * (1.0 / (TERMS + 2 - i)) * tail
-    return 0.5 * x * x * tail
-
-
-@triton.jit
-def expm1(x):
-    return tl.where(tl.abs(x) < 0.5, x + exp_tail(x), tl.exp(x) - 1.0)
-
-
-@triton.jit
-def expm1_minus(x):
-    """eˣ − 1 − x."""
-    return tl.where(tl.abs(x) < 0.5, exp_tail(x), tl.exp(x) - 1.0 - x)
-
-
-@triton.jit
-def log1p(x):
-    """log(1+x) = 2 artanh(x/(2+x)) for 0 ≤ x ≤ 0.55."""
-    TERMS: tl.constexpr = 12 if x.dtype == tl.float64 else 6
-    s = x / (2.0 + x)
-    series = s * 0.0 + 1.0 / (2 * TERMS + 1)
-    for i in tl.static_range(TERMS):
-        series = series * s * s + 1.0 / (2 * (TERMS - i) - 1)
-    return 2.0 * s * series
-
-
-@triton.jit
-def correlation(a):
-    """sign a, ρ = tanh a, σ = sech a, cosh a, 1−|ρ| and log(1−ρ²); with m = |a|, h = e^−m, t = h².
-
-    Right where ρ has rounded to ±1: nothing is formed from 1 − ρ².
-    """
-    sign = tl.where(a < 0, -1.0, 1.0).to(a.dtype)
-    m = sign * a
-    h = tl.exp(-m)
-    t = h * h
-    e = expm1(-2.0 * m)
-    # log cosh a = m + log1p(t) − log 2 cancels for small a, where cosh a − 1 = (1−h)²/2h does not.
-    near = m < 1.0
-    above_h = -expm1(-m)
-    y = log1p(tl.where(near, above_h * above_h / (2.0 * h), t))
-    log_cosh = tl.where(near, y, m + y - LOG_2)
-    rho = -sign * e / (2.0 + e)
-    cosh = 0.5 * tl.exp(m) * (1.0 + t)
-    return sign, rho, 2.0 * h / (1.0 + t), cosh, 2.0 * t / (1.0 + t), -2.0 * log_cosh
 
 
 @triton.jit
@@ -127,28 +82,6 @@ def chunk_gates(a, c, chunk, chunk_columns):
         length *= 2
     before = tl.arange(0, MAX_CHUNKS)[None, :] < chunk
     return tl.where(before, a, 1.0), tl.where(before, c, 0.0)
-
-
-@triton.jit
-def noise(eps, eps_row, eps_step, rng_state, row, first, column, mask, zero, DTYPE: tl.constexpr):
-    """The ε of one tile: drawn where there is an `rng_state`, else read; 0 outside the mask.
-
-    `zero` is a tile that was read, and 0 there: what is drawn takes its layout from it, which would
-    otherwise be one for the store and another for the carry, and all that follows be done twice.
-    """
-    if rng_state is not None:
-        return tl.where(mask, normals(rng_state, row, first, mask.shape, DTYPE), zero)
-    else:
-        return upcast(tl.load(eps + row * eps_row + column * eps_step, mask=mask, other=0.0))
-
-
-@triton.jit
-def log_scale(log_var, log_var_step, column, mask, row_mask, PER_ELEMENT: tl.constexpr):
-    """log s of one tile, or one a row; `log_var` points to the rows."""
-    if PER_ELEMENT:
-        return upcast(tl.load(log_var + column * log_var_step, mask=mask, other=0.0))
-    else:
-        return upcast(tl.load(log_var, mask=row_mask, other=0.0))
 
 
 @triton.jit

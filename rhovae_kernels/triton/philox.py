@@ -12,7 +12,7 @@ from rhovae_kernels.triton.runtime import (
     launch,
     tiling_of,
 )
-from rhovae_kernels.triton.tile import own_rows
+from rhovae_kernels.triton.tile import own_rows, upcast
 
 
 @triton.jit
@@ -152,6 +152,19 @@ def normals(rng_state, row, first, SHAPE: tl.constexpr, DTYPE: tl.constexpr):
         v, w = uniforms(w2, w3)
         x2, x3 = box_muller(v, w)
         return interleave(x0, x1, x2, x3)
+
+
+@triton.jit
+def noise(eps, eps_row, eps_step, rng_state, row, first, column, mask, zero, DTYPE: tl.constexpr):
+    """The ε of one tile: drawn where there is an `rng_state`, else read; 0 outside the mask.
+
+    `zero` is a tile that was read, and 0 there: what is drawn takes its layout from it, which would
+    otherwise be one for the store and another for the carry, and all that follows be done twice.
+    """
+    if rng_state is not None:
+        return tl.where(mask, normals(rng_state, row, first, mask.shape, DTYPE), zero)
+    else:
+        return upcast(tl.load(eps + row * eps_row + column * eps_step, mask=mask, other=0.0))
 
 
 @triton.jit

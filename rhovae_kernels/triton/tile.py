@@ -57,3 +57,12 @@ def last(x):
     """The last column."""
     columns = tl.arange(0, x.shape[1])[None, :]
     return row_sum(tl.where(columns == x.shape[1] - 1, x, 0.0))
+
+
+@triton.jit
+def log_scale(log_var, log_var_step, column, mask, row_mask, PER_ELEMENT: tl.constexpr):
+    """log s of one tile, or one a row; `log_var` points to the rows."""
+    if PER_ELEMENT:
+        return upcast(tl.load(log_var + column * log_var_step, mask=mask, other=0.0))
+    else:
+        return upcast(tl.load(log_var, mask=row_mask, other=0.0))

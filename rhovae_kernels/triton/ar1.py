@@ -15,16 +15,25 @@ import triton.language as tl
 from torch import Tensor
 
 from python_ref.precision import compute_dtype
-from rhovae_kernels.triton.correlation import correlation, expm1, expm1_minus
+from rhovae_kernels.triton.adjoint import adjoint_of, end_after, end_before, sample, tile_ends
+from rhovae_kernels.triton.correlation import (
+    correlation,
+    correlations,
+    expm1,
+    expm1_minus,
+    step_logits,
+)
 from rhovae_kernels.triton.linear_scan import earlier, earlier_chunks, scan
 from rhovae_kernels.triton.philox import noise
 from rhovae_kernels.triton.runtime import (
     COMPILED_COLUMNS,
     LOOPED,
     MAX_CHUNKS,
+    TILE_COLUMNS,
     Configuration,
     add_chunks,
     as_rows,
+    by_tiles,
     chunk_ends,
     configuration,
     contiguous_like,
@@ -107,16 +116,20 @@ def whitened(u, u_before, column, sign, cosh, one_minus_abs_rho):
 @triton.jit
 def _reparam(
     mu, log_var, rho_logit, eps, rng_state, z, kl, ends,
-    mu_row, mu_step, log_var_row, log_var_step, rho_logit_row, eps_row, eps_step,
+    mu_row, mu_step, log_var_row, log_var_step, rho_logit_row, rho_logit_step,
+    eps_row, eps_step,
     rows, columns, chunks, chunk_columns,
-    PER_ELEMENT: tl.constexpr, CARRIED: tl.constexpr,
+    PER_ELEMENT: tl.constexpr, PER_STEP: tl.constexpr, CARRIED: tl.constexpr,
     LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """u_1 = ε_1; u_j = ρ u_{j−1} + σ ε_j; z = μ + √s ⊙ u
-    KL = ½[‖μ‖² + Σ(s_j − 1 − log s_j) − (d−1) log(1−ρ²)]
+    """u_1 = ε_1; u_j = ρ_j u_{j−1} + σ_j ε_j; z = μ + √s ⊙ u
+    KL = ½[‖μ‖² + Σ(s_j − 1 − log s_j) − Σ_{j≥2} log(1−ρ_j²)]
+
+    PER_STEP: there is a ρ for each step, and not one a row.
 
     A row in several chunks takes two launches: the first leaves the last u of each chunk in `ends`,
-    as if u had been 0 before it; the second (CARRIED) starts each chunk from those before it.
+    as if u had been 0 before it, and where there is a ρ for each step their product; the second
+    (CARRIED) starts each chunk from those before it.
     """
     COMPUTE: tl.constexpr = tl.float64 if mu.dtype.element_ty == tl.float64 else tl.float32
     chunk = tl.program_id(0) % chunks
@@ -124,14 +137,20 @@ def _reparam(
     lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
     row_mask = row < rows
     log_vars = log_var + row * log_var_row
-    a = upcast(tl.load(rho_logit + row * rho_logit_row, mask=row_mask, other=0.0))
-    _, rho, sech, _, _, log_one_minus_rho2 = correlation(a)
+    logits = rho_logit + row * rho_logit_row
+    if not PER_STEP:
+        a = upcast(tl.load(logits, mask=row_mask, other=0.0))
+        _, rho, sech, _, _, log_one_minus_rho2 = correlation(a)
 
     u_before = zero_per_row(BLOCK_ROWS, COMPUTE)
     if CARRIED:
         end_u = earlier_chunks(ends, 0, 0.0, row, rows, chunk, chunks)
-        end_gate, _ = chunk_gates(rho, sech, chunk, chunk_columns)
+        if PER_STEP:
+            end_gate = earlier_chunks(ends, 1, 1.0, row, rows, chunk, chunks)
+        else:
+            end_gate, _ = chunk_gates(rho, sech, chunk, chunk_columns)
         u_before = last(scan(end_gate, end_u)[1])
+    product = zero_per_row(BLOCK_ROWS, COMPUTE) + 1.0
     total = zero_per_row(BLOCK_ROWS, tl.float64)
 
     start = chunk.to(tl.int64) * chunk_columns
@@ -144,21 +163,35 @@ def _reparam(
         if z is not None:
             m = upcast(tl.load(mu + row * mu_row + column * mu_step, mask=mask, other=0.0))
         e = noise(eps, eps_row, eps_step, rng_state, row, first, column, mask, m, COMPUTE)
-        gate, u = scan(tl.broadcast_to(rho, e.shape), tl.where(column == 0, e, sech * e))
+        if PER_STEP:
+            a = step_logits(logits, rho_logit_step, column, mask)
+            _, rho, sech, _, _, log_one_minus_rho2 = correlations(a)
+            gate, u = scan(rho, sech * e)
+        else:
+            gate, u = scan(tl.broadcast_to(rho, e.shape), tl.where(column == 0, e, sech * e))
         u += gate * u_before
         u_before = last(u)
+        if z is None and PER_STEP:
+            product *= last(gate)
         if z is not None:
             log_s = log_scale(log_vars, log_var_step, column, mask, row_mask, PER_ELEMENT)
             terms = m * m
             if PER_ELEMENT:
                 terms += expm1_minus(log_s)
+            if PER_STEP:
+                terms -= log_one_minus_rho2
             store(z + row * columns + column, m + tl.exp(0.5 * log_s) * u, mask)
             total += row_sum(terms).to(tl.float64)
 
     if z is None:
         store(ends + row * chunks + chunk, u_before, row_mask)
+        if PER_STEP:
+            store(ends + (rows + row) * chunks + chunk, product, row_mask)
     else:
-        terms = -(columns - 1) * log_one_minus_rho2
+        if PER_STEP:
+            terms = zero_per_row(BLOCK_ROWS, COMPUTE)
+        else:
+            terms = -(columns - 1) * log_one_minus_rho2
         if not PER_ELEMENT:
             log_s = upcast(tl.load(log_vars, mask=row_mask, other=0.0))
             terms += columns * expm1_minus(log_s)
@@ -259,6 +292,80 @@ def _reparam_backward(
 
 
 @triton.jit
+def _reparam_backward_per_step(
+    grad_z, grad_kl, mu, log_var, rho_logit, eps, rng_state, sample_ends, adjoint_ends,
+    d_mu, d_log_var, d_rho_logit, d_eps,
+    grad_z_row, grad_z_step, grad_kl_row, mu_row, mu_step, log_var_row, log_var_step,
+    rho_logit_row, rho_logit_step, eps_row, eps_step,
+    rows, columns, chunks, chunk_columns,
+    PER_ELEMENT: tl.constexpr, SAMPLE: tl.constexpr, ADJOINT: tl.constexpr,
+    LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """With a ρ for each step, λ_j = √s_j g_j + ρ_{j+1} λ_{j+1}:
+
+    ∂μ = g + k μ
+    ∂log_var_j = ½ g_j √s_j u_j + ½ k (s_j − 1)
+    ∂a_j = λ_j σ_j (σ_j u_{j−1} − ρ_j ε_j) + k ρ_j for j ≥ 2
+    ∂ε_j = σ_j λ_j, σ_1 being 1
+
+    SAMPLE, ADJOINT: there is a u, a λ to find. Each tile of a row has a program, see `adjoint`.
+    """
+    COMPUTE: tl.constexpr = tl.float64 if mu.dtype.element_ty == tl.float64 else tl.float32
+    tile = tl.program_id(0) % chunks
+    row = own_rows(chunks, BLOCK_ROWS)
+    first = tile.to(tl.int64) * chunk_columns
+    column = first + tl.arange(0, BLOCK_COLUMNS)[None, :]
+    row_mask = row < rows
+    mask = row_mask & (column < columns)
+    log_vars = log_var + row * log_var_row
+    k = zero_per_row(BLOCK_ROWS, COMPUTE)
+    if grad_kl is not None:
+        k = upcast(tl.load(grad_kl + row * grad_kl_row, mask=row_mask, other=0.0))
+    g = tl.full((BLOCK_ROWS, BLOCK_COLUMNS), 0.0, COMPUTE)
+    if grad_z is not None:
+        pointers = grad_z + row * grad_z_row + column * grad_z_step
+        g = upcast(tl.load(pointers, mask=mask, other=0.0))
+    if d_mu is not None:
+        value = g
+        if grad_kl is not None:
+            value += k * upcast(tl.load(mu + row * mu_row + column * mu_step, mask=mask))
+        store(d_mu + row * columns + column, value, mask)
+
+    log_s = log_scale(log_vars, log_var_step, column, mask, row_mask, PER_ELEMENT)
+    scaled_g = tl.where(mask, tl.exp(0.5 * log_s) * g, 0.0)
+    logits = rho_logit + row * rho_logit_row
+    a = step_logits(logits, rho_logit_step, column, mask)
+    _, rho, sech, _, _, _ = correlations(a)
+    d_log_s = tl.full((BLOCK_ROWS, BLOCK_COLUMNS), 0.0, COMPUTE)
+    d_a = k * rho
+    if SAMPLE:
+        e = noise(eps, eps_row, eps_step, rng_state, row, first, column, mask, g, COMPUTE)
+        u, u_before = sample(rho, sech, e, end_before(sample_ends, row, row_mask, tile, chunks))
+        d_log_s = 0.5 * scaled_g * u
+    if ADJOINT:
+        after = row_mask & (column + 1 < columns)
+        a = step_logits(logits, rho_logit_step, column + 1, after)
+        _, rho_after, _, _, _, _ = correlations(a)
+        kappa_in = end_after(adjoint_ends, row, row_mask, tile, chunks)
+        adjoint = adjoint_of(rho_after, scaled_g, kappa_in)
+        d_e = sech * adjoint
+        if d_eps is not None:
+            store(d_eps + row * columns + column, d_e, mask)
+        if SAMPLE:
+            d_a += d_e * (sech * u_before - rho * e)
+    if d_rho_logit is not None:
+        store(d_rho_logit + row * columns + column, tl.where(column > 0, d_a, 0.0), mask)
+    if d_log_var is not None:
+        if PER_ELEMENT:
+            store(d_log_var + row * columns + column, d_log_s + 0.5 * k * expm1(log_s), mask)
+        else:
+            total = row_sum(tl.where(mask, d_log_s, 0.0)).to(tl.float64)
+            terms = 0.5 * k * expm1(log_s) * columns
+            total += tl.where(tile == 0, terms, 0.0).to(tl.float64)
+            store(d_log_var + row * chunks + tile, total, row_mask)
+
+
+@triton.jit
 def _noise_gradient(
     grad_z, log_var, rho_logit, d_eps, ends,
     grad_z_row, grad_z_step, log_var_row, log_var_step, rho_logit_row,
@@ -307,19 +414,23 @@ def _noise_gradient(
 @triton.jit
 def _log_prob(
     z, mu, log_var, rho_logit, log_q,
-    z_row, z_step, mu_row, mu_step, log_var_row, log_var_step, rho_logit_row,
+    z_row, z_step, mu_row, mu_step, log_var_row, log_var_step,
+    rho_logit_row, rho_logit_step,
     rows, columns, chunks, chunk_columns,
-    PER_ELEMENT: tl.constexpr,
+    PER_ELEMENT: tl.constexpr, PER_STEP: tl.constexpr,
     LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """log q(z) = −½[d log 2π + Σ log s_j + (d−1) log(1−ρ²) + ‖ε‖²]"""
+    """log q(z) = −½[d log 2π + Σ log s_j + Σ_{j≥2} log(1−ρ_j²) + ‖ε‖²]"""
+    COMPUTE: tl.constexpr = tl.float64 if z.dtype.element_ty == tl.float64 else tl.float32
     chunk = tl.program_id(0) % chunks
     row = own_rows(chunks, BLOCK_ROWS)
     lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
     row_mask = row < rows
     zs, mus, log_vars = z + row * z_row, mu + row * mu_row, log_var + row * log_var_row
-    a = upcast(tl.load(rho_logit + row * rho_logit_row, mask=row_mask, other=0.0))
-    sign, _, _, cosh, one_minus_abs_rho, log_one_minus_rho2 = correlation(a)
+    logits = rho_logit + row * rho_logit_row
+    if not PER_STEP:
+        a = upcast(tl.load(logits, mask=row_mask, other=0.0))
+        sign, _, _, cosh, one_minus_abs_rho, log_one_minus_rho2 = correlation(a)
     total = zero_per_row(BLOCK_ROWS, tl.float64)
 
     start = chunk.to(tl.int64) * chunk_columns
@@ -333,14 +444,23 @@ def _log_prob(
             zs, z_step, mus, mu_step, log_vars, log_var_step, column - 1, columns, row_mask,
             PER_ELEMENT,
         )  # fmt: skip
+        if PER_STEP:
+            mask = row_mask & (column < columns)
+            a = step_logits(logits, rho_logit_step, column, mask)
+            sign, _, _, cosh, one_minus_abs_rho, log_one_minus_rho2 = correlations(a)
         e = whitened(u, u_before, column, sign, cosh, one_minus_abs_rho)
         terms = tl.where(column < columns, e * e, 0.0)
         if PER_ELEMENT:
             mask = row_mask & (column < columns)
             terms += log_scale(log_vars, log_var_step, column, mask, row_mask, PER_ELEMENT)
+        if PER_STEP:
+            terms += log_one_minus_rho2
         total += row_sum(terms).to(tl.float64)
 
-    terms = columns * (a * 0.0 + LOG_2PI) + (columns - 1) * log_one_minus_rho2
+    if PER_STEP:
+        terms = columns * (total.to(COMPUTE) * 0.0 + LOG_2PI)
+    else:
+        terms = columns * (a * 0.0 + LOG_2PI) + (columns - 1) * log_one_minus_rho2
     if not PER_ELEMENT:
         terms += columns * upcast(tl.load(log_vars, mask=row_mask, other=0.0))
     total += tl.where(chunk == 0, terms, 0.0).to(tl.float64)
@@ -350,23 +470,26 @@ def _log_prob(
 @triton.jit
 def _log_prob_backward(
     grad, z, mu, log_var, rho_logit, d_z, d_mu, d_log_var, d_rho_logit,
-    grad_row, z_row, z_step, mu_row, mu_step, log_var_row, log_var_step, rho_logit_row,
+    grad_row, z_row, z_step, mu_row, mu_step, log_var_row, log_var_step,
+    rho_logit_row, rho_logit_step,
     rows, columns, chunks, chunk_columns,
-    PER_ELEMENT: tl.constexpr,
+    PER_ELEMENT: tl.constexpr, PER_STEP: tl.constexpr,
     LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """γ_1 = −ε_1 + ρ cosh a ε_2; γ_j = cosh a (ρ ε_{j+1} − ε_j); ε_{d+1} = 0
+    """γ_j = ρ_{j+1} cosh a_{j+1} ε_{j+1} − cosh a_j ε_j; cosh a_1 is 1, ε_{d+1} is 0
     ∂z_j = k γ_j / √s_j = −∂μ_j; ∂log_var_j = −½ k (1 + u_j γ_j)
-    ∂a = k [(d−1) ρ − Σ_{j≥2} ε_j (ρ ε_j − σ u_{j−1})]
+    ∂a_j = k [ρ_j − ε_j (ρ_j ε_j − σ_j u_{j−1})] for j ≥ 2, summed over j where there is one ρ a row
     """
     chunk = tl.program_id(0) % chunks
     row = own_rows(chunks, BLOCK_ROWS)
     lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
     row_mask = row < rows
     zs, mus, log_vars = z + row * z_row, mu + row * mu_row, log_var + row * log_var_row
-    a = upcast(tl.load(rho_logit + row * rho_logit_row, mask=row_mask, other=0.0))
+    logits = rho_logit + row * rho_logit_row
     k = upcast(tl.load(grad + row * grad_row, mask=row_mask, other=0.0))
-    sign, rho, sech, cosh, one_minus_abs_rho, _ = correlation(a)
+    if not PER_STEP:
+        a = upcast(tl.load(logits, mask=row_mask, other=0.0))
+        sign, rho, sech, cosh, one_minus_abs_rho, _ = correlation(a)
     total_log_var = zero_per_row(BLOCK_ROWS, tl.float64)
     total_rho_logit = zero_per_row(BLOCK_ROWS, tl.float64)
 
@@ -386,10 +509,19 @@ def _log_prob_backward(
             zs, z_step, mus, mu_step, log_vars, log_var_step, column + 1, columns, row_mask,
             PER_ELEMENT,
         )  # fmt: skip
+        if PER_STEP:
+            after = row_mask & (column + 1 < columns)
+            a = step_logits(logits, rho_logit_step, column + 1, after)
+            sign, rho_after, _, cosh_after, one_minus_abs_rho, _ = correlations(a)
+            e_after = whitened(u_after, u, column + 1, sign, cosh_after, one_minus_abs_rho)
+            a = step_logits(logits, rho_logit_step, column, mask)
+            sign, rho, sech, cosh, one_minus_abs_rho, _ = correlations(a)
+        else:
+            e_after = whitened(u_after, u, column + 1, sign, cosh, one_minus_abs_rho)
+            rho_after, cosh_after = rho, cosh
         e = whitened(u, u_before, column, sign, cosh, one_minus_abs_rho)
-        e_after = whitened(u_after, u, column + 1, sign, cosh, one_minus_abs_rho)
         e_after = tl.where(column + 1 < columns, e_after, 0.0)
-        gamma = cosh * rho * e_after - tl.where(column == 0, e, cosh * e)
+        gamma = cosh_after * rho_after * e_after - tl.where(column == 0, e, cosh * e)
         log_s = log_scale(log_vars, log_var_step, column, mask, row_mask, PER_ELEMENT)
         value = k * gamma * tl.exp(-0.5 * log_s)
         if d_z is not None:
@@ -404,11 +536,15 @@ def _log_prob_backward(
                 total_log_var += row_sum(tl.where(mask, value, 0.0)).to(tl.float64)
         if d_rho_logit is not None:
             terms = tl.where(mask & (column > 0), e * (rho * e - sech * u_before), 0.0)
-            total_rho_logit -= row_sum(terms).to(tl.float64)
+            if PER_STEP:
+                value = tl.where(column > 0, k * (rho - terms), 0.0)
+                store(d_rho_logit + row * columns + column, value, mask)
+            else:
+                total_rho_logit -= row_sum(terms).to(tl.float64)
 
     if d_log_var is not None and not PER_ELEMENT:
         store(d_log_var + row * chunks + chunk, total_log_var, row_mask)
-    if d_rho_logit is not None:
+    if d_rho_logit is not None and not PER_STEP:
         total_rho_logit += tl.where(chunk == 0, (columns - 1) * rho, 0.0).to(tl.float64)
         value = k.to(tl.float64) * total_rho_logit
         store(d_rho_logit + row * chunks + chunk, value, row_mask)
@@ -423,14 +559,15 @@ def _forward(mu: Tensor, log_var: Tensor, rho_logit: Tensor, eps, rng_state):
     m, lv, a = (as_rows(x, t.rows) for x in (mu, log_var, rho_logit))
     e = None if eps is None else as_rows(eps, t.rows)
     kl = row_sums(mu, mu.shape[:-1], sum_type, t)
-    ends = chunk_ends(m, 1, t)
+    per_step = a.shape[1] != 1
+    ends = chunk_ends(m, 2 if per_step else 1, t)
 
     def run(z, kl, carried):
         launch(
             _reparam, t, m,
             m, lv, a, e, rng_state, z, kl, ends,
-            *m.stride(), *lv.stride(), a.stride(0), *(m if e is None else e).stride(),
-            PER_ELEMENT=lv.shape[1] != 1, CARRIED=carried,
+            *m.stride(), *lv.stride(), *a.stride(), *(m if e is None else e).stride(),
+            PER_ELEMENT=lv.shape[1] != 1, PER_STEP=per_step, CARRIED=carried,
         )  # fmt: skip
 
     if ends is not None:
@@ -469,6 +606,35 @@ def _backward(grad_z, grad_kl, mu, log_var, rho_logit, eps, rng_state, needs):
         mu.new_empty(0) if d_mu is None else d_mu,
         finished(d_log_var, log_var, t),
         finished(d_rho_logit, rho_logit, t),
+    )
+
+
+def _backward_per_step(grad_z, grad_kl, mu, log_var, rho_logit, eps, rng_state, needs):
+    """`_reparam_backward_per_step`, with one of eps and rng_state; ∂eps only of an eps."""
+    t = by_tiles(tiling_of(mu))
+    d_mu, d_eps = (contiguous_like(mu) if needs[i] else None for i in (0, 3))
+    d_log_var = gradient(log_var, needs[1], t)
+    d_rho_logit = gradient(rho_logit, needs[2], t)
+    m, lv, a = (as_rows(x, t.rows) for x in (mu, log_var, rho_logit))
+    e = None if eps is None else as_rows(eps, t.rows)
+    g = None if grad_z is None else as_rows(grad_z, t.rows)
+    k = None if grad_kl is None else grad_kl.reshape(t.rows)
+    sample = g is not None and (needs[1] or needs[2])
+    adjoint = g is not None and (needs[2] or needs[3])
+    if any(needs):
+        ends = tile_ends(t, g if adjoint else None, lv, a, e, rng_state, sample)
+        launch(
+            _reparam_backward_per_step, t, m,
+            g, k, m, lv, a, e, rng_state, *ends, d_mu, d_log_var, d_rho_logit, d_eps,
+            *(m if g is None else g).stride(), 0 if k is None else k.stride(0),
+            *m.stride(), *lv.stride(), *a.stride(), *(m if e is None else e).stride(),
+            PER_ELEMENT=lv.shape[1] != 1, SAMPLE=sample, ADJOINT=adjoint,
+        )  # fmt: skip
+    return (
+        mu.new_empty(0) if d_mu is None else d_mu,
+        finished(d_log_var, log_var, t),
+        mu.new_empty(0) if d_rho_logit is None else d_rho_logit,
+        mu.new_empty(0) if d_eps is None else d_eps,
     )
 
 
@@ -512,11 +678,15 @@ def ar1_reparam_backward(
     """Gradients of `ar1_reparam` in (mu, log_var, rho_logit, eps)."""
     if not mu.numel():
         return no_gradients((mu, log_var, rho_logit, eps), needs)
-    gradients = _backward(grad_z, grad_kl, mu, log_var, rho_logit, eps, None, needs)
-    if not needs[3]:
+    inputs = (mu, log_var, rho_logit, eps)
+    if needs[3] and grad_z is None:
+        gradients = ar1_reparam_backward(None, grad_kl, *inputs, (*needs[:3], False))
+        return *gradients[:3], torch.zeros(eps.shape, dtype=eps.dtype, device=eps.device)
+    if rho_logit.shape[-1] != 1:
+        return _backward_per_step(grad_z, grad_kl, *inputs, None, needs)
+    gradients = _backward(grad_z, grad_kl, *inputs, None, needs)
+    if grad_z is None or not needs[3]:
         return *gradients, eps.new_empty(0)
-    if grad_z is None:
-        return *gradients, torch.zeros(eps.shape, dtype=eps.dtype, device=eps.device)
     return *gradients, _d_eps(grad_z, log_var, rho_logit)
 
 
@@ -541,7 +711,10 @@ def ar1_reparam_rng_backward(
     if not mu.numel():
         return no_gradients((mu, log_var, rho_logit), needs)
     used = rng_used.contiguous()
-    return _backward(grad_z, grad_kl, mu, log_var, rho_logit, None, used, needs)
+    inputs = (mu, log_var, rho_logit, None, used)
+    if rho_logit.shape[-1] != 1:
+        return _backward_per_step(grad_z, grad_kl, *inputs, (*needs, False))[:3]
+    return _backward(grad_z, grad_kl, *inputs, needs)
 
 
 def ar1_log_prob(z: Tensor, mu: Tensor, log_var: Tensor, rho_logit: Tensor) -> Tensor:
@@ -555,8 +728,8 @@ def ar1_log_prob(z: Tensor, mu: Tensor, log_var: Tensor, rho_logit: Tensor) -> T
     launch(
         _log_prob, t, x,
         x, m, lv, a, log_q,
-        *x.stride(), *m.stride(), *lv.stride(), a.stride(0),
-        PER_ELEMENT=lv.shape[1] != 1,
+        *x.stride(), *m.stride(), *lv.stride(), *a.stride(),
+        PER_ELEMENT=lv.shape[1] != 1, PER_STEP=a.shape[1] != 1,
     )  # fmt: skip
     return add_chunks(log_q, sum_type, t)
 
@@ -582,8 +755,8 @@ def ar1_log_prob_backward(
         launch(
             _log_prob_backward, t, x,
             k, x, m, lv, a, d_z, d_mu, d_log_var, d_rho_logit,
-            k.stride(0), *x.stride(), *m.stride(), *lv.stride(), a.stride(0),
-            PER_ELEMENT=lv.shape[1] != 1,
+            k.stride(0), *x.stride(), *m.stride(), *lv.stride(), *a.stride(),
+            PER_ELEMENT=lv.shape[1] != 1, PER_STEP=a.shape[1] != 1,
         )  # fmt: skip
     empty = z.new_empty(0)
     return (
@@ -602,11 +775,19 @@ def configurations() -> list[Configuration]:
     first: dict[str, str | None] = {"z": None, "kl": None}
     left_out = ("grad_z", "grad_kl", "d_mu", "d_log_var", "d_rho_logit")
     first_backward: dict[str, str | None] = dict.fromkeys(left_out)
-    density = {"PER_ELEMENT": True}
+    density = {"PER_ELEMENT": True, "PER_STEP": False}
     flags = density | {"CARRIED": False}
     carried = density | {"CARRIED": True}
     per_row = {"PER_ELEMENT": False}
-    scan = {"SCAN": True}
+    backward = {"PER_ELEMENT": True, "CARRIED": False, "SCAN": True}
+    backward_carried = backward | {"CARRIED": True}
+    adjoint = {"PER_ELEMENT": True, "CARRIED": False}
+    adjoint_carried = adjoint | {"CARRIED": True}
+    per_step = {"PER_STEP": True}
+    both = {"PER_ELEMENT": True, "SAMPLE": True, "ADJOINT": True}
+    backward_per_step = _reparam_backward_per_step
+    one_tile: dict[str, str | None] = {"sample_ends": None, "adjoint_ends": None}
+    no_d_eps: dict[str, str | None] = {"d_eps": None}
     small = 64
     cases: list[tuple] = [
         *((_reparam, "fp32", c, drawn | whole, flags) for c in COMPILED_COLUMNS),
@@ -614,19 +795,32 @@ def configurations() -> list[Configuration]:
         (_reparam, "fp32", LOOPED, drawn | first, flags),
         (_reparam, "fp32", LOOPED, drawn, carried),
         (_reparam, "bf16", small, explicit | whole | {"kl": "fp32"}, flags | per_row),
-        *((_reparam_backward, "fp32", c, drawn | whole, flags | scan) for c in COMPILED_COLUMNS),
-        *((_reparam_backward, "fp32", c, explicit | whole, flags | scan) for c in (small, LOOPED)),
-        (_reparam_backward, "fp32", LOOPED, drawn | first_backward, flags | scan),
-        (_reparam_backward, "fp32", LOOPED, drawn, carried | scan),
-        *((_reparam_backward, "fp64", c, drawn | whole, flags | scan) for c in COMPILED_COLUMNS),
-        (_reparam_backward, "fp64", LOOPED, explicit | whole, flags | scan),
-        (_reparam_backward, "fp64", LOOPED, drawn, carried | scan),
-        (_reparam_backward, "bf16", small, explicit | whole | {"grad_kl": "fp32"}, flags | scan),
-        *((_noise_gradient, "fp32", c, whole, flags) for c in (small, LOOPED)),
-        (_noise_gradient, "fp32", LOOPED, {"d_eps": None}, flags),
-        (_noise_gradient, "fp32", LOOPED, {}, carried),
+        *((_reparam, "fp32", c, explicit | whole, flags | per_step) for c in COMPILED_COLUMNS),
+        (_reparam, "fp32", LOOPED, drawn | whole, flags | per_step),
+        (_reparam, "fp32", LOOPED, explicit | first, flags | per_step),
+        (_reparam, "fp32", LOOPED, drawn, carried | per_step),
+        (_reparam, "fp64", LOOPED, drawn | whole, flags | per_step),
+        *((_reparam_backward, "fp32", c, drawn | whole, backward) for c in COMPILED_COLUMNS),
+        *((_reparam_backward, "fp32", c, explicit | whole, backward) for c in (small, LOOPED)),
+        (_reparam_backward, "fp32", LOOPED, drawn | first_backward, backward),
+        (_reparam_backward, "fp32", LOOPED, drawn, backward_carried),
+        *((_reparam_backward, "fp64", c, drawn | whole, backward) for c in COMPILED_COLUMNS),
+        (_reparam_backward, "fp64", LOOPED, explicit | whole, backward),
+        (_reparam_backward, "fp64", LOOPED, drawn, backward_carried),
+        (_reparam_backward, "bf16", small, explicit | whole | {"grad_kl": "fp32"}, backward),
+        *((backward_per_step, "fp32", c, explicit | one_tile, both) for c in TILE_COLUMNS),
+        (backward_per_step, "fp32", TILE_COLUMNS[-1], drawn | one_tile | no_d_eps, both),
+        (backward_per_step, "fp32", LOOPED, explicit, both, True),
+        (backward_per_step, "fp64", TILE_COLUMNS[-1], drawn | one_tile | no_d_eps, both),
+        (backward_per_step, "fp64", LOOPED, explicit, both, True),
+        (backward_per_step, "bf16", small, explicit | one_tile | {"grad_kl": "fp32"}, both),
+        *((_noise_gradient, "fp32", c, whole, adjoint) for c in (small, LOOPED)),
+        (_noise_gradient, "fp32", LOOPED, {"d_eps": None}, adjoint),
+        (_noise_gradient, "fp32", LOOPED, {}, adjoint_carried),
         *((_log_prob, "fp32", c, {}, density) for c in (small, LOOPED)),
+        *((_log_prob, "fp32", c, {}, density | per_step) for c in (small, LOOPED)),
         *((_log_prob_backward, "fp32", c, {}, density) for c in (small, LOOPED)),
-        (_log_prob_backward, "bf16", LOOPED, {"grad": "fp32"}, per_row),
+        (_log_prob_backward, "bf16", LOOPED, {"grad": "fp32"}, density | per_row),
+        *((_log_prob_backward, "fp32", c, {}, density | per_step) for c in (small, LOOPED)),
     ]
     return [configuration(*case) for case in cases]

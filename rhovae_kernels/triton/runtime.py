@@ -20,8 +20,14 @@ from python_ref.precision import compute_dtype
 TILE_COLUMNS = (16, 64, 256, 1024)
 TILE_ELEMENTS = 1024
 WARPS = 4
-# A float64 takes two registers: with as many threads again, these kernels spill none.
-WARPS_FLOAT64 = {"_reparam_backward": 8}
+# Kernels that hold much at once, (float64, other types): with as many threads again they spill no
+# register, of which a float64 takes two.
+WARPS_OF = {
+    "_reparam PER_STEP": (8, WARPS),
+    "_reparam_backward": (8, WARPS),
+    "_reparam_backward_per_step": (8, WARPS),
+    "_log_prob_backward PER_STEP": (8, WARPS),
+}
 # What a thread may take where a row is a loop over tiles, (float64, other types): left to itself,
 # the assembler aims for more threads at once than these kernels have registers for, and spills
 # under some versions of Triton. At 128, four programs share a multiprocessor: as many as there are
@@ -76,6 +82,17 @@ def tiling(rows: int, columns: int) -> Tiling:
 def tiling_of(x: Tensor) -> Tiling:
     """The choice for the rows of x, which has elements."""
     return tiling(x.numel() // x.shape[-1], x.shape[-1])
+
+
+def by_tiles(t: Tiling) -> Tiling:
+    """The same tiles, each of which is a chunk: a row of several has a program for each."""
+    tiles = triton.cdiv(t.columns, t.block_columns)
+    return t._replace(
+        programs=triton.cdiv(t.rows, t.block_rows) * tiles,
+        chunks=tiles,
+        chunk_columns=t.block_columns,
+        looped=False,
+    )
 
 
 def as_rows(x: Tensor, rows: int) -> Tensor:
@@ -170,8 +187,11 @@ def interpreted(kernel: JITFunction) -> InterpretedFunction:
     return InterpretedFunction(_copy(kernel.fn))
 
 
-def warps_of(kernel: JITFunction, float64: bool) -> int:
-    return WARPS_FLOAT64.get(kernel.__name__, WARPS) if float64 else WARPS
+def warps_of(kernel: JITFunction, float64: bool, flags: Mapping[str, Any]) -> int:
+    name = kernel.__name__
+    if flags.get("PER_STEP"):
+        name = f"{name} PER_STEP" if f"{name} PER_STEP" in WARPS_OF else name
+    return WARPS_OF.get(name, (WARPS, WARPS))[0 if float64 else 1]
 
 
 def registers_of(kernel: JITFunction, float64: bool, looped: bool) -> int | None:
@@ -201,7 +221,8 @@ def launch(kernel: JITFunction, t: Tiling, like: Tensor, *args, **constants) -> 
             float64 = like.dtype == torch.float64
             if torch.version.hip is None:
                 constants["maxnreg"] = registers_of(kernel, float64, t.looped)
-            kernel[(t.programs,)](*args, num_warps=warps_of(kernel, float64), **constants)
+            warps = warps_of(kernel, float64, constants)
+            kernel[(t.programs,)](*args, num_warps=warps, **constants)
 
 
 def transform(
@@ -274,6 +295,7 @@ def configuration(
     columns: int,
     pointers: Mapping[str, str | None],
     flags: Mapping[str, bool],
+    tiles: bool = False,
 ) -> Configuration:
     """How `kernel` is compiled for contiguous operands with rows of at most `columns`.
 
@@ -281,8 +303,11 @@ def configuration(
         dtype: element type of every pointer that `pointers` does not name.
         pointers: pointer arguments with another element type, or None where they are left out.
         flags: the constants beside those of the tile.
+        tiles: whether each tile of a row has a program of its own.
     """
     t = tiling(TILE_ELEMENTS, columns)
+    if tiles:
+        t = by_tiles(t)
     constexprs: dict[str, Any] = {
         **flags,
         "LOOPED": t.looped,
@@ -291,7 +316,7 @@ def configuration(
     }
     constexprs |= {name: None for name, kind in pointers.items() if kind is None}
     constexprs |= {name: 1 for name in kernel.arg_names if name.endswith("_step")}
-    if not t.looped:
+    if not t.looped and t.chunks == 1:
         constexprs["chunks"] = 1
     types = {"rows": "i32", "columns": "i32", "chunks": "i32", "chunk_columns": "i32"}
     types |= {name: "i64" for name in kernel.arg_names if name.endswith("_row")}
@@ -302,6 +327,6 @@ def configuration(
     settings = [f"columns={columns}", *(name for name, on in flags.items() if on)]
     settings += [f"{name}={kind}" for name, kind in pointers.items()]
     name = f"{kernel.__name__} {dtype} {' '.join(settings)}"
-    warps = warps_of(kernel, dtype == "fp64")
+    warps = warps_of(kernel, dtype == "fp64", flags)
     registers = registers_of(kernel, dtype == "fp64", t.looped)
     return Configuration(name, kernel, signature, constexprs, warps, registers)

@@ -17,6 +17,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource, CompiledKernel  # noqa: E402
 from triton.runtime.interpreter import InterpretedFunction  # noqa: E402
 
+from rhovae_kernels.triton.adjoint import compose_but_last  # noqa: E402
 from rhovae_kernels.triton.ar1 import compose_tangent  # noqa: E402
 from rhovae_kernels.triton.linear_scan import compose, linear_scan  # noqa: E402
 from rhovae_kernels.triton.runtime import Configuration  # noqa: E402
@@ -25,6 +26,7 @@ REGISTERS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "re
 ROOMS = (
     "linear_scan",
     "ar1",
+    "adjoint",
     "philox",
     "iaf_gate",
     "affine_coupling",
@@ -124,8 +126,10 @@ def test_rows_that_are_multiples_of_16_bytes_are_read_by_vector_loads():
     for configuration in room.configurations():
         if configuration.name.startswith("_reparam fp32"):
             ptx = compiled(configuration, CUDA[90]).asm["ptx"]
-            writes_z = configuration.constexprs.get("z", "a tensor") is not None
-            assert ("ld.global.v4" in ptx) == writes_z, configuration.name
+            constants = configuration.constexprs
+            writes_z, reads_eps = (constants.get(x, "a tensor") is not None for x in ("z", "eps"))
+            reads = writes_z or reads_eps or constants["PER_STEP"]
+            assert ("ld.global.v4" in ptx) == reads, configuration.name
             assert ("st.global.v4" in ptx) == writes_z, configuration.name
 
 
@@ -152,6 +156,24 @@ def _scan_tangents(a, c, b, d, states, tangents, COLUMNS: tl.constexpr):
     tl.store(tangents + lane, v)
 
 
+@triton.jit
+def _scan_back(a, b, states, COLUMNS: tl.constexpr):
+    lane = tl.arange(0, COLUMNS)[None, :]
+    maps = (tl.load(a + lane), tl.load(b + lane))
+    _, x = tl.associative_scan(maps, 1, compose, reverse=True)
+    tl.store(states + lane, x)
+
+
+@triton.jit
+def _scan_but_last(a, b, c, d, states, gates_before, states_before, COLUMNS: tl.constexpr):
+    lane = tl.arange(0, COLUMNS)[None, :]
+    maps = (tl.load(a + lane), tl.load(b + lane), tl.load(c + lane), tl.load(d + lane))
+    _, x, gate, before = tl.associative_scan(maps, 1, compose_but_last)
+    tl.store(states + lane, x)
+    tl.store(gates_before + lane, gate)
+    tl.store(states_before + lane, before)
+
+
 def test_the_scan_that_a_gpu_runs_applies_the_maps_in_order():
     # The kernels take another way to the same scan where they are interpreted.
     torch.manual_seed(0)
@@ -159,9 +181,20 @@ def test_the_scan_that_a_gpu_runs_applies_the_maps_in_order():
     states, again, tangents = torch.empty(3, 16, dtype=torch.float64)
     InterpretedFunction(_scan_pairs.fn)[(1,)](a, b, states, COLUMNS=16)
     InterpretedFunction(_scan_tangents.fn)[(1,)](a, c, b, d, again, tangents, COLUMNS=16)
+    back, forth, gates, before = torch.empty(4, 16, dtype=torch.float64)
+    InterpretedFunction(_scan_back.fn)[(1,)](a, b, back, COLUMNS=16)
+    one, none = torch.ones_like(a), torch.zeros_like(a)
+    InterpretedFunction(_scan_but_last.fn)[(1,)](a, b, one, none, forth, gates, before, COLUMNS=16)
     u = v = torch.zeros((), dtype=torch.float64)
     for j in range(16):
         u, v = a[j] * u + b[j], c[j] * u + a[j] * v + d[j]
         torch.testing.assert_close(states[j], u)
         torch.testing.assert_close(again[j], u)
         torch.testing.assert_close(tangents[j], v)
+        torch.testing.assert_close(forth[j], u)
+        torch.testing.assert_close(gates[j], a[:j].prod())
+        torch.testing.assert_close(before[j], states[j - 1] if j else torch.zeros_like(u))
+    x = torch.zeros((), dtype=torch.float64)
+    for j in reversed(range(16)):
+        x = a[j] * x + b[j]
+        torch.testing.assert_close(back[j], x)

@@ -21,12 +21,14 @@ TILE_COLUMNS = (16, 64, 256, 1024)
 TILE_ELEMENTS = 1024
 WARPS = 4
 # Kernels that hold much at once, (float64, other types): with as many threads again they spill no
-# register, of which a float64 takes two.
+# register, of which a float64 takes two. (In float64 `_markov_reparam_backward` still does.)
 WARPS_OF = {
     "_reparam PER_STEP": (8, WARPS),
     "_reparam_backward": (8, WARPS),
     "_reparam_backward_per_step": (8, WARPS),
     "_log_prob_backward PER_STEP": (8, WARPS),
+    "_markov_reparam": (8, WARPS),
+    "_markov_reparam_backward": (16, 8),
 }
 # What a thread may take where a row is a loop over tiles, (float64, other types): left to itself,
 # the assembler aims for more threads at once than these kernels have registers for, and spills

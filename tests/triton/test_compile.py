@@ -27,6 +27,7 @@ ROOMS = (
     "linear_scan",
     "ar1",
     "adjoint",
+    "markov_reparam",
     "philox",
     "iaf_gate",
     "affine_coupling",

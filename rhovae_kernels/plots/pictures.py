@@ -1,7 +1,8 @@
-"""Pictures: loss curves, samples and reconstructions, as images or as points in the plane."""
+"""Pictures: loss curves, samples and reconstructions (images, or points in the plane), series."""
 
 import math
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import NamedTuple
 
@@ -132,6 +133,55 @@ def paths(path: str | Path, tracks: Tensor, title: str = "") -> None:
         axes.set(title=title, aspect="equal")
     else:
         figure = _tiles(tracks.flatten(0, 1), columns=tracks.shape[1], title=title)
+    _save(figure, path)
+
+
+class Band(NamedTuple):
+    """A quantity a day that is known within bounds, each (T,).
+
+    Attributes:
+        low, middle, high: its bounds, and the line between them.
+    """
+
+    low: Tensor
+    middle: Tensor
+    high: Tensor
+
+
+def bands(
+    path: str | Path,
+    days: Sequence[date],
+    series: Tensor,
+    panels: Mapping[str, Band],
+    ylabels: tuple[str, str],
+    title: str = "",
+) -> None:
+    """A series, and below it what is said of its days: a panel for each, on one logarithmic axis.
+
+    The line of the last panel is dotted in those above it, which are held against it.
+
+    Args:
+        path: the picture's file; its suffix is its format.
+        days: the T days.
+        series: the values, (T,).
+        panels: positive bands by the name in their panel.
+        ylabels: what the values are, and what the bands are of, with their units.
+        title: above the picture.
+    """
+    figure = Figure(figsize=(9, 2 * (1 + len(panels))), layout="tight")
+    above, *below = figure.subplots(1 + len(panels), 1, sharex=True)
+    above.plot(days, series, linewidth=0.5, color="0.3")
+    above.set(title=title, ylabel=ylabels[0])
+    above.margins(x=0)
+    *_, reference = panels.values()
+    for i, (axes, (name, band)) in enumerate(zip(below, panels.items(), strict=True)):
+        axes.fill_between(days, band.low, band.high, alpha=0.35, color=f"C{i}", linewidth=0)
+        axes.plot(days, band.middle, linewidth=0.8, color=f"C{i}", label=name)
+        if band is not reference:
+            axes.plot(days, reference.middle, ":", linewidth=0.8, color="black")
+        axes.set(yscale="log", ylabel=ylabels[1])
+        axes.sharey(below[0])
+        axes.legend(loc="upper left", fontsize="small")
     _save(figure, path)
 
 

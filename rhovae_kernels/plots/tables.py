@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table with aligned columns, those of numbers to the right.
+    """A Markdown table with aligned columns, those of numbers to the right; cells may be empty.
 
     Example:
         >>> print(markdown(["model", "loss"], [["plain", "1.5"], ["rho", "12.5"]]))
@@ -15,7 +15,9 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """
     columns = list(zip(header, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
-    numeric = [all(cell.lstrip("-−")[:1].isdigit() for cell in column[1:]) for column in columns]
+    numeric = [
+        all(cell.lstrip("-−")[:1].isdigit() for cell in column[1:] if cell) for column in columns
+    ]
 
     def line(cells: Sequence[str]) -> str:
         placed = (

@@ -26,6 +26,15 @@ FREE = ("data_root", "data_path", "notes", "trackers")
 """What a resumed run may have otherwise than before."""
 
 
+def versions() -> dict[str, str]:
+    """What a result was made with."""
+    return {
+        "rhovae_kernels": rhovae_kernels.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
 @dataclass
 class History:
     """What a run measured.
@@ -98,12 +107,7 @@ class Run:
 
     def start(self, settings: dict[str, Any]) -> None:
         """Write down the settings and the versions."""
-        versions = {
-            "rhovae_kernels": rhovae_kernels.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        }
-        write_json(self.out / RUN, {**settings, "versions": versions})
+        write_json(self.out / RUN, {**settings, "versions": versions()})
 
     def save_best(self, checkpoint: Checkpoint, vae: VAE) -> None:
         """Write the best epoch's state, and its model as `VAE.save_pretrained` does."""

@@ -1,6 +1,7 @@
 """`rhovae reproduce`: a paper's comparison."""
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,11 +12,14 @@ from rhovae_kernels.cli.app import AsJson, DataRoot, FidWeights, app, numbers_of
 
 @app.command()
 def reproduce(
-    paper: Annotated[str, typer.Argument(help="rho-vae, iaf or dpvae.")],
+    paper: Annotated[str, typer.Argument(help="rho-vae, iaf, dpvae or volatility.")],
     dataset: Annotated[
-        str,
-        typer.Option("--data", help="mnist, fashion-mnist, kmnist, cifar-10, digits or two-moons."),
-    ] = "mnist",
+        str | None,
+        typer.Option(
+            "--data",
+            help="mnist (if not given), fashion-mnist, kmnist, cifar-10, digits or two-moons.",
+        ),
+    ] = None,
     form: Annotated[str | None, typer.Option(help="Of rho-vae: plain, beta or cnn.")] = None,
     latent: Annotated[
         int | None,
@@ -36,7 +40,12 @@ def reproduce(
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the training data; 20, two-moons 150.")
     ] = None,
-    seeds: Annotated[str, typer.Option(help="Seeds, with commas between.")] = "0,1",
+    days: Annotated[
+        str | None, typer.Option(help="Of volatility: all, or 100, the last; both if not given.")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="Seeds, with commas between; 0,1 if not given.")
+    ] = None,
     data_root: DataRoot = None,
     out: Annotated[
         Path | None, typer.Option(help="Directory for results; one in runs, named by all this.")
@@ -48,37 +57,58 @@ def reproduce(
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress bar.")] = False,
 ) -> None:
     """Train a paper's comparison: what its sources report beside what is true."""
-    from rhovae_kernels.papers.registry import PAPERS
+    from rhovae_kernels.papers.registry import FITS, PAPERS
     from rhovae_kernels.papers.runner import run
 
-    if paper not in PAPERS:
-        raise ValueError(f"there is no reproduction of {paper!r}; there are {', '.join(PAPERS)}")
+    if paper not in [*PAPERS, *FITS]:
+        there_are = ", ".join([*PAPERS, *FITS])
+        raise ValueError(f"there is no reproduction of {paper!r}; there are {there_are}")
     own: dict[str, Any] = {
+        "data": dataset,
         "form": form,
         "latent": latent,
         "binarize": binarize,
         "likelihood": likelihood,
         "objectives": objectives,
         "fid_weights": fid_weights,
+        "epochs": epochs,
+        "days": days,
     }
-    taken = inspect.signature(PAPERS[paper]).parameters
-    for name, value in own.items():
-        if value is not None and name not in taken:
-            raise ValueError(f"{name} is {str(value)!r}; a reproduction of {paper} takes none")
-    own |= {"objectives": objectives.split(",") if objectives else None, "epochs": epochs}
-    # An empty word, which an unset variable of a shell leaves, is an option not given.
-    given = {name: value for name, value in own.items() if value not in (None, "")}
-    numbers = numbers_of("seeds", seeds, int)
-    study = PAPERS[paper](dataset, **given)
-    table = run(
-        study,
-        seeds=numbers,
-        out=out or Path("runs") / study.name,
-        data_root=data_root,
-        limit=limit,
-        quiet=quiet,
-    )
+    of_runs: dict[str, Any] = {"seeds": seeds, "data_root": data_root, "limit": limit}
+    if paper in FITS:
+        fits = FITS[paper]
+        given = _given(paper, fits.reproduce, own | of_runs)
+        table = fits.reproduce(**given, out=out or Path("runs") / paper, quiet=quiet)
+        page = fits.describe(table)
+    else:
+        given = _given(paper, PAPERS[paper], own)
+        if "objectives" in given:
+            given["objectives"] = given["objectives"].split(",")
+        numbers = numbers_of("seeds", seeds or "0,1", int)
+        study = PAPERS[paper](**given)
+        table = run(
+            study,
+            seeds=numbers,
+            out=out or Path("runs") / study.name,
+            data_root=data_root,
+            limit=limit,
+            quiet=quiet,
+        )
+        page = study.describe(table)
     if as_json:
         print_json(table)
     else:
-        print(study.describe(table))
+        print(page)
+
+
+def _given(paper: str, makes: Callable[..., Any], options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given, all of which the function must take.
+
+    An empty word, which an unset variable of a shell leaves, is an option not given.
+    """
+    taken = inspect.signature(makes).parameters
+    given = {name: value for name, value in options.items() if value not in (None, "")}
+    for name, value in given.items():
+        if name not in taken:
+            raise ValueError(f"{name} is {str(value)!r}; a reproduction of {paper} takes none")
+    return given

@@ -2,12 +2,13 @@
 
 A paper is one file beside this one: a function `study` of the name of a data set, of `epochs` and
 of the options that are the paper's own, and a line here. `rhovae reproduce` offers it with those of
-its options that the function takes.
+its options that the function takes. What trains no VAE runs itself, and has a line in `FITS`.
 """
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from rhovae_kernels.papers import dpvae, iaf, rho_vae
+from rhovae_kernels.papers import dpvae, iaf, rho_vae, volatility
 from rhovae_kernels.papers.study import Study
 
 PAPERS: dict[str, Callable[..., Study]] = {
@@ -16,3 +17,19 @@ PAPERS: dict[str, Callable[..., Study]] = {
     "dpvae": dpvae.study,
 }
 """What describes the study of each."""
+
+
+class Fits(NamedTuple):
+    """A comparison that trains no VAE.
+
+    Attributes:
+        reproduce: makes the table, of `out`, `quiet` and of options that are its own.
+        describe: the table as a page.
+    """
+
+    reproduce: Callable[..., dict[str, Any]]
+    describe: Callable[[dict[str, Any]], str]
+
+
+FITS: dict[str, Fits] = {"volatility": Fits(volatility.reproduce, volatility.describe)}
+"""The comparisons that are not between VAEs."""

@@ -22,6 +22,7 @@ namespace {
 struct Ar1 {
   Tiles tiles;
   bool scale_per_row;                            // log_var is (…,1)
+  bool logit_per_row;                            // rho_logit is (…,1)
   Rows mu, log_var, rho_logit;
   Rows first;                                    // ε, or z for the density
   const int64_t* rng_state = nullptr;            // where ε is drawn from, if it is not given
@@ -36,6 +37,17 @@ struct Ar1 {
 #define RHOVAE_KERNELS "ar1.cpp"
 #include "targets.h"
 
+// A Pass in the storage type of the call, for one correlation a row or one a step.
+#define RHOVAE_RUN_AR1(call, type, Pass)           \
+  with_storage(type, [&](auto s) {                 \
+    const Ar1& p = call;                           \
+    if (p.logit_per_row) {                         \
+      RHOVAE_RUN(p, Pass<decltype(s), true>);      \
+    } else {                                       \
+      RHOVAE_RUN(p, Pass<decltype(s), false>);     \
+    }                                              \
+  })
+
 namespace rhovae {
 namespace {
 
@@ -47,6 +59,7 @@ struct Call : Ar1 {
     const int64_t d = mu_.size(mu_.dim() - 1);
     tiles = {row_count(mu_), d};
     scale_per_row = log_var_.size(log_var_.dim() - 1) == 1;
+    logit_per_row = rho_logit_.size(rho_logit_.dim() - 1) == 1;
     mu = rows_of(mu_, 1, keep);
     log_var = rows_of(log_var_, 1, keep);
     rho_logit = rows_of(rho_logit_, 1, keep);
@@ -71,15 +84,13 @@ Two reparam(Call& call, const Tensor& mu) {
   Tensor z = empty_like_rows(mu), kl = empty_per_row(mu);
   call.out = Call::memory(z);
   call.per_row_out = Call::memory(kl);
-  with_storage(mu.scalar_type(), [&](auto s) {
-    RHOVAE_RUN(static_cast<const Ar1&>(call), Reparam<decltype(s)>);
-  });
+  RHOVAE_RUN_AR1(call, mu.scalar_type(), Reparam);
   return {z, kl};
 }
 
 Two ar1_reparam(const Tensor& mu, const Tensor& log_var, const Tensor& rho_logit,
                 const Tensor& eps) {
-  Leader(mu).one_or_like(log_var).rows(rho_logit, 1).like(eps);
+  Leader(mu).one_or_like(log_var).one_or_like(rho_logit).like(eps);
   Call call(mu, log_var, rho_logit);
   call.first = rows_of(eps, 1, call.keep);
   return reparam(call, mu);
@@ -87,7 +98,7 @@ Two ar1_reparam(const Tensor& mu, const Tensor& log_var, const Tensor& rho_logit
 
 Three ar1_reparam_rng(const Tensor& mu, const Tensor& log_var, const Tensor& rho_logit,
                       const Tensor& rng_state) {
-  Leader(mu).one_or_like(log_var).rows(rho_logit, 1).rng_state(rng_state);
+  Leader(mu).one_or_like(log_var).one_or_like(rho_logit).rng_state(rng_state);
   Call call(mu, log_var, rho_logit);
   require(call.tiles.rows < kPhiloxRows);
   Tensor used = torch::stable::clone(rng_state);
@@ -104,9 +115,7 @@ Three reparam_backward(Call& call, const Tensor& mu, const Tensor& log_var,
   call.d_mu = Call::memory(d_mu, needs[0]);
   call.d_log_var = Call::memory(d_log_var, needs[1]);
   call.d_rho_logit = Call::memory(d_rho_logit, needs[2]);
-  with_storage(mu.scalar_type(), [&](auto s) {
-    RHOVAE_RUN(static_cast<const Ar1&>(call), ReparamBackward<decltype(s)>);
-  });
+  RHOVAE_RUN_AR1(call, mu.scalar_type(), ReparamBackward);
   return {d_mu, d_log_var, d_rho_logit};
 }
 
@@ -114,7 +123,7 @@ Four ar1_reparam_backward(const std::optional<Tensor>& grad_z, const std::option
                           const Tensor& mu, const Tensor& log_var, const Tensor& rho_logit,
                           const Tensor& eps, const std::vector<bool>& needs) {
   require_flags(needs, 4);
-  Leader(mu).one_or_like(log_var).rows(rho_logit, 1).like(eps).like(grad_z).per_row(grad_kl);
+  Leader(mu).one_or_like(log_var).one_or_like(rho_logit).like(eps).like(grad_z).per_row(grad_kl);
   Call call(mu, log_var, rho_logit);
   call.upstream(grad_z, grad_kl);
   call.first = rows_of(eps, 1, call.keep);
@@ -129,7 +138,7 @@ Three ar1_reparam_rng_backward(const std::optional<Tensor>& grad_z,
                                const Tensor& log_var, const Tensor& rho_logit,
                                const Tensor& rng_used, const std::vector<bool>& needs) {
   require_flags(needs, 3);
-  Leader(mu).one_or_like(log_var).rows(rho_logit, 1).rng_state(rng_used).like(grad_z).per_row(
+  Leader(mu).one_or_like(log_var).one_or_like(rho_logit).rng_state(rng_used).like(grad_z).per_row(
       grad_kl);
   Call call(mu, log_var, rho_logit);
   require(call.tiles.rows < kPhiloxRows);
@@ -141,14 +150,12 @@ Three ar1_reparam_rng_backward(const std::optional<Tensor>& grad_z,
 
 Tensor ar1_log_prob(const Tensor& z, const Tensor& mu, const Tensor& log_var,
                     const Tensor& rho_logit) {
-  Leader(z).like(mu).one_or_like(log_var).rows(rho_logit, 1);
+  Leader(z).like(mu).one_or_like(log_var).one_or_like(rho_logit);
   Call call(mu, log_var, rho_logit);
   call.first = rows_of(z, 1, call.keep);
   Tensor log_q = empty_per_row(z);
   call.per_row_out = Call::memory(log_q);
-  with_storage(z.scalar_type(), [&](auto s) {
-    RHOVAE_RUN(static_cast<const Ar1&>(call), LogProb<decltype(s)>);
-  });
+  RHOVAE_RUN_AR1(call, z.scalar_type(), LogProb);
   return log_q;
 }
 
@@ -156,7 +163,7 @@ Four ar1_log_prob_backward(const Tensor& grad, const Tensor& z, const Tensor& mu
                            const Tensor& log_var, const Tensor& rho_logit,
                            const std::vector<bool>& needs) {
   require_flags(needs, 4);
-  Leader(z).like(mu).one_or_like(log_var).rows(rho_logit, 1).per_row(grad);
+  Leader(z).like(mu).one_or_like(log_var).one_or_like(rho_logit).per_row(grad);
   Call call(mu, log_var, rho_logit);
   call.first = rows_of(z, 1, call.keep);
   call.grad_per_row = rows_of(grad, 0, call.keep);
@@ -167,9 +174,7 @@ Four ar1_log_prob_backward(const Tensor& grad, const Tensor& z, const Tensor& mu
   call.d_mu = Call::memory(d_mu, needs[1]);
   call.d_log_var = Call::memory(d_log_var, needs[2]);
   call.d_rho_logit = Call::memory(d_rho_logit, needs[3]);
-  with_storage(z.scalar_type(), [&](auto s) {
-    RHOVAE_RUN(static_cast<const Ar1&>(call), LogProbBackward<decltype(s)>);
-  });
+  RHOVAE_RUN_AR1(call, z.scalar_type(), LogProbBackward);
   return {d_z, d_mu, d_log_var, d_rho_logit};
 }
 
@@ -220,6 +225,64 @@ RHOVAE_INLINE Correlation<V<double>> correlations(V<double> a) {
   return c;
 }
 
+// What a step needs of its own ρ = tanh a, of one exponential: with m = |a|, h = e^{−m}, t = h². Of
+// a = 0, ρ = 0 and σ = 1 to the bit.
+template <typename T>
+struct Transition {
+  V<T> sign_bit, m, t;
+  V<T> rho, sech, one_minus_abs_rho;
+  V<T> linear, excess;  // log σ = linear + log(1 − excess), linear ≤ 0 ≤ excess ≤ 1/5
+
+  static RHOVAE_INLINE Transition of(V<T> a) {
+    const V<T> zero = {};
+    Transition c;
+    c.sign_bit = bits_of<T>(a, broadcast(T(-0.0)));
+    c.m = flipped<T>(a, c.sign_bit);
+    const Decay<T> e = decay(c.m);
+    const V<T> h = e.exp, t = h * h, r = 1 / (1 + t);
+    // 1 − σ = (1−h)² r keeps its digits where σ is near 1; else σ = 2h (1 − t r).
+    const V<T> above = T(kLog2) - c.m;
+    const auto near = above > 0;
+    c.t = t;
+    c.sech = (h + h) * r;
+    c.one_minus_abs_rho = 2 * t * r;
+    c.linear = near ? zero : above;
+    c.excess = (near ? e.below_one * e.below_one : t) * r;
+    const V<T> magnitude = near ? (e.below_one * h + e.below_one) * r : 1 - 2 * c.excess;
+    c.rho = flipped<T>(magnitude, c.sign_bit);
+    return c;
+  }
+
+  RHOVAE_INLINE V<T> cosh() const { return T(0.5) * exponential(m).exp * (1 + t); }
+  // x with the sign of a
+  RHOVAE_INLINE V<T> signed_as_a(V<T> x) const { return flipped<T>(x, sign_bit); }
+};
+
+// Σ log σ_j lane by lane: one logarithm for the product of four steps.
+template <typename T>
+class LogSech {
+ public:
+  RHOVAE_INLINE void add(const Transition<T>& c) {
+    total_ += c.linear;
+    below_one_ += c.excess * (1 - below_one_);
+    if (++count_ % 4 == 0) take_logarithm();
+  }
+
+  RHOVAE_INLINE V<T> sum() {
+    take_logarithm();
+    return total_;
+  }
+
+ private:
+  RHOVAE_INLINE void take_logarithm() {
+    total_ += log1p_unit(-below_one_);
+    below_one_ = V<T>{};
+  }
+
+  V<T> total_ = {}, below_one_ = {};  // 1 − Π (1 − excess)
+  unsigned count_ = 0;
+};
+
 // √s, s − 1 and log s.
 template <typename T>
 struct Scale {
@@ -235,13 +298,13 @@ struct Scale {
 template <typename S>
 struct Ar1Rows {
   using T = Compute<S>;
-  Correlation<V<T>> c;
-  Scale<T> s;  // where log_var is one number a row
+  Correlation<V<T>> c;  // where rho_logit is one number a row
+  Scale<T> s;           // where log_var is
 
   RHOVAE_INLINE Ar1Rows(const Ar1& p, int64_t first, int count) {
     V<T> a = {}, log_var = {};
     for (int i = 0; i < count; ++i) {
-      a[i] = number(p.rho_logit.row<S>(first + i));
+      if (p.logit_per_row) a[i] = number(p.rho_logit.row<S>(first + i));
       if (p.scale_per_row) log_var[i] = number(p.log_var.row<S>(first + i));
     }
     c = correlations(a);
@@ -254,8 +317,8 @@ template <typename S>
 struct Ar1Row {
   using T = Compute<S>;
   int64_t index;
-  Correlation<T> c;
-  T scale, expm1, log_var;  // √s, s − 1 and log s, where log_var is one number
+  Correlation<T> c;         // where rho_logit is one number
+  T scale, expm1, log_var;  // √s, s − 1 and log s, where log_var is
 
   static void of(const Ar1& p, int64_t first, int count, Ar1Row* rows) {
     constexpr int lanes = kLanes<T>;
@@ -384,6 +447,20 @@ struct Recurrence {
   }
 };
 
+// a_j of the lanes from j on; 0 for the first, which is not read: ρ_1 = 0 and σ_1 = 1.
+template <typename S>
+RHOVAE_INLINE V<Compute<S>> logits_at(const S* row, int64_t j, int n) {
+  V<Compute<S>> a = load(row + j, n);
+  if (j == 0) a[0] = 0;
+  return a;
+}
+
+// a_{j+1} of the lanes from j on; 0 beyond the row.
+template <typename S>
+RHOVAE_INLINE V<Compute<S>> next_logits_at(const S* row, int64_t j, int n, int64_t length) {
+  return load_within(row, j + 1, n, length);
+}
+
 // A square of vectors: f(r) for each of `count` rows, zero for the lanes without one.
 template <typename T, typename F>
 RHOVAE_INLINE void for_rows(V<T>* square, int count, const F& f) {
@@ -404,9 +481,51 @@ struct Innovation {
   }
 };
 
+// u along a row: u_j = ρ_j u_{j−1} + σ_j ε_j, a vector of steps at a time.
+template <typename S, bool logit_per_row>
+struct Path {
+  using T = Compute<S>;
+  Innovation<T> innovation;
+  RowScan<T, false> scan;
+
+  RHOVAE_INLINE Path(const Ar1&, const Ar1Row<S>& row, T u)
+      : innovation(row.c.sech), scan(row.c.rho, u) {}
+
+  template <typename N>
+  RHOVAE_INLINE V<T> operator()(V<T> eps, int64_t j, N) {
+    return scan(innovation(eps, j));
+  }
+
+  // Σ log σ_j of what it has gone through; of one ρ a row, `finish` knows it.
+  double log_sech() { return 0; }
+};
+
+template <typename S>
+struct Path<S, false> {
+  using T = Compute<S>;
+  const S* const logits;
+  StepScan<T, false> scan;
+  LogSech<T> sum_log_sech;
+
+  RHOVAE_INLINE Path(const Ar1& p, const Ar1Row<S>& row, T u)
+      : logits(p.rho_logit.row<S>(row.index)), scan(u) {}
+
+  template <typename N>
+  RHOVAE_INLINE V<T> operator()(V<T> eps, int64_t j, N n) {
+    const Transition<T> c = Transition<T>::of(logits_at(logits, j, n));
+    sum_log_sech.add(c);
+    return scan(c.rho, c.sech * eps);
+  }
+
+  double log_sech() { return double(sum<T>(sum_log_sech.sum())); }
+};
+
+// What enters a tile; of its aggregates, also what they are multiplied by where each step has its
+// own ρ.
 template <typename T>
 struct Ar1Carry {
   T u = 0, adjoint = 0;
+  T u_gate = 0, adjoint_gate = 0;
 };
 
 // ρ over a whole tile.
@@ -418,53 +537,72 @@ T tile_gate(T rho) {
 }
 
 // u after a tile that starts from u = 0.
-template <typename S>
-Compute<S> aggregate_u(const Ar1& p, const Ar1Row<S>& row, int64_t tile) {
+template <typename S, bool logit_per_row>
+void aggregate_u(const Ar1& p, const Ar1Row<S>& row, int64_t tile, Ar1Carry<Compute<S>>& carry) {
   using T = Compute<S>;
   const int64_t begin = p.tiles.begin(tile), end = p.tiles.end(tile);
   const Noise<S> noise(p, row.index, begin, end);
-  const Innovation<T> innovation(row.c.sech);
-  RowAggregate<T, false> aggregate(row.c.rho);
-  for_vectors<T, false>(begin, end,
-                        [&](int64_t j, auto n) { aggregate(innovation(noise.at(j, n), j)); });
-  return aggregate.value();
+  if constexpr (logit_per_row) {
+    const Innovation<T> innovation(row.c.sech);
+    RowAggregate<T, false> aggregate(row.c.rho);
+    for_vectors<T, false>(begin, end,
+                          [&](int64_t j, auto n) { aggregate(innovation(noise.at(j, n), j)); });
+    carry.u = aggregate.value();
+  } else {
+    Path<S, false> path(p, row, T(0));
+    for_vectors<T, false>(begin, end, [&](int64_t j, auto n) { path(noise.at(j, n), j, n); });
+    carry.u = path.scan.carry[0], carry.u_gate = path.scan.gate[0];
+  }
 }
 
 // λ before a tile, backwards, that starts from λ = 0.
-template <typename S>
-Compute<S> aggregate_adjoint(const Ar1& p, const Ar1Row<S>& row, int64_t tile) {
+template <typename S, bool logit_per_row>
+void aggregate_adjoint(const Ar1& p, const Ar1Row<S>& row, int64_t tile,
+                       Ar1Carry<Compute<S>>& carry) {
   using T = Compute<S>;
-  if (!p.grad_z.data) return 0;
+  const int64_t begin = p.tiles.begin(tile), end = p.tiles.end(tile), d = p.tiles.length;
   const S* grad = p.grad_z.row<S>(row.index);
   const Scales<S> scales(p, row);
-  RowAggregate<T, true> aggregate(row.c.rho);
-  for_vectors<T, true>(p.tiles.begin(tile), p.tiles.end(tile), [&](int64_t j, auto n) {
-    aggregate(scales.at(j, n).scale * load(grad + j, n));
-  });
-  return aggregate.value();
+  if constexpr (logit_per_row) {
+    RowAggregate<T, true> aggregate(row.c.rho);
+    for_vectors<T, true>(begin, end, [&](int64_t j, auto n) {
+      aggregate(scales.at(j, n).scale * load(grad + j, n));
+    });
+    carry.adjoint = aggregate.value();
+  } else {
+    const S* logits = p.rho_logit.row<S>(row.index);
+    StepScan<T, true> scan(T(0));
+    for_vectors<T, true>(begin, end, [&](int64_t j, auto n) {
+      const V<T> gates = Transition<T>::of(next_logits_at(logits, j, n, d)).rho;
+      scan(gates, scales.at(j, n).scale * load(grad + j, n));
+    });
+    carry.adjoint = scan.carry[0], carry.adjoint_gate = scan.gate[0];
+  }
 }
 
-template <typename S>
+template <typename S, bool logit_per_row>
 void link_u(const Ar1& p, const Ar1Row<S>& row, Ar1Carry<Compute<S>>* carries) {
   using T = Compute<S>;
-  const T gate = tile_gate(row.c.rho);
+  const T of_row = tile_gate(row.c.rho);
   T carry = 0;
   for (int64_t t = 0; t < p.tiles.per_row(); ++t) {
+    const T gate = logit_per_row ? of_row : carries[t].u_gate;
     carry = std::exchange(carries[t].u, carry) + gate * carry;
   }
 }
 
-template <typename S>
+template <typename S, bool logit_per_row>
 void link_adjoint(const Ar1& p, const Ar1Row<S>& row, Ar1Carry<Compute<S>>* carries) {
   using T = Compute<S>;
-  const T gate = tile_gate(row.c.rho);
+  const T of_row = tile_gate(row.c.rho);
   T carry = 0;  // the last tile may be short: nothing enters it
   for (int64_t t = p.tiles.per_row() - 1; t >= 0; --t) {
+    const T gate = logit_per_row ? of_row : carries[t].adjoint_gate;
     carry = std::exchange(carries[t].adjoint, carry) + gate * carry;
   }
 }
 
-template <typename S>
+template <typename S, bool logit_per_row>
 struct Reparam {
   using Storage = S;
   using T = Compute<S>;
@@ -474,35 +612,40 @@ struct Reparam {
   static constexpr int64_t kTogether = kShort;
 
   static Carry aggregate(const Ar1& p, const Row& row, int64_t tile) {
-    return {aggregate_u(p, row, tile), T(0)};
+    Carry carry;
+    aggregate_u<S, logit_per_row>(p, row, tile, carry);
+    return carry;
   }
-  static void link(const Ar1& p, const Row& row, Carry* carries) { link_u(p, row, carries); }
+  static void link(const Ar1& p, const Row& row, Carry* carries) {
+    link_u<S, logit_per_row>(p, row, carries);
+  }
 
-  // z; sums ‖μ‖² and Σ(s − 1 − log s).
+  // z; sums ‖μ‖² and, of what is not one number a row, Σ(s − 1 − log s) and −Σ log(1−ρ²).
   static Sums tile(const Ar1& p, const Row& row, int64_t tile, Carry carry) {
     const int64_t begin = p.tiles.begin(tile), end = p.tiles.end(tile);
     const Noise<S> noise(p, row.index, begin, end);
     const S* mu = p.mu.row<S>(row.index);
     S* z = static_cast<S*>(p.out) + row.index * p.tiles.length;
     const Scales<S> scales(p, row);
-    const Innovation<T> innovation(row.c.sech);
-    RowScan<T, false> scan(row.c.rho, carry.u);
+    Path<S, logit_per_row> path(p, row, carry.u);
     V<T> mu2 = {}, variance = {};
     for_vectors<T, false>(begin, end, [&](int64_t j, auto n) {
       const Scale<T> s = scales.at(j, n);
       const V<T> m = load(mu + j, n);
-      store(z + j, m + s.scale * scan(innovation(noise.at(j, n), j)), n);
+      store(z + j, m + s.scale * path(noise.at(j, n), j, n), n);
       mu2 += m * m;
       // Lanes past the end hold log s = 0, which adds nothing.
       if (!scales.per_row) variance += s.expm1 - s.log_var;
     });
-    return {double(sum<T>(mu2)), double(sum<T>(variance))};
+    return {double(sum<T>(mu2)), double(sum<T>(variance)) - 2 * path.log_sech()};
   }
 
   static void finish(const Ar1& p, const Row& row, Sums s) {
     const double d = double(p.tiles.length);
-    if (p.scale_per_row) s.b = d * (double(row.expm1) - double(row.log_var));
-    put<T>(p.per_row_out, row.index, kl(s.a, s.b, d, double(row.c.log_one_minus_rho2)));
+    if (p.scale_per_row) s.b += d * (double(row.expm1) - double(row.log_var));
+    const double log_det = logit_per_row ? std::max(d - 1, 0.0) * double(row.c.log_one_minus_rho2)
+                                         : 0.0;
+    put<T>(p.per_row_out, row.index, 0.5 * (s.a + s.b - log_det));
   }
 
   static void together(const Ar1& p, int64_t first, int count) {
@@ -511,14 +654,26 @@ struct Reparam {
     const bool scale_per_row = p.scale_per_row;
     const Ar1Rows<S> rows(p, first, count);
     const ShortNoise<S> noise(p, first, count);
-    const Rows mu = p.mu, log_var = p.log_var;
+    const Rows mu = p.mu, log_var = p.log_var, rho_logit = p.rho_logit;
     S* const z = static_cast<S*>(p.out) + first * d;
     Recurrence<T> recurrence{rows.c.rho, rows.c.sech};
-    V<T> mu2[lanes] = {}, variance[lanes] = {}, square[lanes];
+    LogSech<T> log_sech;
+    V<T> mu2[lanes] = {}, variance[lanes] = {}, square[lanes], logits[lanes];
     for_vectors<T, false>(0, d, [&](int64_t j, auto n) {
       for_rows<T>(square, count, [&](int r) { return noise.at(r, j, n); });
       transpose<T>(square);
+      if constexpr (!logit_per_row) {
+        for_rows<T>(logits, count, [&](int r) {
+          return logits_at(rho_logit.row<S>(first + r), j, n);
+        });
+        transpose<T>(logits);
+      }
       for (int i = 0; i < n; ++i) {
+        if constexpr (!logit_per_row) {
+          const Transition<T> c = Transition<T>::of(logits[i]);
+          recurrence.rho = c.rho, recurrence.sech = c.sech;
+          log_sech.add(c);
+        }
         const V<T> u = recurrence(square[i], j + i);
         square[i] = scale_per_row ? rows.s.scale * u : u;
       }
@@ -536,19 +691,14 @@ struct Reparam {
     });
     const V<T> spread = scale_per_row ? T(d) * (rows.s.expm1 - rows.s.log_var)
                                       : sum_each<T>(variance);
+    const V<T> log_det = logit_per_row ? std::max(T(d) - 1, T(0)) * rows.c.log_one_minus_rho2
+                                       : 2 * log_sech.sum();
     store(static_cast<T*>(p.per_row_out) + first,
-          kl(sum_each<T>(mu2), spread, T(d), rows.c.log_one_minus_rho2), count);
-  }
-
- private:
-  // ½[‖μ‖² + Σ(s_j − 1 − log s_j) − (d−1) log(1−ρ²)]
-  template <typename X, typename D>
-  static RHOVAE_INLINE X kl(X mu2, X variance, D d, X log_one_minus_rho2) {
-    return D(0.5) * (mu2 + variance - std::max(d - 1, D(0)) * log_one_minus_rho2);
+          T(0.5) * (sum_each<T>(mu2) + spread - log_det), count);
   }
 };
 
-template <typename S>
+template <typename S, bool logit_per_row>
 struct ReparamBackward {
   using Storage = S;
   using T = Compute<S>;
@@ -558,17 +708,163 @@ struct ReparamBackward {
   static constexpr int64_t kTogether = kShort;
 
   static Carry aggregate(const Ar1& p, const Row& row, int64_t tile) {
-    return {needs_u(p) ? aggregate_u(p, row, tile) : T(0), aggregate_adjoint(p, row, tile)};
+    Carry carry;
+    if (needs_u(p)) aggregate_u<S, logit_per_row>(p, row, tile, carry);
+    if (needs_adjoint(p)) aggregate_adjoint<S, logit_per_row>(p, row, tile, carry);
+    return carry;
   }
   static void link(const Ar1& p, const Row& row, Carry* carries) {
-    link_u(p, row, carries);
-    link_adjoint(p, row, carries);
+    link_u<S, logit_per_row>(p, row, carries);
+    link_adjoint<S, logit_per_row>(p, row, carries);
   }
 
-  // The gradients, from the end of the tile; sums Σ g √s u (log_var one number) and ∂a's.
+  // The gradients, from the end of the tile; sums Σ g √s u (log_var one number) and ∂a's (ρ one).
   static Sums tile(const Ar1& p, const Row& row, int64_t tile, Carry carry) {
+    const int64_t begin = p.tiles.begin(tile), end = p.tiles.end(tile);
+    if (!p.grad_z.data) {
+      of_kl(p, row.index, begin, end);
+      return {};
+    }
+    if constexpr (logit_per_row) return tile_of_row(p, row, begin, end, carry);
+    else return tile_of_steps(p, row, begin, end, carry);
+  }
+
+  static void finish(const Ar1& p, const Row& row, Sums s) {
+    const double d = double(p.tiles.length);
+    const double k = p.grad_per_row.data ? double(*p.grad_per_row.row<T>(row.index)) : 0.0;
+    if (p.d_log_var && p.scale_per_row) {
+      put<S>(p.d_log_var, row.index, of_log_var(s.a, k * d, double(row.expm1)));
+    }
+    if (p.d_rho_logit && logit_per_row) {
+      put<S>(p.d_rho_logit, row.index, of_logit(s.b, k, d, double(row.c.rho)));
+    }
+  }
+
+  static void together(const Ar1& p, int64_t first, int count) {
     constexpr int lanes = kLanes<T>;
-    const int64_t d = p.tiles.length, begin = p.tiles.begin(tile), end = p.tiles.end(tile);
+    const int64_t d = p.tiles.length;
+    const Ar1Rows<S> rows(p, first, count);
+    const V<T> rho = rows.c.rho, sech = rows.c.sech;
+    const bool wants_u = needs_u(p), scale_per_row = p.scale_per_row;
+    const bool wants_steps = needs_steps(p);
+    V<T> u[kShort], change[kShort], square[lanes];  // change: σ u_{j−1} − ρ ε_j
+    V<T> rhos[kShort + 1], seches[kShort], logits[lanes];  // of the steps, where each has its own
+    if (wants_u || wants_steps) {
+      const ShortNoise<S> noise(p, first, count);
+      const Rows rho_logit = p.rho_logit;
+      Recurrence<T> recurrence{rho, sech};
+      for_vectors<T, false>(0, d, [&](int64_t j, auto n) {
+        for_rows<T>(square, count, [&](int r) { return noise.at(r, j, n); });
+        transpose<T>(square);
+        if constexpr (!logit_per_row) {
+          for_rows<T>(logits, count, [&](int r) {
+            return logits_at(rho_logit.row<S>(first + r), j, n);
+          });
+          transpose<T>(logits);
+        }
+        for (int i = 0; i < n; ++i) {
+          if constexpr (!logit_per_row) {
+            const Transition<T> c = Transition<T>::of(logits[i]);
+            recurrence.rho = rhos[j + i] = c.rho;
+            recurrence.sech = seches[j + i] = c.sech;
+          }
+          change[j + i] = recurrence.sech * recurrence.u - recurrence.rho * square[i];
+          u[j + i] = recurrence(square[i], j + i);
+        }
+      });
+      rhos[d] = V<T>{};
+    }
+
+    V<T> k = {};
+    if (p.grad_per_row.data) {
+      for (int r = 0; r < count; ++r) k[r] = *p.grad_per_row.row<T>(first + r);
+    }
+    const Rows mu = p.mu, log_var = p.log_var, grad = p.grad_z;
+    S* const d_mu = row_of<S>(p.d_mu, first, d);
+    S* const d_eps = row_of<S>(p.d_first, first, d);
+    S* const d_log_var = scale_per_row ? nullptr : row_of<S>(p.d_log_var, first, d);
+    S* const d_logits = logit_per_row ? nullptr : row_of<S>(p.d_rho_logit, first, d);
+    V<T> adjoint = {}, sum_log_var = {}, sum_logit = {}, expm1[lanes], spread[lanes];
+    if (!grad.data) {
+      for (int r = 0; r < count; ++r) of_kl(p, first + r, 0, d);
+    } else {
+      for_vectors<T, true>(0, d, [&](int64_t j, auto n) {
+        for_rows<T>(square, count, [&](int r) -> V<T> {
+          const V<T> g = load(grad.row<S>(first + r) + j, n);
+          if (d_mu) {
+            store(d_mu + r * d + j, g + broadcast(k[r]) * load(mu.row<S>(first + r) + j, n), n);
+          }
+          if (scale_per_row) return broadcast(rows.s.scale[r]) * g;
+          const Scale<T> s = Scale<T>::of(load(log_var.row<S>(first + r) + j, n));
+          expm1[r] = s.expm1;
+          return s.scale * g;
+        });
+        transpose<T>(square);
+        for (int i = n - 1; i >= 0; --i) {
+          const int64_t t = j + i;
+          const V<T> driven = square[i];
+          if constexpr (logit_per_row) {
+            adjoint = driven + rho * adjoint;
+            square[i] = t == 0 ? adjoint : sech * adjoint;
+          } else if (wants_steps) {
+            adjoint = driven + rhos[t + 1] * adjoint;
+            square[i] = seches[t] * adjoint;
+          }
+          if (!wants_u) continue;
+          spread[i] = driven * u[t];
+          sum_log_var += spread[i];
+          if constexpr (logit_per_row) {
+            if (t > 0) sum_logit += square[i] * change[t];
+          } else {
+            logits[i] = t > 0 ? square[i] * change[t] + k * rhos[t] : V<T>{};
+          }
+        }
+        if (d_eps) {
+          transpose<T>(square);
+          for (int r = 0; r < count; ++r) store(d_eps + r * d + j, square[r], n);
+        }
+        if (d_log_var) {
+          for (int i = n; i < lanes; ++i) spread[i] = V<T>{};
+          transpose<T>(spread);
+          for (int r = 0; r < count; ++r) {
+            store(d_log_var + r * d + j, of_log_var(spread[r], broadcast(k[r]), expm1[r]), n);
+          }
+        }
+        if (d_logits) {
+          for (int i = n; i < lanes; ++i) logits[i] = V<T>{};
+          transpose<T>(logits);
+          for (int r = 0; r < count; ++r) store(d_logits + r * d + j, logits[r], n);
+        }
+      });
+    }
+    if (p.d_log_var && scale_per_row) {
+      store(row_of<S>(p.d_log_var, first, 1), of_log_var(sum_log_var, k * T(d), rows.s.expm1),
+            count);
+    }
+    if (p.d_rho_logit && logit_per_row) {
+      store(row_of<S>(p.d_rho_logit, first, 1), of_logit(sum_logit, k, T(d), rho), count);
+    }
+  }
+
+ private:
+  // What one row's gradients are made of and written to, whatever its ρ.
+  struct Operands {
+    const S *mu, *grad;
+    S *d_mu, *d_eps, *d_log_var, *d_rho_logit;  // null: not asked for, or one number a row
+    const V<T> k;
+
+    Operands(const Ar1& p, int64_t row)
+        : mu(p.mu.row<S>(row)),
+          grad(p.grad_z.row<S>(row)),
+          d_mu(row_of<S>(p.d_mu, row, p.tiles.length)),
+          d_eps(row_of<S>(p.d_first, row, p.tiles.length)),
+          d_log_var(p.scale_per_row ? nullptr : row_of<S>(p.d_log_var, row, p.tiles.length)),
+          d_rho_logit(logit_per_row ? nullptr : row_of<S>(p.d_rho_logit, row, p.tiles.length)),
+          k(broadcast(p.grad_per_row.data ? *p.grad_per_row.row<T>(row) : T(0))) {}
+  };
+
+  static Sums tile_of_row(const Ar1& p, const Row& row, int64_t begin, int64_t end, Carry carry) {
+    constexpr int lanes = kLanes<T>;
     const Noise<S> noise(p, row.index, begin, end);
     const Innovation<T> innovation(row.c.sech);
     T buffer[lanes + kTile];  // u before the tile, u of the tile
@@ -582,25 +878,20 @@ struct ReparamBackward {
     }
 
     const Scales<S> scales(p, row);
-    const S* mu = p.mu.row<S>(row.index);
-    const S* grad = p.grad_z.data ? p.grad_z.row<S>(row.index) : nullptr;
-    S* d_mu = row_of<S>(p.d_mu, row.index, d);
-    S* d_eps = row_of<S>(p.d_first, row.index, d);
-    S* d_log_var = scales.per_row ? nullptr : row_of<S>(p.d_log_var, row.index, d);
+    const Operands o(p, row.index);
     const bool sums_log_var = scales.per_row && p.d_log_var, sums_logit = p.d_rho_logit;
-    const V<T> k = broadcast(p.grad_per_row.data ? *p.grad_per_row.row<T>(row.index) : T(0));
     const V<T> rho = broadcast(row.c.rho), sech = broadcast(row.c.sech);
     RowScan<T, true> scan(row.c.rho, carry.adjoint);
     V<T> sum_log_var = {}, sum_logit = {};
     for_vectors<T, true>(begin, end, [&](int64_t j, auto n) {
       const Scale<T> s = scales.at(j, n);
-      const V<T> g = grad ? load(grad + j, n) : V<T>{};
+      const V<T> g = load(o.grad + j, n);
       const V<T> adjoint = scan(s.scale * g);
-      if (d_mu) store(d_mu + j, g + k * load(mu + j, n), n);
-      if (d_eps) store(d_eps + j, innovation(adjoint, j), n);
+      if (o.d_mu) store(o.d_mu + j, g + o.k * load(o.mu + j, n), n);
+      if (o.d_eps) store(o.d_eps + j, innovation(adjoint, j), n);
       const V<T> u_here = load(static_cast<const T*>(u) + j);
       if (sums_log_var) sum_log_var += first_lanes<T>(g * s.scale * u_here, n);
-      if (d_log_var) store(d_log_var + j, of_log_var(g * s.scale * u_here, k, s.expm1), n);
+      if (o.d_log_var) store(o.d_log_var + j, of_log_var(g * s.scale * u_here, o.k, s.expm1), n);
       if (sums_logit) {
         // Not a load at j − 1: that would wait for two stores.
         const V<T> u_before = slide_up<T, 1>(u_here, broadcast(u[j - 1]));
@@ -612,88 +903,80 @@ struct ReparamBackward {
     return {double(sum<T>(sum_log_var)), double(sum<T>(sum_logit))};
   }
 
-  static void finish(const Ar1& p, const Row& row, Sums s) {
-    const double d = double(p.tiles.length);
-    const double k = p.grad_per_row.data ? double(*p.grad_per_row.row<T>(row.index)) : 0.0;
-    if (p.d_log_var && p.scale_per_row) {
-      put<S>(p.d_log_var, row.index, of_log_var(s.a, k * d, double(row.expm1)));
-    }
-    if (p.d_rho_logit) put<S>(p.d_rho_logit, row.index, of_logit(s.b, k, d, double(row.c.rho)));
-  }
-
-  static void together(const Ar1& p, int64_t first, int count) {
+  static Sums tile_of_steps(const Ar1& p, const Row& row, int64_t begin, int64_t end,
+                            Carry carry) {
     constexpr int lanes = kLanes<T>;
-    const int64_t d = p.tiles.length;
-    const Ar1Rows<S> rows(p, first, count);
-    const V<T> rho = rows.c.rho, sech = rows.c.sech;
-    const bool wants_u = needs_u(p), scale_per_row = p.scale_per_row;
-    V<T> u[kShort], change[kShort], square[lanes];  // change: σ u_{j−1} − ρ ε_j
-    if (wants_u) {
-      const ShortNoise<S> noise(p, first, count);
-      Recurrence<T> recurrence{rho, sech};
-      for_vectors<T, false>(0, d, [&](int64_t j, auto n) {
-        for_rows<T>(square, count, [&](int r) { return noise.at(r, j, n); });
-        transpose<T>(square);
-        for (int i = 0; i < n; ++i) {
-          change[j + i] = sech * recurrence.u - rho * square[i];
-          u[j + i] = recurrence(square[i], j + i);
-        }
+    // Of each step u, ρ, σ and σ u_{j−1} − ρ ε_j; ρ of the one after the tile too.
+    T u_of[kTile], rho_of[kTile + lanes], sech_of[kTile], change_of[kTile];
+    T *const u = u_of - begin, *const rho = rho_of - begin;
+    T *const sech = sech_of - begin, *const change = change_of - begin;
+    const bool wants_u = needs_u(p), wants_steps = needs_steps(p);
+    if (wants_u || wants_steps) {
+      const Noise<S> noise(p, row.index, begin, end);
+      const S* const logits = p.rho_logit.row<S>(row.index);
+      StepScan<T, false> scan(carry.u);
+      for_vectors<T, false>(begin, end, [&](int64_t j, auto n) {
+        const Transition<T> c = Transition<T>::of(logits_at(logits, j, n));
+        const V<T> eps = noise.at(j, n), before = scan.carry;
+        const V<T> here = scan(c.rho, c.sech * eps);
+        store(u + j, here);
+        store(rho + j, c.rho);
+        store(sech + j, c.sech);
+        store(change + j, c.sech * slide_up<T, 1>(here, before) - c.rho * eps);
       });
+      store(rho + end,
+            Transition<T>::of(next_logits_at(logits, end - 1, 1, p.tiles.length)).rho);
     }
 
-    V<T> k = {};
-    if (p.grad_per_row.data) {
-      for (int r = 0; r < count; ++r) k[r] = *p.grad_per_row.row<T>(first + r);
-    }
-    const Rows mu = p.mu, log_var = p.log_var, grad = p.grad_z;
-    S* const d_mu = row_of<S>(p.d_mu, first, d);
-    S* const d_eps = row_of<S>(p.d_first, first, d);
-    S* const d_log_var = scale_per_row ? nullptr : row_of<S>(p.d_log_var, first, d);
-    V<T> adjoint = {}, sum_log_var = {}, sum_logit = {}, expm1[lanes], spread[lanes];
-    for_vectors<T, true>(0, d, [&](int64_t j, auto n) {
-      for_rows<T>(square, count, [&](int r) -> V<T> {
-        const V<T> g = grad.data ? load(grad.row<S>(first + r) + j, n) : V<T>{};
-        if (d_mu) {
-          store(d_mu + r * d + j, g + broadcast(k[r]) * load(mu.row<S>(first + r) + j, n), n);
-        }
-        if (scale_per_row) return broadcast(rows.s.scale[r]) * g;
-        const Scale<T> s = Scale<T>::of(load(log_var.row<S>(first + r) + j, n));
-        expm1[r] = s.expm1;
-        return s.scale * g;
-      });
-      transpose<T>(square);
-      for (int i = n - 1; i >= 0; --i) {
-        const int64_t t = j + i;
-        const V<T> driven = square[i];
-        adjoint = driven + rho * adjoint;
-        square[i] = t == 0 ? adjoint : sech * adjoint;
-        if (!wants_u) continue;
-        spread[i] = driven * u[t];
-        sum_log_var += spread[i];
-        if (t > 0) sum_logit += square[i] * change[t];
+    const Scales<S> scales(p, row);
+    const Operands o(p, row.index);
+    const bool sums_log_var = scales.per_row && p.d_log_var;
+    StepScan<T, true> scan(carry.adjoint);
+    V<T> sum_log_var = {};
+    for_vectors<T, true>(begin, end, [&](int64_t j, auto n) {
+      const Scale<T> s = scales.at(j, n);
+      const V<T> g = load(o.grad + j, n), driven = s.scale * g;
+      if (o.d_mu) store(o.d_mu + j, g + o.k * load(o.mu + j, n), n);
+      if (wants_u) {
+        const V<T> term = driven * load(static_cast<const T*>(u) + j);
+        if (sums_log_var) sum_log_var += first_lanes<T>(term, n);
+        if (o.d_log_var) store(o.d_log_var + j, of_log_var(term, o.k, s.expm1), n);
       }
-      if (d_eps) {
-        transpose<T>(square);
-        for (int r = 0; r < count; ++r) store(d_eps + r * d + j, square[r], n);
-      }
-      if (d_log_var) {
-        for (int i = n; i < lanes; ++i) spread[i] = V<T>{};
-        transpose<T>(spread);
-        for (int r = 0; r < count; ++r) {
-          store(d_log_var + r * d + j, of_log_var(spread[r], broadcast(k[r]), expm1[r]), n);
+      if (wants_steps) {
+        const V<T> adjoint = scan(load(static_cast<const T*>(rho) + j + 1), driven);
+        const V<T> of_noise = load(static_cast<const T*>(sech) + j) * adjoint;
+        if (o.d_eps) store(o.d_eps + j, of_noise, n);
+        if (o.d_rho_logit) {
+          V<T> term = of_noise * load(static_cast<const T*>(change) + j) +
+                      o.k * load(static_cast<const T*>(rho) + j);
+          if (j == 0) term[0] = 0;
+          store(o.d_rho_logit + j, term, n);
         }
       }
     });
-    if (p.d_log_var && scale_per_row) {
-      store(row_of<S>(p.d_log_var, first, 1), of_log_var(sum_log_var, k * T(d), rows.s.expm1),
-            count);
-    }
-    if (p.d_rho_logit) {
-      store(row_of<S>(p.d_rho_logit, first, 1), of_logit(sum_logit, k, T(d), rho), count);
-    }
+    return {double(sum<T>(sum_log_var)), 0.0};
   }
 
- private:
+  // The gradients of the KL alone, which no λ is in, whatever the parameters hold.
+  static void of_kl(const Ar1& p, int64_t row, int64_t begin, int64_t end) {
+    const Operands o(p, row);
+    const S *log_var = p.log_var.row<S>(row), *logits = p.rho_logit.row<S>(row);
+    for_vectors<T, false>(begin, end, [&](int64_t j, auto n) {
+      const V<T> zero = {};
+      if (o.d_mu) store(o.d_mu + j, zero + o.k * load(o.mu + j, n), n);
+      if (o.d_eps) store(o.d_eps + j, zero, n);
+      if (o.d_log_var) {
+        const V<T> expm1 = Scale<T>::of(load(log_var + j, n)).expm1;
+        store(o.d_log_var + j, of_log_var(zero, o.k, expm1), n);
+      }
+      if (o.d_rho_logit) {
+        V<T> term = o.k * Transition<T>::of(logits_at(logits, j, n)).rho;
+        if (j == 0) term[0] = 0;
+        store(o.d_rho_logit + j, term, n);
+      }
+    });
+  }
+
   // ½ Σ g √s u + ½ k (s − 1), for one element or the sum over a row
   template <typename X>
   static RHOVAE_INLINE X of_log_var(X sum, X k, X expm1) {
@@ -707,25 +990,31 @@ struct ReparamBackward {
     return sum + k * std::max(d - 1, D(0)) * rho;
   }
 
-  static bool needs_u(const Ar1& p) { return p.d_log_var || p.d_rho_logit; }
+  static bool needs_u(const Ar1& p) { return p.grad_z.data && (p.d_log_var || p.d_rho_logit); }
+  static bool needs_adjoint(const Ar1& p) { return p.grad_z.data && (p.d_first || p.d_rho_logit); }
+  // Where each step has its own ρ, and the adjoint is asked for.
+  static bool needs_steps(const Ar1& p) { return !logit_per_row && needs_adjoint(p); }
 };
 
 // u = (z − μ)/√s of a tile and one element on either side, and the ε it whitens to; both indexed
 // by the element of the row.
-template <typename S>
+template <typename S, bool logit_per_row>
 struct Whitened {
   using T = Compute<S>;
   static constexpr int kPad = kLanes<T>;
   T u_buffer[kTile + 3 * kPad], eps_buffer[kTile + 2 * kPad];
   T *u, *eps;
 
-  Whitened(const Ar1& p, const Ar1Row<S>& row, int64_t tile) {
+  // Where each step has its own ρ, calls each(j, transition, cosh a_j, ε_j, u_{j−1}) on the way.
+  template <typename F>
+  Whitened(const Ar1& p, const Ar1Row<S>& row, int64_t tile, const F& each) {
     const int64_t d = p.tiles.length, begin = p.tiles.begin(tile);
     const int64_t end = p.tiles.end(tile), with_next = std::min(d, end + 1);
     u = u_buffer + kPad - begin;
     eps = eps_buffer - begin;
     const S* z = p.first.row<S>(row.index);
     const S* mu = p.mu.row<S>(row.index);
+    const S* logits = p.rho_logit.row<S>(row.index);
     const Scales<S> scales(p, row);
     const V<T> sign = broadcast(row.c.sign), cosh = broadcast(row.c.cosh);
     const V<T> one_minus_abs_rho = broadcast(row.c.one_minus_abs_rho);
@@ -735,12 +1024,21 @@ struct Whitened {
     u[begin - 1] = begin > 0 ? u_at(begin - 1, 1)[0] : T(0);
     for_vectors<T, false>(begin, with_next,
                           [&](int64_t j, auto n) { store(u + j, u_at(j, n)); });
-    for_vectors<T, false>(begin, with_next, [&](int64_t j, auto) {
+    for_vectors<T, false>(begin, with_next, [&](int64_t j, auto n) {
       const V<T> here = load(static_cast<const T*>(u) + j);
-      const V<T> previous = load(static_cast<const T*>(u) + j - 1) * sign;
-      V<T> e = cosh * ((here - previous) + one_minus_abs_rho * previous);
-      if (j == 0) e[0] = here[0];
-      store(eps + j, e);
+      const V<T> before = load(static_cast<const T*>(u) + j - 1);
+      if constexpr (logit_per_row) {
+        const V<T> previous = before * sign;
+        V<T> e = cosh * ((here - previous) + one_minus_abs_rho * previous);
+        if (j == 0) e[0] = here[0];
+        store(eps + j, e);
+      } else {
+        const Transition<T> c = Transition<T>::of(logits_at(logits, j, n));
+        const V<T> previous = c.signed_as_a(before), grown = c.cosh();
+        const V<T> e = grown * ((here - previous) + c.one_minus_abs_rho * previous);
+        store(eps + j, e);
+        each(j, c, grown, e, before);
+      }
     });
     if (with_next == end) eps[end] = 0;
   }
@@ -759,59 +1057,84 @@ struct LogProbBase {
   static void link(const Ar1&, const Row&, Carry*) {}
 };
 
-template <typename S>
+template <typename S, bool logit_per_row>
 struct LogProb : LogProbBase<S> {
   using typename LogProbBase<S>::T;
   using typename LogProbBase<S>::Row;
   using typename LogProbBase<S>::Carry;
 
-  // Sums Σ log s and ‖ε‖².
+  // Sums what log det has of steps, Σ log s_j and Σ log(1−ρ_j²), and ‖ε‖².
   static Sums tile(const Ar1& p, const Row& row, int64_t tile, Carry) {
-    const Whitened<S> w(p, row, tile);
+    const int64_t end = p.tiles.end(tile);
+    LogSech<T> log_sech;
+    const Whitened<S, logit_per_row> w(
+        p, row, tile, [&](int64_t j, const Transition<T>& c, V<T>, V<T>, V<T>) {
+          if (j < end) log_sech.add(c);
+        });
     const S* log_var = p.scale_per_row ? nullptr : p.log_var.row<S>(row.index);
     V<T> log_s = {}, squares = {};
-    for_vectors<T, false>(p.tiles.begin(tile), p.tiles.end(tile), [&](int64_t j, auto n) {
+    for_vectors<T, false>(p.tiles.begin(tile), end, [&](int64_t j, auto n) {
       const V<T> e = load(static_cast<const T*>(w.eps) + j, n);
       squares += e * e;
       if (log_var) log_s += load(log_var + j, n);
     });
-    return {double(sum<T>(log_s)), double(sum<T>(squares))};
+    const double of_steps = logit_per_row ? 0.0 : 2 * double(sum<T>(log_sech.sum()));
+    return {double(sum<T>(log_s)) + of_steps, double(sum<T>(squares))};
   }
 
   static void finish(const Ar1& p, const Row& row, Sums s) {
     const double d = double(p.tiles.length);
-    if (p.scale_per_row) s.a = d * double(row.log_var);
-    const double log_det = s.a + std::max(d - 1, 0.0) * double(row.c.log_one_minus_rho2);
-    put<T>(p.per_row_out, row.index, -0.5 * (d * kLog2Pi + log_det + s.b));
+    if (p.scale_per_row) s.a += d * double(row.log_var);
+    if (logit_per_row) s.a += std::max(d - 1, 0.0) * double(row.c.log_one_minus_rho2);
+    put<T>(p.per_row_out, row.index, -0.5 * (d * kLog2Pi + s.a + s.b));
   }
 };
 
-template <typename S>
+template <typename S, bool logit_per_row>
 struct LogProbBackward : LogProbBase<S> {
   using typename LogProbBase<S>::T;
   using typename LogProbBase<S>::Row;
   using typename LogProbBase<S>::Carry;
 
-  // The gradients; sums Σ u γ (log_var one number) and Σ ε_j (ρ ε_j − σ u_{j−1}).
+  // The gradients; sums Σ u γ (log_var one number) and Σ ε_j (ρ ε_j − σ u_{j−1}) (ρ one).
   static Sums tile(const Ar1& p, const Row& row, int64_t tile, Carry) {
-    const int64_t d = p.tiles.length;
-    const Whitened<S> w(p, row, tile);
+    const int64_t d = p.tiles.length, begin = p.tiles.begin(tile), end = p.tiles.end(tile);
+    constexpr int64_t size = kTile + kLanes<T>;
+    // Where each step has its own ρ: cosh a_j ε_j, ρ_j times it, and ρ_j − ε_j (ρ_j ε_j − σ_j u_{j−1}).
+    T driven_of[size], led_of[size], logit_of[size];
+    T *const driven = driven_of - begin, *const led = led_of - begin;
+    T *const of_logit = logit_of - begin;
+    const Whitened<S, logit_per_row> w(
+        p, row, tile, [&](int64_t j, const Transition<T>& c, V<T> grown, V<T> e, V<T> before) {
+          store(driven + j, grown * e);
+          store(led + j, c.rho * grown * e);
+          store(of_logit + j, c.rho - e * (c.rho * e - c.sech * before));
+        });
+    if (end == d) led[end] = 0;
     const T* const eps = w.eps;
     const T* const u_at = w.u;
     const Scales<S> scales(p, row);
     S* d_z = row_of<S>(p.d_first, row.index, d);
     S* d_mu = row_of<S>(p.d_mu, row.index, d);
     S* d_log_var = scales.per_row ? nullptr : row_of<S>(p.d_log_var, row.index, d);
-    const bool sums_log_var = scales.per_row && p.d_log_var, sums_logit = p.d_rho_logit;
+    S* d_rho_logit = logit_per_row ? nullptr : row_of<S>(p.d_rho_logit, row.index, d);
+    const bool sums_log_var = scales.per_row && p.d_log_var;
+    const bool sums_logit = logit_per_row && p.d_rho_logit;
     const V<T> k = broadcast(*p.grad_per_row.row<T>(row.index));
     const V<T> rho = broadcast(row.c.rho), sech = broadcast(row.c.sech);
     const V<T> cosh = broadcast(row.c.cosh);
     V<T> sum_log_var = {}, sum_logit = {};
-    for_vectors<T, false>(p.tiles.begin(tile), p.tiles.end(tile), [&](int64_t j, auto n) {
+    for_vectors<T, false>(begin, end, [&](int64_t j, auto n) {
       const V<T> e = load(eps + j, n), e_next = load(eps + j + 1, n);
       const V<T> u = load(u_at + j, n), u_before = load(u_at + j - 1, n);
-      V<T> gamma = cosh * (rho * e_next - e);
-      if (j == 0) gamma[0] = cosh[0] * rho[0] * e_next[0] - e[0];
+      V<T> gamma;
+      if constexpr (logit_per_row) {
+        gamma = cosh * (rho * e_next - e);
+        if (j == 0) gamma[0] = cosh[0] * rho[0] * e_next[0] - e[0];
+      } else {
+        gamma = load(static_cast<const T*>(led) + j + 1, n) -
+                load(static_cast<const T*>(driven) + j, n);
+      }
       if (d_z || d_mu) {
         const V<T> g = k * gamma * scales.inverse(j, n);
         if (d_z) store(d_z + j, g, n);
@@ -824,6 +1147,11 @@ struct LogProbBackward : LogProbBase<S> {
         if (j == 0) term[0] = 0;
         sum_logit += term;
       }
+      if (d_rho_logit) {
+        V<T> term = k * load(static_cast<const T*>(of_logit) + j, n);
+        if (j == 0) term[0] = 0;
+        store(d_rho_logit + j, term, n);
+      }
     });
     return {double(sum<T>(sum_log_var)), double(sum<T>(sum_logit))};
   }
@@ -831,7 +1159,7 @@ struct LogProbBackward : LogProbBase<S> {
   static void finish(const Ar1& p, const Row& row, Sums s) {
     const double d = double(p.tiles.length), k = double(*p.grad_per_row.row<T>(row.index));
     if (p.d_log_var && p.scale_per_row) put<S>(p.d_log_var, row.index, -0.5 * k * (d + s.a));
-    if (p.d_rho_logit) {
+    if (p.d_rho_logit && logit_per_row) {
       put<S>(p.d_rho_logit, row.index, k * (std::max(d - 1, 0.0) * double(row.c.rho) - s.b));
     }
   }

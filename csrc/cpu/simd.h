@@ -316,6 +316,18 @@ RHOVAE_INLINE V<T> sum_each(V<T>* square) {
   return total;
 }
 
+// The bits of x that are set in `mask`, and x with those that are set in `bits` flipped.
+template <typename T>
+RHOVAE_INLINE V<T> bits_of(V<T> x, V<T> mask) {
+  using Bits = typename Vector<T>::bits;
+  return V<T>(Bits(x) & Bits(mask));
+}
+template <typename T>
+RHOVAE_INLINE V<T> flipped(V<T> x, V<T> bits) {
+  using Bits = typename Vector<T>::bits;
+  return V<T>(Bits(x) ^ Bits(bits));
+}
+
 // exp(x) and exp(x) − 1, the latter to its own last digits where x is small.
 template <typename T>
 struct Exponential {
@@ -352,6 +364,42 @@ RHOVAE_INLINE Exponential<double> exponential(V<double> x) {
   return e;
 }
 
+// e^−x and 1 − e^−x of x ≥ 0, the latter to its own last digits where x is small.
+template <typename T>
+struct Decay {
+  V<T> exp, below_one;
+};
+
+RHOVAE_INLINE Decay<float> decay(V<float> x) {
+  // As `exponential`; at most 2^−126, so that 2^n is made from the bits of n as it was rounded.
+  const V<float> most = broadcast(87.0f);
+  const V<float> y = x > most ? most : x;
+  constexpr float magic = 12582912.0f + 127;
+  const V<float> rounded = magic - y * 1.44269504f, n = rounded - magic;
+  const V<float> r = (-y - n * 0.693359375f) - n * -2.12194440e-4f;
+  V<float> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r;  // e^r − 1
+  typename Vector<float>::bits exponent;
+  __builtin_memcpy(&exponent, &rounded, sizeof exponent);
+  exponent <<= 23;
+  V<float> power;
+  __builtin_memcpy(&power, &exponent, sizeof power);
+  return {p * power + power, (1 - power) - p * power};
+}
+
+RHOVAE_INLINE Decay<double> decay(V<double> x) {
+  Decay<double> e;
+  for (int i = 0; i < kLanes<double>; ++i) {
+    e.exp[i] = std::exp(-x[i]);
+    e.below_one[i] = -std::expm1(-x[i]);
+  }
+  return e;
+}
+
 // Tanh<T>::of (csrc/math.h) a vector at a time, by the same formulas.
 template <typename T>
 RHOVAE_INLINE Tanh<V<T>> hyperbolic_tangent(V<T> x) {
@@ -362,7 +410,7 @@ RHOVAE_INLINE Tanh<V<T>> hyperbolic_tangent(V<T> x) {
   return {x < T(0) ? -magnitude : magnitude, T(4) * e.exp * r * r};
 }
 
-// log(1+x) for x in [0, 1], as 2 artanh(x/(2+x)) by its series.
+// log(1+x) for x in [−0.6, 1.5], as 2 artanh(x/(2+x)) by its series.
 RHOVAE_INLINE V<float> log1p_unit(V<float> x) {
   const V<float> s = x / (x + 2), y = s * s;
   V<float> p = y * (1.0f / 15) + 1.0f / 13;

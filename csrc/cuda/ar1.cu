@@ -342,30 +342,40 @@ __global__ void __launch_bounds__(kMaxLanes, kMinBlocks)
         log_var[e] = k * std::expm1(log_var[e]);
       }
     }
-    T u_before = 0, adjoint = 0;
-    if (p.wants_u) {
-      if (several_tiles) u_carry = u_into_tile[tile - row.first_tile];
-      u_before = row.group.template scan<false>(scan_chunk(row, first, eps), row.gate, u_carry);
-    }
-    if (p.wants_adjoint) {
-      adjoint = row.group.template scan<true>(scan_adjoint_chunk(row, token), row.gate,
-                                              adjoint_carry);
-    }
-    const int count = row.count(first);
-    T summand[E];  // σ u_{j−1} − ρ ε_j
     T log_var_part = 0, rho_logit_part = 0;
+    if (p.grad_z.data) {
+      T u_before = 0, adjoint = 0;
+      if (p.wants_u) {
+        if (several_tiles) u_carry = u_into_tile[tile - row.first_tile];
+        u_before = row.group.template scan<false>(scan_chunk(row, first, eps), row.gate, u_carry);
+      }
+      if (p.wants_adjoint) {
+        adjoint = row.group.template scan<true>(scan_adjoint_chunk(row, token), row.gate,
+                                                adjoint_carry);
+      }
+      const int count = row.count(first);
+      T summand[E];  // σ u_{j−1} − ρ ε_j
 #pragma unroll
-    for (int e = 0; e < E; ++e) {
-      summand[e] = c.sech * u_before - c.rho * eps[e];
-      u_before = c.rho * u_before + innovation(c, first, e, eps[e]);
-      log_var[e] = T(0.5) * (token[e] * u_before + log_var[e]);
-      log_var_part += log_var[e];
-    }
+      for (int e = 0; e < E; ++e) {
+        summand[e] = c.sech * u_before - c.rho * eps[e];
+        u_before = c.rho * u_before + innovation(c, first, e, eps[e]);
+        log_var[e] = T(0.5) * (token[e] * u_before + log_var[e]);
+        log_var_part += log_var[e];
+      }
 #pragma unroll
-    for (int e = E - 1; e >= 0; --e) {
-      adjoint = c.rho * adjoint + token[e];
-      eps[e] = innovation(c, first, e, adjoint);
-      if (!(e == 0 && first == 0) && e < count) rho_logit_part += eps[e] * summand[e];
+      for (int e = E - 1; e >= 0; --e) {
+        adjoint = c.rho * adjoint + token[e];
+        eps[e] = innovation(c, first, e, adjoint);
+        if (!(e == 0 && first == 0) && e < count) rho_logit_part += eps[e] * summand[e];
+      }
+    } else {
+      // The KL alone, which no λ is in, whatever the parameters hold.
+#pragma unroll
+      for (int e = 0; e < E; ++e) {
+        log_var[e] *= T(0.5);
+        log_var_part += log_var[e];
+        eps[e] = T(0);
+      }
     }
     if (p.d_log_var.data) store(p.d_log_var, row.index, first, row.count(first), log_var);
     if (p.d_eps.data) store(p.d_eps, row.index, first, row.count(first), eps);

@@ -82,24 +82,38 @@ class Implemented(Protocol):
     @property
     def name(self) -> str: ...
 
-    def is_written(self, backend: str) -> bool:
-        """Whether the op has an implementation in this backend."""
+    @property
+    def cuda_form(self) -> str | None:
+        """What the calls have that its kernel in CUDA C++ does not take, where there are some."""
+
+    def is_written(self, backend: str, form: str | None = None) -> bool:
+        """Whether the op has an implementation in this backend; of calls of a form, if named."""
 
     def implementation(self, backend: str) -> Callable:
         """What implements the op in this backend, which it is written in."""
 
 
-def unwritten(backend: str, op: Implemented) -> str | None:
+def unwritten(backend: str, op: Implemented, form: str | None = None) -> str | None:
     """Why `backend` cannot run the op on the tensors that it takes, or None where it can."""
-    return None if op.is_written(backend) else f"it has no kernel of rhovae::{op.name}"
+    if op.is_written(backend, form):
+        return None
+    return f"it has no kernel of rhovae::{op.name}" + (f" with {form}" if form else "")
 
 
-def choose(device_type: str, op: Implemented | None = None) -> tuple[str, str]:
-    """The backend that runs for tensors of this device, and why; of one op where it is given."""
+def choose(
+    device_type: str, op: Implemented | None = None, form: str | None = None
+) -> tuple[str, str]:
+    """The backend that runs for tensors of this device, and why.
+
+    Args:
+        device_type: of the tensors, "cpu" or "cuda".
+        op: the op, where the answer is to be of one.
+        form: what its calls have, where they are of `op.cuda_form`.
+    """
 
     def reason_against(backend: str) -> str | None:
         reason = missing(backend, device_type)
-        return unwritten(backend, op) if reason is None and op is not None else reason
+        return unwritten(backend, op, form) if reason is None and op is not None else reason
 
     if _forced is not None:
         backend, source = _forced
@@ -128,18 +142,18 @@ _forced: tuple[str, str] | None = None
 if os.environ.get("RHOVAE_BACKEND"):
     _forced = (os.environ["RHOVAE_BACKEND"], "the environment variable RHOVAE_BACKEND")
 
-# By name and type of device, what `select` has chosen.
-selected: dict[tuple[str, str], Callable] = {}
+# By name, type of device and form, what `select` has chosen.
+selected: dict[tuple[str, str, str | None], Callable] = {}
 
 
-def select(op: Implemented, device_type: str) -> Callable:
-    """The implementation of the op that runs for tensors of this device."""
+def select(op: Implemented, device_type: str, form: str | None = None) -> Callable:
+    """The implementation of the op that runs for tensors of this device; arguments as `choose`."""
     # A switch in another thread replaces the dictionary: what is chosen here stays with this one.
     chosen = selected
-    found = chosen.get((op.name, device_type))
+    found = chosen.get((op.name, device_type, form))
     if found is None:
-        found = op.implementation(choose(device_type, op)[0])
-        chosen[op.name, device_type] = found
+        found = op.implementation(choose(device_type, op, form)[0])
+        chosen[op.name, device_type, form] = found
     return found
 
 
@@ -196,7 +210,10 @@ class use_backend:
 
 
 class Row(NamedTuple):
-    """One line of `report`: what runs op `op` for tensors of `device`, and why."""
+    """One line of `report`: what runs op `op` for tensors of `device`, and why.
+
+    Calls of a form that another backend runs have a line of their own, `op` being "name with form".
+    """
 
     op: str
     device: str
@@ -207,11 +224,20 @@ class Row(NamedTuple):
 def report(ops: Iterable[Implemented]) -> list[Row]:
     """For each of these ops and each device of this machine: what runs, and why."""
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+    def row(op: Implemented, device: str, form: str | None) -> Row:
+        name = f"{op.name} with {form}" if form else op.name
+        try:
+            return Row(name, device, *choose(device, op, form))
+        except BackendError as error:
+            return Row(name, device, "none", str(error))
+
     rows = []
     for op in ops:
         for device in devices:
-            try:
-                rows.append(Row(op.name, device, *choose(device, op)))
-            except BackendError as error:
-                rows.append(Row(op.name, device, "none", str(error)))
+            rows.append(row(op, device, None))
+            if device == "cuda" and op.cuda_form:
+                of_form = row(op, device, op.cuda_form)
+                if of_form.backend != rows[-1].backend:
+                    rows.append(of_form)
     return rows

@@ -118,6 +118,68 @@ def test_an_op_that_a_backend_lacks_runs_on_the_next_or_is_named(monkeypatch):
         backends.choose("cuda", op)
 
 
+# What CUDA C++ has no kernel of: a correlation for each step.
+
+
+def everything_written(monkeypatch):
+    monkeypatch.setattr(backends, "missing", lambda backend, device_type: None)
+    monkeypatch.setattr(eager, "has_kernel", lambda name, device_type: True)
+
+
+def ar1_calls():
+    x, row, state = torch.ones(2, 3), torch.ones(2), torch.tensor([1, 2])
+    for logit in (torch.ones(2, 1), x):
+        yield "ar1_reparam", (x, x, logit, x), logit
+        yield "ar1_reparam_backward", (x, row, x, x, logit, x, [True] * 4), logit
+        yield "ar1_reparam_rng", (x, x, logit, state), logit
+        yield "ar1_reparam_rng_backward", (x, row, x, x, logit, state, [True] * 3), logit
+        yield "ar1_log_prob", (x, x, x, logit), logit
+        yield "ar1_log_prob_backward", (row, x, x, x, logit, [True] * 4), logit
+
+
+@pytest.mark.parametrize(
+    "name,args,logit", list(ar1_calls()), ids=lambda x: x if isinstance(x, str) else ""
+)
+def test_on_cuda_tensors_triton_runs_the_form_that_cuda_lacks(monkeypatch, name, args, logit):
+    everything_written(monkeypatch)
+    op, ran = REGISTRY[name], []
+    monkeypatch.setattr(Op, "implementation", lambda op, backend: lambda *args: ran.append(backend))
+    with rk.use_backend(None):
+        op.kernels["cuda"](*args)
+        op.kernels["cuda"](*args)
+        op.kernels["cpu"](*args)
+    assert ran == ["cuda" if logit.shape[-1] == 1 else "triton"] * 2 + ["cpu"]
+    with rk.use_backend("cuda"):
+        if logit.shape[-1] == 1:
+            op.kernels["cuda"](*args)
+        else:
+            said = f"no kernel of rhovae::{name} with a correlation for each step"
+            with pytest.raises(rk.BackendError, match=f"asks for 'cuda': it has {said}"):
+                op.kernels["cuda"](*args)
+
+
+def test_the_report_says_what_runs_the_form_that_cuda_lacks(monkeypatch):
+    everything_written(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with rk.use_backend(None):
+        ran = {(row.op, row.device): row.backend for row in backends.report(public_ops())}
+    assert ran["ar1_reparam", "cuda"] == "cuda"
+    assert ran["ar1_reparam with a correlation for each step", "cuda"] == "triton"
+    assert ("linear_scan with a correlation for each step", "cuda") not in ran
+    with rk.use_backend("cuda"):
+        rows = [row for row in backends.report(public_ops()) if " with " in row.op]
+    assert rows and {row.backend for row in rows} == {"none"}
+
+
+def test_a_wrong_logit_of_a_cuda_tensor_is_named_whatever_its_form(monkeypatch):
+    everything_written(monkeypatch)
+    x = torch.ones(2, 3)
+    with rk.use_backend(None):
+        for logit in (torch.ones(2, 2), torch.tensor(1.0), 0.5):
+            with pytest.raises(ValueError, match=r"ar1_reparam: rho_logit is .*it must be"):
+                REGISTRY["ar1_reparam"].kernels["cuda"](x, x, logit, x)
+
+
 def test_a_compiled_function_follows_the_backend_in_force():
     compiled = torch.compile(scan, backend="aot_eager", fullgraph=True)
     with rk.use_backend("cpu"):

@@ -22,8 +22,9 @@ def doctor(as_json: AsJson = False) -> None:
     if as_json:
         print_json({"ops": [row._asdict() for row in rows], "build": build})
     else:
+        width = max(18, *(len(row.op) + 1 for row in rows))
         for row in rows:
-            print(f"{row.op:<18}{row.device:<6}{row.backend:<11}{row.why}")
+            print(f"{row.op:<{width}}{row.device:<6}{row.backend:<11}{row.why}")
         print(
             "extension: "
             + (", ".join(f"{k} {v or 'none'}" for k, v in build.items()) or "not built")

@@ -1,4 +1,4 @@
-"""`ar1_reparam`, `ar1_log_prob`: the AR(1) Gaussian N(μ, D R D)."""
+"""`ar1_reparam`, `ar1_log_prob`: the Gauss–Markov Gaussian N(μ, D R D), AR(1) with a single ρ."""
 
 from collections.abc import Callable
 
@@ -9,23 +9,28 @@ from torch.autograd import Function
 from python_ref import ar1 as specification
 from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.cost import Cost, per_row, wanted
-from rhovae_kernels.ops.op import Op, of_those_asked_for, register
+from rhovae_kernels.ops.op import Form, Op, of_those_asked_for, register
 
 
 def ar1_reparam(
     mu: Tensor, log_var: Tensor, rho_logit: Tensor, eps: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """A reparametrized sample of an AR(1) Gaussian and its KL divergence to N(0, I), in one pass.
+    """A reparametrized sample of a Gauss–Markov Gaussian and its KL divergence to N(0, I), in one
+    pass.
 
-    The covariance is D R D: R[i,j] = ρ^|i−j|, ρ = tanh(rho_logit), D = diag(√s), s = exp(log_var).
+    The covariance is D R D: R[i,j] = Π_{k=i+1…j} ρ_k for i ≤ j, ρ = tanh(rho_logit), D = diag(√s),
+    s = exp(log_var). A single ρ makes it the AR(1) Gaussian, R[i,j] = ρ^|i−j|; one for each step
+    gives every Gaussian whose precision is tridiagonal.
 
-    u_1 = ε_1; u_j = ρ u_{j−1} + √(1−ρ²) ε_j; z = μ + √s ⊙ u
-    KL = ½[‖μ‖² + Σ(s_j − 1 − log s_j) − (d−1) log(1−ρ²)]
+    u_1 = ε_1; u_j = ρ_j u_{j−1} + √(1−ρ_j²) ε_j; z = μ + √s ⊙ u
+    KL = ½[‖μ‖² + Σ(s_j − 1 − log s_j) − Σ_{j≥2} log(1−ρ_j²)]
 
     Args:
         mu: mean, shape (…,d); float64, float32, bfloat16 or float16.
         log_var: log variance, shape (…,1) (the rho-VAE's s·R) or (…,d) (D R D).
-        rho_logit: a with ρ = tanh a, shape (…,1). Any size: nothing is lost where ρ rounds to ±1.
+        rho_logit: a with ρ = tanh a, shape (…,1), one for all steps, or (…,d), of which a_j is
+            between steps j−1 and j: the first is not read and has gradient 0. Any size: nothing is
+            lost where ρ rounds to ±1.
         eps: standard normal noise, shape (…,d).
 
     Returns:
@@ -46,19 +51,26 @@ def ar1_reparam(
         ... )
         >>> z.shape, kl
         (torch.Size([2, 3]), tensor([0.2402, 0.2402]))
+
+        One correlation for each step, of which the third is cut off from the second:
+
+        >>> logit = torch.tensor([torch.nan, 0.5, 0.0])
+        >>> rk.ops.ar1_reparam(torch.zeros(3), torch.zeros(1), logit, torch.ones(3))
+        (tensor([1.0000, 1.3489, 1.0000]), tensor(0.1201))
     """
     return AR1_REPARAM.call(mu, log_var, rho_logit, eps)
 
 
 def ar1_log_prob(z: Tensor, mu: Tensor, log_var: Tensor, rho_logit: Tensor) -> Tensor:
-    """Log density of an AR(1) Gaussian: whitening and reduction in one pass.
+    """Log density of a Gauss–Markov Gaussian: whitening and reduction in one pass.
 
-    u = (z−μ)/√s; ε_1 = u_1; ε_j = (u_j − ρ u_{j−1})/√(1−ρ²)
-    log q(z) = −½[d log 2π + Σ log s_j + (d−1) log(1−ρ²) + ‖ε‖²]
+    u = (z−μ)/√s; ε_1 = u_1; ε_j = (u_j − ρ_j u_{j−1})/√(1−ρ_j²)
+    log q(z) = −½[d log 2π + Σ log s_j + Σ_{j≥2} log(1−ρ_j²) + ‖ε‖²]
 
     Args:
         z: where, shape (…,d). mu: mean, shape (…,d).
-        log_var: log variance, shape (…,1) or (…,d). rho_logit: a with ρ = tanh a, shape (…,1).
+        log_var: log variance, shape (…,1) or (…,d).
+        rho_logit: a with ρ = tanh a, shape (…,1) or (…,d), as `ar1_reparam` has it.
 
     Returns:
         log q in nats, shape (…), float32 (float64 for float64).
@@ -95,6 +107,15 @@ def check_upstream(op: str, mu: Tensor, grad_z: Tensor | None, grad_kl: Tensor |
         checks.per_row(op, "grad_kl", grad_kl, mu)
 
 
+def _has_steps(rho_logit: object) -> bool:
+    return isinstance(rho_logit, Tensor) and rho_logit.shape[-1:] != (1,)
+
+
+def correlation_for_each_step(position: int) -> Form:
+    """The calls whose argument at `position`, rho_logit, is (…,d), d ≠ 1."""
+    return Form("a correlation for each step", lambda *args: _has_steps(args[position]))
+
+
 def _check_reparam(mu, log_var, rho_logit, eps, op: str = "ar1_reparam") -> None:
     checks.like(op, "mu", mu, log_var=log_var, rho_logit=rho_logit, eps=eps)
     check_parameters(op, "mu", mu, log_var, rho_logit)
@@ -119,23 +140,35 @@ def _check_log_prob_backward(grad, z, mu, log_var, rho_logit, needs) -> None:
     checks.per_row("ar1_log_prob_backward", "grad", grad, z)
 
 
-def reparam_flops(mu: Tensor, log_var: Tensor) -> int:
-    # σε, u: 3; z: 2; ‖μ‖²: 2. For each log s: √s: 2; s − 1 − log s and its sum: 3.
-    return 7 * mu.numel() + 5 * log_var.numel()
+def _steps(rho_logit: Tensor) -> int:
+    """How many ρ there are that are not one number a row."""
+    return rho_logit.numel() if _has_steps(rho_logit) else 0
 
 
-def reparam_backward_flops(grad_z, grad_kl, mu, log_var, needs) -> int:
+def reparam_flops(mu: Tensor, log_var: Tensor, rho_logit: Tensor) -> int:
+    # σε, u: 3; z: 2; ‖μ‖²: 2. For each log s: √s: 2; s − 1 − log s and its sum: 3. For each a:
+    # ρ: 1; e^{−2|a|}: 3; σ: 4; log(1−ρ²) and its sum: 5.
+    return 7 * mu.numel() + 5 * log_var.numel() + 13 * _steps(rho_logit)
+
+
+def reparam_backward_flops(grad_z, grad_kl, mu, log_var, rho_logit, needs) -> int:
     d_mu, d_log_var, d_logit, d_eps = needs
     g, k, n = grad_z is not None, grad_kl is not None, mu.numel()
     adjoint, sample = g and (d_logit or d_eps), g and (d_logit or d_log_var)
     added = k or log_var.shape[-1] == 1
     # u: 3; √s g and λ: 3; k μ and its sum with g: 1 each; ∂ε: 1; ∂log s: 3, and 1 where
-    # it is summed over the row or with the term of k; the summand of ∂a and its sum: 6.
+    # it is summed over the row or with the term of k; the summand of ∂a: 5.
     per_element = 3 * sample + 3 * adjoint + (d_mu and k) * (1 + g) + (d_eps and g)
-    per_element += (d_log_var and g) * (3 + added) + (d_logit and g) * 6
+    per_element += (d_log_var and g) * (3 + added) + (d_logit and g) * 5
     # For each log s: √s: 2; ½ k (s − 1): 2.
     per_log_var = 2 * (sample or adjoint) + 2 * (d_log_var and k)
-    return per_element * n + per_log_var * log_var.numel()
+    flops = per_element * n + per_log_var * log_var.numel()
+    if not _has_steps(rho_logit):
+        # The sum over ∂a's summands: 1.
+        return flops + (d_logit and g) * n
+    # For each a: ρ: 1; e^{−2|a|} and σ: 7; k ρ and its sum with the term of g: 1 each.
+    per_logit = (sample or adjoint or d_logit) + 7 * (sample or adjoint)
+    return flops + (per_logit + (d_logit and k) * (1 + g)) * _steps(rho_logit)
 
 
 def backward_reads(grad_z, grad_kl, mu, log_var, rho_logit, noise, needs):
@@ -154,7 +187,7 @@ def backward_reads(grad_z, grad_kl, mu, log_var, rho_logit, noise, needs):
 
 def _cost_reparam(mu, log_var, rho_logit, eps) -> Cost:
     """Three passes: μ, ε, z."""
-    flops = reparam_flops(mu, log_var)
+    flops = reparam_flops(mu, log_var, rho_logit)
     return Cost.of(read=(mu, log_var, rho_logit, eps), written=(mu, per_row(mu)), flops=flops)
 
 
@@ -163,14 +196,15 @@ def _cost_reparam_backward(grad_z, grad_kl, mu, log_var, rho_logit, eps, needs) 
     return Cost.of(
         read=backward_reads(grad_z, grad_kl, mu, log_var, rho_logit, eps, needs),
         written=wanted((mu, log_var, rho_logit, eps), needs),
-        flops=reparam_backward_flops(grad_z, grad_kl, mu, log_var, needs),
+        flops=reparam_backward_flops(grad_z, grad_kl, mu, log_var, rho_logit, needs),
     )
 
 
 def _cost_log_prob(z, mu, log_var, rho_logit) -> Cost:
     """Two passes: z, μ."""
-    # u: 2; ε: 5; ‖ε‖²: 2. For each log s: 1/√s: 2; its sum: 1.
-    flops = 9 * z.numel() + 3 * log_var.numel()
+    # u: 2; ε: 5; ‖ε‖²: 2. For each log s: 1/√s: 2; its sum: 1. For each a: e^{−2|a|}: 3; cosh a: 4;
+    # 1−|ρ|: 3; log(1−ρ²) and its sum: 5.
+    flops = 9 * z.numel() + 3 * log_var.numel() + 15 * _steps(rho_logit)
     return Cost.of(read=(z, mu, log_var, rho_logit), written=(per_row(z),), flops=flops)
 
 
@@ -183,7 +217,9 @@ def _cost_log_prob_backward(grad, z, mu, log_var, rho_logit, needs) -> Cost:
     # u and ε: 7; γ: 3; ∂z: 2; ∂log s: 3, and 1 where it is summed; the summand of ∂a, its sum: 5.
     per_element = 7 + 3 * (d_z or d_log_var) + 2 * d_z + needs[3] * 5
     per_element += d_log_var * (3 + (log_var.shape[-1] == 1))
-    flops = per_element * n + 2 * log_var.numel()
+    # For each a: e^{−2|a|}, cosh a and 1−|ρ|: 10; ρ: 1; σ: 4; the term of k, not summed: 1.
+    per_logit = 10 + (d_z or d_log_var or needs[3]) + needs[3] * 5
+    flops = per_element * n + 2 * log_var.numel() + per_logit * _steps(rho_logit)
     return Cost.of(read=(grad, *inputs), written=wanted(inputs, needs), flops=flops)
 
 
@@ -269,6 +305,7 @@ AR1_REPARAM = register(
         triton=lambda: _triton().ar1_reparam,
         function=Ar1Reparam,
         autocast=torch.float32,
+        not_in_cuda=correlation_for_each_step(2),
     )
 )
 AR1_REPARAM_BACKWARD = register(
@@ -288,6 +325,7 @@ AR1_REPARAM_BACKWARD = register(
         function=autograd.backward_function(
             "ar1_reparam_backward", 6, scanned(specification.ar1_reparam_backward)
         ),
+        not_in_cuda=correlation_for_each_step(4),
     )
 )
 AR1_LOG_PROB = register(
@@ -301,6 +339,7 @@ AR1_LOG_PROB = register(
         triton=lambda: _triton().ar1_log_prob,
         function=Ar1LogProb,
         autocast=torch.float32,
+        not_in_cuda=correlation_for_each_step(3),
     )
 )
 AR1_LOG_PROB_BACKWARD = register(
@@ -320,5 +359,6 @@ AR1_LOG_PROB_BACKWARD = register(
         function=autograd.backward_function(
             "ar1_log_prob_backward", 5, specification.ar1_log_prob_backward
         ),
+        not_in_cuda=correlation_for_each_step(4),
     )
 )

@@ -13,6 +13,7 @@ from rhovae_kernels.ops.ar1 import (
     backward_reads,
     check_parameters,
     check_upstream,
+    correlation_for_each_step,
     per_row_like,
     reparam_backward_flops,
     reparam_flops,
@@ -32,7 +33,8 @@ def ar1_reparam_rng(
     in float64) by Box–Muller; the backward pass draws it again.
 
     Args:
-        mu: mean, shape (…,d). log_var: log variance, (…,1) or (…,d). rho_logit: (…,1).
+        mu: mean, shape (…,d). log_var: log variance, (…,1) or (…,d). rho_logit: a with ρ = tanh a,
+            (…,1) or (…,d), as `ar1_reparam` has it.
         rng_state: int64 (2,) [seed, offset], on the device of mu. The op does not change it: the
             caller advances it in place between draws (`rng_state[1] += 1`), inside a captured CUDA
             graph too, or takes a new one for each (`rhovae_kernels.fresh_rng_state`), which is
@@ -82,14 +84,14 @@ def _cost(mu, log_var, rho_logit, rng_state) -> Cost:
     return Cost.of(
         read=(mu, log_var, rho_logit, rng_state),
         written=(mu, per_row(mu), rng_state),
-        flops=reparam_flops(mu, log_var) + _normals_flops(mu),
+        flops=reparam_flops(mu, log_var, rho_logit) + _normals_flops(mu),
     )
 
 
 def _cost_backward(grad_z, grad_kl, mu, log_var, rho_logit, rng_used, needs) -> Cost:
     """Three passes: g, μ, ∂μ."""
     drawn = grad_z is not None and (needs[1] or needs[2])
-    flops = reparam_backward_flops(grad_z, grad_kl, mu, log_var, (*needs, False))
+    flops = reparam_backward_flops(grad_z, grad_kl, mu, log_var, rho_logit, (*needs, False))
     return Cost.of(
         read=backward_reads(grad_z, grad_kl, mu, log_var, rho_logit, rng_used, (*needs, False)),
         written=wanted((mu, log_var, rho_logit), needs),
@@ -197,6 +199,7 @@ AR1_REPARAM_RNG = register(
         triton=lambda: _triton().ar1_reparam_rng,
         function=Ar1ReparamRng,
         autocast=torch.float32,
+        not_in_cuda=correlation_for_each_step(2),
     )
 )
 AR1_REPARAM_RNG_BACKWARD = register(
@@ -216,5 +219,6 @@ AR1_REPARAM_RNG_BACKWARD = register(
         function=autograd.backward_function(
             "ar1_reparam_rng_backward", 6, _backward_formula, vmap=_vmap_backward
         ),
+        not_in_cuda=correlation_for_each_step(4),
     )
 )

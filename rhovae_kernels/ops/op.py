@@ -58,6 +58,13 @@ class Lists(NamedTuple):
     nest: Callable[..., Sequence]
 
 
+class Form(NamedTuple):
+    """Calls of an op: what they have, for the words "with …", and whether a call is one."""
+
+    what: str
+    of: Callable[..., bool]
+
+
 @dataclass(frozen=True, eq=False)
 class Op:
     """All that there is to know of one op; `register` makes `torch.ops.rhovae.<name>` of it.
@@ -75,6 +82,8 @@ class Op:
         autocast: under autocast, floating arguments are cast to this type; or what makes, of a type
             of device, the function that runs in the op's place.
         lists: for an op that takes lists of tensors.
+        not_in_cuda: the calls that the kernel in CUDA C++ refuses, on whose CUDA tensors Triton
+            runs; `of` takes the arguments unchecked.
     """
 
     file: str
@@ -87,6 +96,7 @@ class Op:
     function: type[Function] | None = None
     autocast: torch.dtype | Callable[[str], Callable] | None = None
     lists: Lists | None = None
+    not_in_cuda: Form | None = None
 
     @cached_property
     def name(self) -> str:
@@ -121,8 +131,15 @@ class Op:
         self.check(*args)
         return self.fake(*args)
 
-    def is_written(self, backend: str) -> bool:
-        """Whether the op has an implementation in this backend."""
+    @property
+    def cuda_form(self) -> str | None:
+        """What the calls have that its kernel in CUDA C++ does not take, where there are some."""
+        return None if self.not_in_cuda is None else self.not_in_cuda.what
+
+    def is_written(self, backend: str, form: str | None = None) -> bool:
+        """Whether the op has an implementation in this backend; of calls of a form, if named."""
+        if backend == "cuda" and form is not None and form == self.cuda_form:
+            return False
         if backend in ("cpu", "cuda"):
             return eager.has_kernel(f"rhovae_{backend}::{self.name}", backend)
         return backend == "reference" or self.triton is not None
@@ -153,10 +170,12 @@ class Op:
         return {device_type: self._kernel(device_type) for device_type in DEVICES}
 
     def _kernel(self, device_type: str) -> Callable:
-        key = self.name, device_type
+        form = self.not_in_cuda if device_type == "cuda" else None
+        every, of_form = ((self.name, device_type, what) for what in (None, self.cuda_form))
 
         def kernel(*args):
-            implementation = backends.selected.get(key) or backends.select(self, device_type)
+            key = every if form is None or not form.of(*args) else of_form
+            implementation = backends.selected.get(key) or backends.select(self, *key[1:])
             try:
                 return implementation(*args)
             except RuntimeError as error:

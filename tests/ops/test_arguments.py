@@ -18,7 +18,8 @@ d, H = 3, 4
 
 
 def calls(device):
-    """A right call of every op, by name; sizes differ from one another, so that none can pass."""
+    """A right call of every op, by name, and of a form of its own, after a slash; sizes differ from
+    one another, so that none can pass."""
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape):
@@ -43,6 +44,12 @@ def calls(device):
         "ar1_reparam_rng_backward": (x, per_row, x, column, column, state, needs),
         "ar1_log_prob": (x, x, column, column),
         "ar1_log_prob_backward": (per_row, x, x, x, column, [*needs, False]),
+        "ar1_reparam/steps": (x, column, x, x),
+        "ar1_reparam_backward/steps": (x, per_row, x, x, x, x, [*needs, True]),
+        "ar1_reparam_rng/steps": (x, x, x, state),
+        "ar1_reparam_rng_backward/steps": (x, per_row, x, column, x, state, needs),
+        "ar1_log_prob/steps": (x, x, column, x),
+        "ar1_log_prob_backward/steps": (per_row, x, x, x, x, [*needs, False]),
         "philox": (state, 3, 5),
         "iaf_gate": (x, x, x),
         "iaf_gate_backward": (x, per_row, x, x, x, needs),
@@ -119,10 +126,16 @@ def refusal(name, args):
 @pytest.mark.parametrize("name", calls("cpu"))
 def test_a_compiled_kernel_refuses_just_what_the_check_does(name, compiled):
     namespace, device = compiled
+    args = calls(device)[name]
+    name = name.partition("/")[0]
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"{namespace}::{name}", device.upper()):
         pytest.skip(f"{namespace} has no kernel of {name}")
-    kernel, args = getattr(getattr(torch.ops, namespace), name), calls(device)[name]
+    kernel, form = getattr(getattr(torch.ops, namespace), name), REGISTRY[name].not_in_cuda
     assert refusal(name, args) is None
+    if namespace == "rhovae_cuda" and form is not None and form.of(*args):
+        with pytest.raises(RuntimeError, match="do not go together"):
+            kernel(*args)
+        return
     kernel(*args)
     refused = 0
     for i, x in enumerate(args):
@@ -151,7 +164,8 @@ def same_but_for_values(x, other):
 
 @pytest.mark.parametrize("name", calls("cpu"))
 def test_two_arguments_that_fit_each_other_alone_are_refused(name):
-    kernel, args = getattr(torch.ops.rhovae_cpu, name), calls("cpu")[name]
+    args, name = calls("cpu")[name], name.partition("/")[0]
+    kernel = getattr(torch.ops.rhovae_cpu, name)
     places = [i for i, x in enumerate(args) if isinstance(x, torch.Tensor)]
     for i, j in itertools.combinations(places, 2):
         for one, two in zip(changed(args[i]), changed(args[j]), strict=False):

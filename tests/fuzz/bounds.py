@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from python_ref.ar1 import LOG_2, LOG_2PI, Correlation
+from python_ref.ar1 import LOG_2, LOG_2PI, Correlation, between, from_second, read
 from python_ref.linear_scan import first, linear_scan, shift
 from python_ref.masked_linear import staircase_mask
 
@@ -62,49 +62,61 @@ def of_linear_scan(args, upstream):
 
 
 def innovations(c: Correlation, eps: Tensor) -> Tensor:
-    return torch.cat([eps[..., :1], c.sech * eps[..., 1:]], -1)
+    return torch.cat([eps[..., :1], between(c.sech, eps.shape[-1]) * eps[..., 1:]], -1)
 
 
-def log_one_minus_rho2(c: Correlation, a: Tensor) -> Tensor:
-    return (2 * (LOG_2 + a.abs() + c.log_one_minus_rho2.abs()))[..., 0]
+def log_det(c: Correlation, a: Tensor, d: int) -> Tensor:
+    """Of Σ_{j≥2} log(1−ρ_j²)."""
+    terms = 2 * (LOG_2 + a.abs() + c.log_one_minus_rho2.abs())
+    if a.shape[-1] == 1:
+        return max(d - 1, 0) * terms[..., 0]
+    return added(between(terms, d))
+
+
+def of_logit(along: Tensor, of_kl: Tensor, a: Tensor) -> Tensor:
+    """Of ∂a: what its steps are made of, summed over a row where a is (…,1)."""
+    if a.shape[-1] == 1:
+        return added(along[..., 1:], keepdim=True) + max(along.shape[-1] - 1, 0) * of_kl
+    return from_second(along + of_kl)
 
 
 def of_ar1_reparam(args, upstream):
     mu, log_var, a, eps = args
-    c, steps, scale = Correlation.of(a), max(mu.shape[-1] - 1, 0), torch.exp(0.5 * log_var)
+    c, scale = Correlation.of(read(a)), torch.exp(0.5 * log_var)
     u = growing(c.rho, innovations(c, eps.abs()))
     variance = (torch.expm1(log_var).abs() + log_var.abs()).expand(mu.shape)
-    kl = added(mu.square() + variance) + steps * log_one_minus_rho2(c, a)
+    kl = added(mu.square() + variance) + log_det(c, read(a), mu.shape[-1])
     g, k = magnitudes(upstream, mu, kl)
-    adjoint = growing(c.rho, scale * g, True)
+    adjoint = growing(c.rho if a.shape[-1] == 1 else shift(c.rho, True), scale * g, True)
     along = adjoint * c.sech * (c.sech * shift(u) + c.rho.abs() * eps.abs())
     return [mu.abs() + scale * u, kl], [
         g + k * mu.abs(),
         as_parameter(g * scale * u + k * torch.expm1(log_var).abs().expand(mu.shape), log_var),
-        added(along[..., 1:], keepdim=True) + k * steps * c.rho.abs(),
+        of_logit(along, k * c.rho.abs(), a),
         innovations(c, adjoint),
     ]
 
 
 def of_ar1_log_prob(args, upstream):
     z, mu, log_var, a = args
-    c, d, inverse_scale = Correlation.of(a), z.shape[-1], torch.exp(-0.5 * log_var)
+    c, d, inverse_scale = Correlation.of(read(a)), z.shape[-1], torch.exp(-0.5 * log_var)
     u = inverse_scale * (z.abs() + mu.abs())
-    whitened = torch.cat([u[..., :1], c.cosh * (u + 2 * shift(u))[..., 1:]], -1)
+    whitened = torch.cat([u[..., :1], between(c.cosh, d) * (u + 2 * shift(u))[..., 1:]], -1)
     terms = LOG_2PI + log_var.abs() + whitened.square()
-    log_q = added(terms.expand(z.shape)) + max(d - 1, 0) * log_one_minus_rho2(c, a)
+    log_q = added(terms.expand(z.shape)) + log_det(c, read(a), d)
     (k,) = upstream
     if k is None:
         return [log_q], []
     k = k.abs()[..., None]
-    gamma = c.cosh * (whitened + shift(whitened, True))
+    gamma = c.cosh * whitened
+    gamma = gamma + (c.cosh * shift(whitened, True) if a.shape[-1] == 1 else shift(gamma, True))
     d_z = k * gamma * inverse_scale
     along = whitened * (c.rho.abs() * whitened + c.sech * shift(u))
     return [log_q], [
         d_z,
         d_z,
         as_parameter(k * (1 + u * gamma), log_var),
-        k * (max(d - 1, 0) * c.rho.abs() + added(along[..., 1:], keepdim=True)),
+        of_logit(k * along, k * c.rho.abs(), a),
     ]
 
 

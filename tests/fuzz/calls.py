@@ -35,7 +35,7 @@ def parameters(draw: Draw, batch, d: int, most_logit: float) -> list:
 
     mu = draw.tensor((*batch, d), 2.0, 1e3)
     log_var = of_row(draw.random.choice((1, d)), (0.5, 3.0), 20.0)
-    return [mu, log_var, of_row(1, (0.5, 2.0, 8.0), most_logit)]
+    return [mu, log_var, of_row(draw.random.choice((1, d)), (0.5, 2.0, 8.0), most_logit)]
 
 
 def ar1_reparam(draw: Draw) -> list:

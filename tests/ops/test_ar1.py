@@ -13,14 +13,37 @@ from python_ref.ar1 import draw
 
 OPS = torch.ops.rhovae
 
+# By name, which of log_var and rho_logit are (…,d).
+FORMS = {
+    "per_row": (False, False),
+    "per_element": (True, False),
+    "per_step": (True, True),
+    "per_step_of_one_scale": (False, True),
+}
+
 
 def parameters(variant, batch, d, dtype, device, seed, logit_scale=1.0):
     """mu, log_var, rho_logit with |ρ| up to 0.99, of either sign."""
+    of_log_var, of_logit = (d if full else 1 for full in FORMS[variant])
     mu = normal(batch, d, dtype, device, 10 * seed)
-    columns = 1 if variant == "per_row" else d
-    log_var = 0.5 * normal(batch, columns, torch.float64, "cpu", 10 * seed + 1)
-    logit = (logit_scale * normal(batch, 1, torch.float64, "cpu", 10 * seed + 2)).clamp(-2.6, 2.6)
-    return [mu, log_var.to(dtype).to(device), logit.to(dtype).to(device)]
+    log_var = 0.5 * normal(batch, of_log_var, torch.float64, "cpu", 10 * seed + 1)
+    logit = logit_scale * normal(batch, of_logit, torch.float64, "cpu", 10 * seed + 2)
+    return [mu, log_var.to(dtype).to(device), logit.clamp(-2.6, 2.6).to(dtype).to(device)]
+
+
+def skip_where_unwritten(backend, variant="per_step"):
+    if FORMS[variant][1] and backend.name in ("cuda", "cuda_host"):
+        pytest.skip("CUDA C++ has no kernel with a correlation for each step")
+
+
+class Ar1Contract(Contract):
+    @property
+    def variants(self):
+        return [v for v, (_, steps) in FORMS.items() if not (steps and self.of_one_correlation)]
+
+    @pytest.fixture(autouse=True)
+    def forms_of_the_backend(self, backend):
+        self.of_one_correlation = backend.name in ("cuda", "cuda_host")
 
 
 def wrong_parameters(leader):
@@ -32,13 +55,12 @@ def wrong_parameters(leader):
     yield "leading dimensions", (x, torch.ones(3, 1), per_row), "log_var"
     yield "two types", (x, per_row.double(), per_row), "log_var"
     yield "two devices", (x, per_row.to("meta"), per_row), "log_var"
-    yield "one logit per element", (x, per_row, x), "rho_logit"
+    yield "logits for some steps", (x, per_row, torch.ones(2, 2)), "rho_logit"
     yield "a logit without its dimension", (x, per_row, torch.ones(2)), "rho_logit"
 
 
-class TestReparam(Contract):
+class TestReparam(Ar1Contract):
     op = "ar1_reparam"
-    variants = ("per_row", "per_element")
     differentiable = (0, 1, 2, 3)
     results = (0, 1)
 
@@ -54,9 +76,8 @@ class TestReparam(Contract):
         yield "two types", (x, x[:, :1], x[:, :1], x.double()), "eps"
 
 
-class TestReparamRng(Contract):
+class TestReparamRng(Ar1Contract):
     op = "ar1_reparam_rng"
-    variants = ("per_row", "per_element")
     differentiable = (0, 1, 2)
     results = (0, 1)
 
@@ -97,9 +118,8 @@ class TestReparamRng(Contract):
         super().test_each_output_alone_can_be_differentiated(backend)
 
 
-class TestLogProb(Contract):
+class TestLogProb(Ar1Contract):
     op = "ar1_log_prob"
-    variants = ("per_row", "per_element")
     differentiable = (0, 1, 2, 3)
 
     def inputs(self, variant, batch, d, dtype, device="cpu", seed=0):
@@ -120,17 +140,20 @@ class TestLogProb(Contract):
 
 def dense(mu, log_var, rho_logit):
     """The same Gaussian as torch's MultivariateNormal: Cholesky and slogdet do the rest."""
-    d = mu.shape[-1]
-    index = torch.arange(d)
-    correlation = torch.tanh(rho_logit)[..., None] ** (index[:, None] - index).abs()
+    d, rho = mu.shape[-1], torch.tanh(rho_logit).expand(mu.shape)
+    correlation = torch.eye(d, dtype=mu.dtype).repeat(*mu.shape[:-1], 1, 1)
+    for j in range(1, d):
+        correlation[..., j, :j] = rho[..., j, None] * correlation[..., j - 1, :j]
+        correlation[..., :j, j] = correlation[..., j, :j]
     scale = torch.exp(0.5 * log_var).expand(mu.shape)
     covariance = scale[..., :, None] * correlation * scale[..., None, :]
     return torch.distributions.MultivariateNormal(mu, covariance)
 
 
-@pytest.mark.parametrize("variant", ["per_row", "per_element"])
+@pytest.mark.parametrize("variant", FORMS)
 @pytest.mark.parametrize("d", [1, 2, 7, 64])
 def test_sample_kl_and_density_match_the_dense_covariance(backend, variant, d):
+    skip_where_unwritten(backend, variant)
     mu, log_var, rho_logit, eps = TestReparam().inputs(variant, (5,), d, torch.float64)
     q = dense(mu, log_var, rho_logit)
     prior = torch.distributions.MultivariateNormal(
@@ -143,6 +166,128 @@ def test_sample_kl_and_density_match_the_dense_covariance(backend, variant, d):
     log_q = OPS.ar1_log_prob(eps.to(backend.device), *inputs[:3])
     for actual, wanted in ((z, sample), (kl, kl_dense), (log_q, q.log_prob(eps))):
         assert_matches(actual.cpu(), wanted, torch.float64, f"dense oracle d={d}")
+
+
+def test_a_random_walk_has_the_covariance_that_it_is_known_by(backend):
+    # s_j = j s and ρ_j² = (j−1)/j: steps of variance s, so that cov(z_i, z_j) = min(i, j) s.
+    skip_where_unwritten(backend)
+    d, s = 50, 0.3
+    step = torch.arange(1, d + 1, dtype=torch.float64)
+    rho = torch.sqrt((step - 1) / step)
+    inputs = torch.zeros(d, dtype=torch.float64), torch.log(s * step), torch.atanh(rho)
+    rows = [x.expand(d, d).to(backend.device) for x in inputs]
+    # A row for each noise of 1 in one place: the columns of a square root of the covariance.
+    z, _ = OPS.ar1_reparam(*rows, torch.eye(d, dtype=torch.float64, device=backend.device))
+    expected = s * torch.minimum(step[:, None], step)
+    assert_matches((z.mT @ z).cpu(), expected, torch.float64, "covariance")
+    walk = (s**0.5 * normal((4,), d, torch.float64, "cpu", 0)).cumsum(-1)
+    zero, log_var, logit = (x.expand(4, d).to(backend.device) for x in inputs)
+    log_q = OPS.ar1_log_prob(walk.to(backend.device), zero, log_var, logit)
+    steps = torch.distributions.Normal(0.0, s**0.5).log_prob(walk.diff(prepend=walk[:, :1] * 0))
+    assert_matches(log_q.cpu(), steps.sum(-1), torch.float64, "log q")
+
+
+# What a correlation for each step promises.
+
+AR1_OPS = ["ar1_reparam", "ar1_reparam_rng", "ar1_log_prob"]
+
+
+def called(op, parameters, other):
+    """(outputs with gradients, their gradients) of an op; `other` is ε, the state, or z."""
+    inputs = [x.detach().requires_grad_(x.is_floating_point()) for x in (*parameters, other)]
+    if op == "ar1_log_prob":
+        outputs = (OPS.ar1_log_prob(inputs[3], *inputs[:3]),)
+    else:
+        outputs = getattr(OPS, op)(*inputs)[:2]
+    leaves = [x for x in inputs if x.requires_grad]
+    return outputs, torch.autograd.grad(outputs, leaves, TestReparam().upstream(outputs))
+
+
+def other_of(op, batch, d, dtype, device):
+    if op == "ar1_reparam_rng":
+        return torch.tensor([3, 4], device=device)
+    return normal(batch, d, dtype, device, 7)
+
+
+@pytest.mark.parametrize("op", AR1_OPS)
+@pytest.mark.parametrize("d", [2, 33, 300, 4500])
+def test_the_first_logit_is_not_read_and_has_gradient_zero(backend, op, d):
+    skip_where_unwritten(backend)
+    if backend.slow and d > 300:
+        pytest.skip("too slow for long rows")
+    mu, log_var, logit = parameters("per_step", (3,), d, torch.float32, backend.device, 0)
+    other = other_of(op, (3,), d, torch.float32, backend.device)
+    of_nan = logit.clone()
+    of_nan[:, 0] = torch.nan
+    outputs, gradients = called(op, (mu, log_var, logit), other)
+    without, gradients_without = called(op, (mu, log_var, of_nan), other)
+    for y, e in zip((*without, *gradients_without), (*outputs, *gradients), strict=True):
+        assert torch.equal(y, e)
+    assert torch.equal(gradients[2][:, 0], torch.zeros_like(mu[:, 0]))
+
+
+@pytest.mark.parametrize("op", AR1_OPS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("d", [5, 200, 4500])
+def test_the_same_correlation_at_each_step_is_the_ar1_gaussian(backend, op, dtype, d):
+    skip_where_unwritten(backend)
+    if backend.slow and d > 200:
+        pytest.skip("too slow for long rows")
+    mu, log_var, logit = parameters("per_element", (3,), d, dtype, backend.device, 0, 0.5)
+    other = other_of(op, (3,), d, dtype, backend.device)
+    outputs, gradients = called(op, (mu, log_var, logit.expand(3, d)), other)
+    expected, wanted = called(op, (mu, log_var, logit), other)
+    gradients = (*gradients[:2], gradients[2].double().sum(-1, keepdim=True), *gradients[3:])
+    for y, e in zip((*outputs, *gradients), (*expected, *wanted), strict=True):
+        assert_matches(y.cpu(), e.double().cpu(), dtype, f"{op} d={d}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("d", [40, 200])
+def test_saturated_logits_of_steps_stay_finite_and_right(backend, dtype, d):
+    skip_where_unwritten(backend)
+    mu, log_var, _, eps = TestReparam().inputs("per_step", (3,), d, dtype)
+    kinds = torch.tensor([5.0, -40.0, 9.0, 0.0, 20.0, -9.0, 0.3, 40.0, -20.0, -0.01, 80.0])
+    a = kinds[torch.randint(0, len(kinds), (3, d), generator=torch.Generator().manual_seed(0))]
+    inputs = [x.to(backend.device).requires_grad_() for x in (mu, log_var, a.to(dtype), eps)]
+    exact = [x.detach().cpu().double().requires_grad_() for x in inputs]
+    outputs, expected = OPS.ar1_reparam(*inputs), python_ref.ar1_reparam(*exact)
+    up = TestReparam().upstream(outputs)
+    gradients = torch.autograd.grad(outputs, inputs, up)
+    wanted = torch.autograd.grad(expected, exact, [u.cpu().double() for u in up])
+    bound = 1e-10 if dtype == torch.float64 else 1e-4
+    for i, (x, e) in enumerate(zip((*outputs, *gradients), (*expected, *wanted), strict=True)):
+        x, e = x.detach().cpu(), e.detach()
+        assert x.isfinite().all()
+        rounding = 2 * 2.0**-8 * e.abs() if x.dtype == torch.bfloat16 else 0
+        assert ((x.double() - e).abs() <= bound * e.abs().max() + rounding).all(), f"result {i}"
+
+
+def test_the_kl_of_weak_correlations_keeps_its_digits(backend):
+    # −log(1−ρ²) = ρ² + …: formed as log 2 − |a| − log1p e^{−2|a|} it would be off by 1e-7 a step.
+    skip_where_unwritten(backend)
+    zero = torch.zeros(2, 100, device=backend.device)
+    a = 1e-3 * normal((2,), 100, torch.float32, backend.device, 0)
+    _, kl = OPS.ar1_reparam(zero, zero, a, zero)
+    expected = -0.5 * torch.log1p(-torch.tanh(a[:, 1:].double()).square()).sum(-1)
+    torch.testing.assert_close(kl.double(), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("variant", FORMS)
+@pytest.mark.parametrize("d", [3, 200])
+@pytest.mark.parametrize("spoiled", [1, 2], ids=["log_var", "rho_logit"])
+def test_without_a_gradient_of_z_the_noise_has_none_whatever_the_parameters(
+    backend, variant, d, spoiled
+):
+    skip_where_unwritten(backend, variant)
+    inputs = TestReparam().inputs(variant, (3,), d, torch.float32, backend.device)
+    inputs[spoiled][1] = torch.nan
+    k = torch.ones(3, device=backend.device)
+    gradients = OPS.ar1_reparam_backward(None, k, *inputs, [True] * 4)
+    assert torch.equal(gradients[3], torch.zeros_like(inputs[3]))
+    assert torch.equal(gradients[0], inputs[0])
+    whole = gradients[3 - spoiled]  # of the parameter that is not spoiled
+    assert whole.isfinite().all()
 
 
 @pytest.mark.parametrize("rho,bound", [(0.99, 1e-5), (-0.99, 1e-5), (0.999, 1e-4), (-0.999, 1e-4)])
@@ -186,11 +331,14 @@ def test_saturated_logits_stay_finite_and_right(backend, logit, dtype):
 
 
 @pytest.mark.parametrize("logit", [5.0, -5.0, 9.0, 16.0])
-def test_density_keeps_its_digits_where_rho_rounds_to_one(backend, logit):
+@pytest.mark.parametrize("steps", [1, 40], ids=["one", "each"])
+def test_density_keeps_its_digits_where_rho_rounds_to_one(backend, logit, steps):
     # In float32, on a z of the density itself: u_j − ρ u_{j−1} cancels to √(1−ρ²) ε_j.
+    skip_where_unwritten(backend, "per_row" if steps == 1 else "per_step")
     generator = torch.Generator().manual_seed(0)
     z = torch.randint(-8, 9, (3, 40), generator=generator).float()  # differences are exact
-    zero, a = torch.zeros(3, 1), torch.full((3, 1), logit)
+    zero, a = torch.zeros(3, 1), torch.full((3, steps), logit)
+    a[:, 2::2] *= -1
     log_q = OPS.ar1_log_prob(*(x.to(backend.device) for x in (z, torch.zeros_like(z), zero, a)))
     exact = python_ref.ar1_log_prob(*(x.double() for x in (z, torch.zeros_like(z), zero, a)))
     assert_matches(log_q.cpu(), exact, torch.float32, f"log q at {logit}")
@@ -377,9 +525,10 @@ def test_vmap_follows_its_randomness(backend):
 # The CPU kernels.
 
 
-def test_the_number_of_threads_does_not_change_a_bit():
+@pytest.mark.parametrize("variant", ["per_element", "per_step"])
+def test_the_number_of_threads_does_not_change_a_bit(variant):
     with rk.use_backend("cpu"):
-        inputs = TestReparam().inputs("per_element", (3,), 30_000, torch.float32)
+        inputs = TestReparam().inputs(variant, (3,), 30_000, torch.float32)
         inputs = [x.requires_grad_() for x in inputs]
         threads = torch.get_num_threads()
         results = []

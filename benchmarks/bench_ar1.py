@@ -89,6 +89,45 @@ def test_forward_and_backward(compare, rows, d, limits):
     )
 
 
+@pytest.mark.parametrize(
+    "rows,d,limits",
+    [
+        (128, 32, {"rhovae D·R·D": 1.3, "eager diagonal": 1.0}),
+        (512, 64, {"eager diagonal": 1.0}),
+        (4096, 1024, {"rhovae D·R·D": 1.6, "eager diagonal": 1.0}),
+    ],
+)
+def test_a_correlation_for_each_step(compare, rows, d, limits):
+    mu, log_var, _, logit, eps, up = leaves(rows, d)
+    logits = leaves(rows, d, seed=1)[1]
+    steps, full = [mu, log_var, logits], [mu, log_var, logit]
+    ours = forward_backward(lambda: OPS.ar1_reparam(*steps, eps), steps, up)
+    exact = [x.detach().double() for x in (*steps, eps)]
+    expected = python_ref.ar1_reparam_backward(up[0].double(), up[1].double(), *exact)[:3]
+    verify(ours(), expected)
+    needs = (True, True, True, False)
+    compare(
+        "ar1_reparam",
+        (rows, d),
+        "forward+backward",
+        "float32",
+        {
+            "rhovae, ρ a step": ours,
+            "rhovae D·R·D": forward_backward(lambda: OPS.ar1_reparam(*full, eps), full, up),
+            "eager diagonal": forward_backward(
+                lambda: diagonal(mu, log_var, eps), [mu, log_var], up
+            ),
+        },
+        "rhovae, ρ a step",
+        limits,
+        note="a correlation for each step",
+        cost=Cost.total(
+            cost("ar1_reparam", *steps, eps),
+            cost("ar1_reparam_backward", *up, *steps, eps, needs),
+        ),
+    )
+
+
 def test_forward_bandwidth(compare):
     # At least 60% of the bandwidth of a clone.
     rows, d = 16384, 1024

@@ -68,6 +68,7 @@ class Entry(NamedTuple):
         tensors: how many of that shape are in memory at once; rows are left out that do not fit.
         by_row: rows do not act on each other, so that some of them are enough to verify.
         uses: the ops that a backend must have, where it is not the one that the entry is named by.
+        form: what the calls have, where a backend may lack kernels of them (`ops.op.Form`).
         tf32: products of float32 are allowed to be TF32's.
     """
 
@@ -80,6 +81,7 @@ class Entry(NamedTuple):
     tensors: int = 16
     by_row: bool = True
     uses: tuple[str, ...] = ()
+    form: str | None = None
     tf32: bool = False
 
 
@@ -102,10 +104,10 @@ def costs(op: str, args, backward_args) -> dict:
     return {"forward": forward, "backward": backward, "both": Cost.total(forward, backward)}
 
 
-def parameters(shape, dtype, device) -> tuple[Tensor, Tensor, Tensor]:
-    """mu, log_var (…,1) and rho_logit, which require gradients."""
+def parameters(shape, dtype, device, of_log_var=1, of_logit=1) -> tuple[Tensor, Tensor, Tensor]:
+    """mu, log_var and rho_logit of so many columns, which require gradients."""
     rows, d = shape
-    sizes = (d, 1, 1)
+    sizes = (d, of_log_var, of_logit)
     tensors = (randn(rows, n, dtype=dtype, device=device, seed=i) for i, n in enumerate(sizes))
     return tuple(x.requires_grad_() for x in tensors)
 
@@ -114,10 +116,10 @@ def exact_reparam(mu, log_var, rho_logit, eps):
     return python_ref.ar1_reparam(mu, log_var, rho_logit, eps, scan=doubling)
 
 
-def reparam(function: Callable, shape, dtype, device) -> tuple[Way, dict]:
-    """`function` as `ar1_reparam` on operands of this shape, and its costs."""
+def reparam(function: Callable, shape, dtype, device, *columns: int) -> tuple[Way, dict]:
+    """`function` as `ar1_reparam` on operands of this shape, and its costs; see `parameters`."""
     *inputs, eps = (
-        *parameters(shape, dtype, device),
+        *parameters(shape, dtype, device, *columns),
         randn(*shape, dtype=dtype, device=device, seed=3, scale=1.0),
     )
     k = inputs[0].new_empty(shape[0], dtype=torch.float32)
@@ -145,6 +147,14 @@ def diagonals(shape, dtype, device) -> dict[str, Way]:
 def ar1_reparam(shape, dtype, device) -> Work:
     ours, spent = reparam(OPS.ar1_reparam, shape, dtype, device)
     return Work(ours, diagonals(shape, dtype, device), spent)
+
+
+def ar1_reparam_of_steps(shape, dtype, device) -> Work:
+    """A correlation for each step, beside D R D with one for all."""
+    d = shape[1]
+    ours, spent = reparam(OPS.ar1_reparam, shape, dtype, device, d, d)
+    of_one, _ = reparam(OPS.ar1_reparam, shape, dtype, device, d, 1)
+    return Work(ours, {"one correlation": of_one, **diagonals(shape, dtype, device)}, spent)
 
 
 def small_ar1_reparam(shape, dtype, device) -> Work:
@@ -422,6 +432,13 @@ ENTRIES = [
         uses=("masked_linear", "iaf_gate"),
     ),
     Entry("ar1_reparam", ar1_reparam, LARGE),
+    Entry(
+        "ar1_reparam_of_steps",
+        ar1_reparam_of_steps,
+        (*SMALL, *LARGE),
+        uses=("ar1_reparam",),
+        form="a correlation for each step",
+    ),
     Entry("ar1_reparam_rng", ar1_reparam_rng, LARGE),
     Entry("ar1_log_prob", ar1_log_prob, LARGE),
 ]

@@ -287,7 +287,7 @@ class Suite:
             reason = backends.missing(backend, self.device)
             for op in entry.uses or (entry.op,):
                 if reason is None and op in REGISTRY:
-                    reason = backends.unwritten(backend, REGISTRY[op])
+                    reason = backends.unwritten(backend, REGISTRY[op], entry.form)
             if reason is None:
                 case.ours[f"rhovae {backend}"] = backend
             else:

@@ -56,7 +56,11 @@ class Neighbours(NamedTuple):
         a, b = (x if x.shape[-1] == 1 else x[..., 1:] for x in (a, b))
         q, p = Correlation.of(a), Correlation.of(b)
         before = torch.exp(0.5 * log_var[..., :-1])
-        step = before * torch.expm1(0.5 * (log_var[..., 1:] - log_var[..., :-1]))
+        half = 0.5 * (log_var[..., 1:] - log_var[..., :-1])
+        # Far apart they do not cancel, and the exponential may overflow where its product does not.
+        far = half > 1
+        near = before * torch.expm1(torch.where(far, 0.0, half))
+        step = torch.where(far, torch.exp(0.5 * log_var[..., 1:]) - before, near)
         signed = p.sign * mu[..., :-1]
         return cls(
             scale_before=before,
@@ -133,12 +137,14 @@ def markov_reparam_backward(
     ∂a_j: −ρ_j (eᵍ − 1) + cosh b_j P_j √s_j σ_j²
     ∂b_j: ρ_p (eᵍ − 1) + P_j (ρ_p P_j − sech b_j √s_{j−1}) + I_j (ρ_p I_j − sech b_j μ_{j−1})
     """
-    *of_z, d_eps = ar1.ar1_reparam_backward(grad_z, None, mu, log_var, rho_logit, eps, scan)
-    d_mu, d_log_var, d_logit = upcast(*of_z)
+    # Those of z, in which μ has no part, are not rounded before the KL's are added to them.
+    m, lv, logit, e = upcast(mu, log_var, rho_logit, eps)
+    of_z = ar1.ar1_reparam_backward(grad_z, None, torch.zeros_like(m), lv, logit, e, scan)
+    d_mu, d_log_var, d_logit, d_eps = of_z
     d_prior = torch.zeros_like(prior_rho_logit, dtype=d_mu.dtype)
     if grad_kl is not None:
         k = grad_kl.to(d_mu.dtype) if per_step else grad_kl.to(d_mu.dtype)[..., None]
-        m, lv, a, b = upcast(mu, log_var, *_of_steps(mu, rho_logit, prior_rho_logit))
+        a, b = upcast(*_of_steps(mu, rho_logit, prior_rho_logit))
         log_s = lv.expand(m.shape)
         x = Neighbours.of(m, log_s, a, b)
         g = torch.cat([log_s[..., :1], x.g], -1)
@@ -146,7 +152,7 @@ def markov_reparam_backward(
         predicted, before = pad(x.predicted, (1, 0)), pad(x.scale_before, (1, 0))
         q, p = Correlation.of(a), Correlation.of(b)
         scale, above_one = torch.exp(0.5 * lv), torch.expm1(g)
-        sinh = p.sign * p.cosh * (1 - p.one_minus_abs_rho)
+        sinh = p.cosh * p.rho
         weighted = k * p.cosh * predicted
         d_mu = d_mu + k * p.cosh * innovation - shift(k * sinh * innovation, True)
         of_log_var = 0.5 * (k * above_one + weighted * scale * q.rho)
@@ -160,9 +166,10 @@ def markov_reparam_backward(
         d_log_var = d_log_var + ar1.like(log_var, of_log_var)
         d_logit = d_logit + ar1.like(rho_logit, from_second(of_logit))
         d_prior = ar1.like(prior_rho_logit, from_second(of_prior))
-    gradients = (d_mu, d_log_var, d_logit, d_prior)
-    inputs = (mu, log_var, rho_logit, prior_rho_logit)
-    d_mu, d_log_var, d_logit, d_prior = (
-        d.to(x.dtype) for d, x in zip(gradients, inputs, strict=True)
+    return (
+        d_mu.to(mu.dtype),
+        d_log_var.to(log_var.dtype),
+        d_logit.to(rho_logit.dtype),
+        d_prior.to(prior_rho_logit.dtype),
+        d_eps.to(eps.dtype),
     )
-    return d_mu, d_log_var, d_logit, d_prior, d_eps

@@ -68,11 +68,18 @@ class Leader {
 
   // (…), of the type of per-row results
   const Leader& per_row(const Tensor& x) const {
-    const auto type = type_ == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-    require(x.scalar_type() == type && device_of(x) == device_ && has_rows(x, dims_ - 1));
+    require(x.scalar_type() == per_row_type() && device_of(x) == device_ &&
+            has_rows(x, dims_ - 1));
     return *this;
   }
   const Leader& per_row(const std::optional<Tensor>& x) const { return x ? per_row(*x) : *this; }
+
+  // (…,d), of the same type
+  const Leader& per_step(const std::optional<Tensor>& x) const {
+    require(!x || (x->scalar_type() == per_row_type() && device_of(*x) == device_ &&
+                   has_rows(*x, dims_) && x->sizes()[dims_ - 1] == columns()));
+    return *this;
+  }
 
   // Parameters, which have no rows: (n) and (rows,columns)
   const Leader& vector(const Tensor& x, int64_t n) const { return vector(x, n, type_); }
@@ -95,6 +102,10 @@ class Leader {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &type));
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(x.get(), &index));
     return (int64_t(type) << 32) + index;
+  }
+
+  ScalarType per_row_type() const {
+    return type_ == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   }
 
   // Whether x has so many dimensions, and the leader's rows.

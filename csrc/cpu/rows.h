@@ -105,11 +105,16 @@ inline Tensor empty_like_rows(const Tensor& x) {
   return empty(x.sizes().data(), x.dim(), x.scalar_type());
 }
 
-// One number a row: the shape without its last dimension, in the type of per-row results.
+// In the type of per-row results: one number a row, the shape without its last dimension; one number
+// a step.
+inline ScalarType per_row_type(const Tensor& x) {
+  return x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
 inline Tensor empty_per_row(const Tensor& x) {
-  const auto sizes = x.sizes();
-  const auto type = x.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  return empty(sizes.data(), x.dim() - 1, type);
+  return empty(x.sizes().data(), x.dim() - 1, per_row_type(x));
+}
+inline Tensor empty_per_step(const Tensor& x) {
+  return empty(x.sizes().data(), x.dim(), per_row_type(x));
 }
 
 // A gradient like x, or the empty tensor that stands for one not asked for.
@@ -156,11 +161,12 @@ struct Tiles {
 
 // The row sums of a tile, in double so that a million terms lose nothing.
 struct Sums {
-  double a = 0, b = 0;
+  double a = 0, b = 0, c = 0;
 
   Sums& operator+=(Sums other) {
     a += other.a;
     b += other.b;
+    c += other.c;
     return *this;
   }
 };

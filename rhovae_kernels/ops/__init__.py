@@ -6,6 +6,7 @@ from rhovae_kernels.ops.ar1_rng import ar1_reparam_rng
 from rhovae_kernels.ops.iaf_gate import iaf_gate
 from rhovae_kernels.ops.linear_scan import linear_scan
 from rhovae_kernels.ops.made_inverse import made_inverse
+from rhovae_kernels.ops.markov_reparam import markov_reparam
 from rhovae_kernels.ops.markov_smooth import markov_smooth
 from rhovae_kernels.ops.masked_linear import masked_linear
 from rhovae_kernels.ops.philox import philox
@@ -18,6 +19,7 @@ __all__ = [
     "iaf_gate",
     "linear_scan",
     "made_inverse",
+    "markov_reparam",
     "markov_smooth",
     "masked_linear",
     "philox",

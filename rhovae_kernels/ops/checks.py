@@ -94,11 +94,20 @@ def rng_state(op: str, name: str, state: Tensor, device: torch.device) -> None:
 
 def per_row(op: str, name: str, x: Tensor, leader: Tensor) -> None:
     """`x` holds one number for each row of `leader`, in the type of per-row results."""
+    _result(op, name, x, leader, leader.shape[:-1])
+
+
+def per_step(op: str, name: str, x: Tensor, leader: Tensor) -> None:
+    """`x` holds one number for each element of `leader`, in the type of per-row results."""
+    _result(op, name, x, leader, leader.shape)
+
+
+def _result(op: str, name: str, x: Tensor, leader: Tensor, wanted: torch.Size) -> None:
     dtype = per_row_dtype(leader.dtype)
-    if x.dtype != dtype or x.shape != leader.shape[:-1] or x.device != leader.device:
+    if x.dtype != dtype or x.shape != wanted or x.device != leader.device:
         refuse(
             op,
             name,
             f"{x.dtype} of shape {tuple(x.shape)} on {x.device}",
-            f"{dtype} of shape {tuple(leader.shape[:-1])} on {leader.device}",
+            f"{dtype} of shape {tuple(wanted)} on {leader.device}",
         )

@@ -50,6 +50,8 @@ def calls(device):
         "ar1_reparam_rng_backward/steps": (x, per_row, x, column, x, state, needs),
         "ar1_log_prob/steps": (x, x, column, x),
         "ar1_log_prob_backward/steps": (per_row, x, x, x, x, [*needs, False]),
+        "markov_reparam": (x, column, x, column, x, True),
+        "markov_reparam_backward": (x, x, x, x, column, x, x, True, [*needs, True, False]),
         "philox": (state, 3, 5),
         "iaf_gate": (x, x, x),
         "iaf_gate_backward": (x, per_row, x, x, x, needs),

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from python_ref.ar1 import LOG_2, LOG_2PI, Correlation, between, from_second, read
 from python_ref.linear_scan import first, linear_scan, shift
+from python_ref.markov_reparam import cosh_times_difference
 from python_ref.masked_linear import staircase_mask
 
 # Sums over a tile are in two lanes at least (float64 without vectors), tiles are added in float64.
@@ -117,6 +118,58 @@ def of_ar1_log_prob(args, upstream):
         d_z,
         as_parameter(k * (1 + u * gamma), log_var),
         of_logit(k * along, k * c.rho.abs(), a),
+    ]
+
+
+def of_markov_reparam(args, upstream):
+    mu, log_var, rho_logit, prior_rho_logit, eps, per_step = args
+    d = mu.shape[-1]
+    a, b = (
+        read(x.expand(mu.shape)) if d > 1 else torch.zeros_like(mu)
+        for x in (rho_logit, prior_rho_logit)
+    )
+    q, p, log_s = Correlation.of(a), Correlation.of(b), log_var.expand(mu.shape)
+    rho, prior_rho, scale = q.rho.abs(), p.rho.abs(), torch.exp(0.5 * log_s)
+    u = growing(q.rho, q.sech * eps)
+    # g, and what it errs by; eᵍ − 1 errs by eᵍ of that.
+    g_terms = log_s.abs() + sum(
+        2 * (LOG_2 + x.abs() + c.log_one_minus_rho2.abs()) for x, c in ((a, q), (b, p))
+    )
+    g = log_s + q.log_one_minus_rho2 - p.log_one_minus_rho2
+    above_one = torch.expm1(g).abs() + torch.exp(g) * g_terms
+    # Where g is of rounding alone, eᵍ − 1 − g is half of its square.
+    excess = torch.expm1(g) - g + torch.expm1(g).abs() * g_terms + 1e-6 * torch.exp(g) * g_terms**2
+    # Exponents err by their sizes.
+    before, half = torch.exp(0.5 * shift(log_s)), 0.5 * (log_s - shift(log_s))
+    step = before * (torch.expm1(half).abs() + half.abs() * torch.exp(half))
+    apart = cosh_times_difference(a, b).abs() * (1 + a.abs() + b.abs())
+    predicted = p.cosh * rho * step + before * apart
+    predicted = torch.cat([torch.zeros_like(mu[..., :1]), predicted[..., 1:]], -1)
+    signed = p.sign * shift(mu)
+    innovation = p.cosh * ((mu - signed).abs() + p.one_minus_abs_rho * signed.abs())
+    kl = excess + predicted.square() + innovation.square()
+    outputs = [mu.abs() + scale * u, kl if per_step else added(kl)]
+    of_z, of_kl = upstream
+    g = torch.zeros_like(mu) if of_z is None else of_z.abs()
+    k = torch.zeros_like(mu) if of_kl is None else of_kl.abs()
+    k = k if of_kl is None or per_step else k[..., None]
+    adjoint = growing(shift(q.rho, True), scale * g, True)
+    along = adjoint * q.sech * (q.sech * shift(u) + rho * eps.abs())
+    weighted, sinh = k * p.cosh * predicted, p.cosh * prior_rho
+    of_log_var = g * scale * u + k * above_one + weighted * scale * rho
+    of_log_var = of_log_var + shift(k * sinh * predicted * before, True)
+    of_logit = along + k * rho * above_one + weighted * scale * q.sech.square()
+    of_prior = k * (
+        prior_rho * above_one
+        + predicted * (prior_rho * predicted + p.sech * before)
+        + innovation * (prior_rho * innovation + p.sech * shift(mu.abs()))
+    )
+    return outputs, [
+        g + k * p.cosh * innovation + shift(k * sinh * innovation, True),
+        as_parameter(of_log_var, log_var),
+        as_parameter(from_second(of_logit), rho_logit),
+        as_parameter(from_second(of_prior), prior_rho_logit),
+        q.sech * adjoint,
     ]
 
 

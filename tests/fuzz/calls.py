@@ -54,6 +54,24 @@ def ar1_log_prob(draw: Draw) -> list:
     return [draw.tensor((*batch, d), 2.0, 1e3), *parameters(draw, batch, d, 15.0)]
 
 
+def markov_reparam(draw: Draw) -> list:
+    batch, d = draw.batch(), draw.columns()
+    mu, eps = draw.tensor((*batch, d), 2.0, 1e3), draw.tensor((*batch, d), 1.0, 1e3)
+
+    # As above: a row of one step has no correlation either.
+    def parameter(scales, most, special):
+        shape = (*batch, draw.random.choice((1, d)))
+        return draw.tensor(shape, draw.random.choice(scales), most, special)
+
+    # The KL of an infinite log variance is infinite; what ∞ − ∞ makes of gradients is left open.
+    log_var = parameter((0.5, 3.0), 20.0, d > 0)
+    log_var = draw.laid_out(torch.where(log_var.isinf(), math.nan, log_var))
+    rho_logit = parameter((0.5, 2.0, 8.0), 40.0, d > 1)
+    # The KL rises with cosh² b, as the density of `ar1_log_prob` falls.
+    prior = parameter((0.5, 2.0, 8.0), 15.0, d > 1)
+    return [mu, log_var, rho_logit, prior, eps, draw.chance(0.5)]
+
+
 def linear_scan(draw: Draw) -> list:
     batch, d = draw.batch(), draw.columns()
     gates = draw.tensor((*batch, draw.random.choice((1, d))), draw.random.choice((0.3, 0.7)), 1.0)
@@ -217,6 +235,7 @@ OPS = {
     "ar1_reparam": Op(ar1_reparam, (0, 1, 2, 3), bounds.of_ar1_reparam),
     "ar1_reparam_rng": Op(ar1_reparam_rng, (0, 1, 2), of_rng),
     "ar1_log_prob": Op(ar1_log_prob, (0, 1, 2, 3), bounds.of_ar1_log_prob),
+    "markov_reparam": Op(markov_reparam, (0, 1, 2, 3, 4), bounds.of_markov_reparam),
     "masked_linear": Op(masked_linear, (0, 1, 2), bounds.of_masked_linear),
     "made_inverse": Op(made_inverse, (0, 1, 2, 3), None),
     "made_solve": Op(made_solve, (0, 1, 2, 3, 4), None),

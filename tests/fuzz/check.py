@@ -128,6 +128,9 @@ def right(draw: Draw, op: str, args: list) -> None:
     if of == "ar1_reparam" and exact[2].shape[-1] == 1 and exact[2].isnan().any():
         without_logit(exact, expected)
         gradients = []
+    if op == "markov_reparam" and exact[2].shape[-1] == 1 and exact[2].isnan().any():
+        without_logit([exact[i] for i in (0, 1, 2, 4)], expected)
+        gradients = []
     every = [*exact_upstream, *([None] * (len(outputs) - len(exact_upstream)))]
     of_outputs, of_gradients = kind.bound(exact, every)
     unread = op == "masked_linear" and not all(

@@ -86,6 +86,26 @@ def doubling(gates, tokens, reverse=False):
     return x
 
 
+def markov(mu, log_var, rho_logit, prior_rho_logit, eps):
+    """A Gauss–Markov sample and its KL to an AR(1) prior in plain PyTorch, by doubling."""
+
+    def before(x):
+        return torch.cat([torch.zeros_like(x[..., :1]), x[..., :-1]], -1)
+
+    def correlation(logit):
+        logit = logit.expand(mu.shape)
+        return torch.cat([torch.zeros_like(logit[..., :1]), torch.tanh(logit[..., 1:])], -1)
+
+    rho, prior = correlation(rho_logit), correlation(prior_rho_logit)
+    std = torch.exp(0.5 * log_var).expand(mu.shape)
+    free, prior_free = 1 - rho.square(), 1 - prior.square()
+    z = mu + std * doubling(rho, torch.sqrt(free) * eps)
+    ratio = std.square() * free / prior_free
+    predicted, innovation = std * rho - before(std) * prior, mu - prior * before(mu)
+    spread = (predicted.square() + innovation.square()) / prior_free
+    return z, 0.5 * (ratio - 1 - torch.log(ratio) + spread).sum(-1)
+
+
 def accelerated_scan():
     """The scan of the library accelerated-scan, where it is installed; else None."""
     if not importlib.util.find_spec("accelerated_scan"):

@@ -19,6 +19,7 @@ from competitors import (
     doubling,
     growing_cat,
     loop,
+    markov,
     nflows_network,
     zuko_network,
 )
@@ -198,6 +199,28 @@ def ar1_log_prob(shape, dtype, device) -> Work:
     others = {
         "eager formula": ours._replace(function=formula),
         "compiled formula": ours._replace(function=compiled(formula, device)),
+    }
+    return Work(ours, others, spent)
+
+
+def markov_reparam(shape, dtype, device) -> Work:
+    """As a sequence model calls it: a prior with one correlation for each channel."""
+    rows, d = shape
+    sizes = (d, d, d, 1)
+    inputs = [randn(rows, n, dtype=dtype, device=device, seed=i) for i, n in enumerate(sizes)]
+    eps = randn(*shape, dtype=dtype, device=device, seed=4, scale=1.0)
+    arguments = (*(x.requires_grad_() for x in inputs), eps)
+    k = eps.new_empty(rows, dtype=torch.float32)
+    needs = (True, True, True, True, False)
+    spent = costs("markov_reparam", (*arguments, False), (eps, k, *arguments, False, needs))
+
+    def exact(*args):
+        return python_ref.markov_reparam(*args, scan=doubling)
+
+    ours = Way(lambda *args: OPS.markov_reparam(*args, False), arguments, exact)
+    others = {
+        "eager formula": ours._replace(function=markov),
+        "compiled formula": ours._replace(function=compiled(markov, device)),
     }
     return Work(ours, others, spent)
 
@@ -440,5 +463,6 @@ ENTRIES = [
         form="a correlation for each step",
     ),
     Entry("ar1_reparam_rng", ar1_reparam_rng, LARGE),
+    Entry("markov_reparam", markov_reparam, ((1024, 128), (65536, 1024)), (torch.float32,)),
     Entry("ar1_log_prob", ar1_log_prob, LARGE),
 ]

@@ -23,10 +23,12 @@ struct Scan {
   bool gate_per_row;       // gates are (…,1)
   int64_t shift = 0;       // of the gates
   Rows gates, tokens;
-  Rows entering;           // the state before the first step; none: 0
-  Rows states, initial;    // of the forward scan, for ∂a
+  Rows states;             // of the forward scan, for ∂a
   void *out = nullptr;     // states, or ∂b
   void *d_gates = nullptr;
+  bool with_initial = false;  // there is an x_0 that counts, or its gradient is asked for
+  Rows entering;              // x_0, in the forward pass
+  Rows initial;               // x_0, in the backward one, for ∂a
   void *d_initial = nullptr;
 };
 
@@ -39,21 +41,26 @@ struct Scan {
 namespace rhovae {
 namespace {
 
-template <bool reverse>
+template <bool reverse, bool with_initial>
 void run_scan(const Scan& p, ScalarType type) {
   with_storage(type, [&](auto s) {
     using S = decltype(s);
     if (p.gate_per_row) {
-      RHOVAE_RUN(p, ScanPass<S, reverse, true>);
+      RHOVAE_RUN(p, ScanPass<S, reverse, true, with_initial>);
     } else {
-      RHOVAE_RUN(p, ScanPass<S, reverse, false>);
+      RHOVAE_RUN(p, ScanPass<S, reverse, false, with_initial>);
     }
   });
 }
 
 void run_scan(const Scan& p, ScalarType type, bool reverse) {
-  if (reverse) run_scan<true>(p, type);
-  else run_scan<false>(p, type);
+  if (p.with_initial) {
+    if (reverse) run_scan<true, true>(p, type);
+    else run_scan<false, true>(p, type);
+  } else {
+    if (reverse) run_scan<true, false>(p, type);
+    else run_scan<false, false>(p, type);
+  }
 }
 
 Scan scan_of(const Tensor& gates, const Tensor& tokens, std::vector<Tensor>& keep) {
@@ -71,6 +78,7 @@ Tensor linear_scan(const Tensor& gates, const Tensor& tokens, bool reverse,
   std::vector<Tensor> keep;
   Scan p = scan_of(gates, tokens, keep);
   p.entering = rows_of(initial, 1, keep);
+  p.with_initial = initial.has_value();
   Tensor states = empty_like_rows(tokens);
   p.out = states.mutable_data_ptr();
   run_scan(p, tokens.scalar_type(), reverse);
@@ -98,6 +106,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_scan_backward(const Tensor& grad, cons
   p.shift = reverse ? -1 : 1;
   p.states = rows_of(states, 1, keep);
   p.initial = rows_of(initial, 1, keep);
+  p.with_initial = (initial && needs[0]) || needs[2];
   Tensor d_gates = gradient_like(gates, needs[0]), d_tokens = gradient_like(grad, needs[1]);
   Tensor d_initial = column_like(grad, needs[2]);
   p.d_gates = needs[0] ? d_gates.mutable_data_ptr() : nullptr;
@@ -121,7 +130,7 @@ namespace rhovae {
 namespace RHOVAE_TARGET {
 namespace {
 
-template <typename S, bool reverse, bool gate_per_row>
+template <typename S, bool reverse, bool gate_per_row, bool with_initial>
 struct ScanPass {
   using T = Compute<S>;
   static constexpr bool kCarried = true;
@@ -154,36 +163,33 @@ struct ScanPass {
   struct Input {
     const S *tokens, *gates;
     int64_t shift, length;
-    bool entered;
 
     Input(const Scan& p, const Row& row)
         : tokens(p.tokens.row<S>(row.index)),
           gates(p.gates.row<S>(row.index)),
           shift(p.shift),
-          length(p.tiles.length),
-          entered(p.entering.data != nullptr) {}
+          length(p.tiles.length) {}
 
     template <typename Scanner, typename N>
     RHOVAE_INLINE V<T> step(Scanner& scan, int64_t j, N n) const {
       V<T> b = load(tokens + j, n);
       // Reversed, a short vector comes first, and in it the lanes that hold no step: the state
       // enters by the last of those.
-      if constexpr (reverse && std::is_same_v<N, int>) {
-        if (entered) b[n] = std::exchange(scan.carry, V<T>{})[0];
+      if constexpr (with_initial && reverse && std::is_same_v<N, int>) {
+        b[n] = std::exchange(scan.carry, V<T>{})[0];
       }
       if constexpr (gate_per_row) return scan(b);
       else return scan(load_within(gates, j + shift, n, length), b);
     }
   };
 
-  // The tile that a row's scan takes first, and the one that it takes last.
-  static int64_t first_tile(const Scan& p) { return reverse ? p.tiles.per_row() - 1 : 0; }
-  static int64_t last_tile(const Scan& p) { return reverse ? 0 : p.tiles.per_row() - 1; }
-
-  // The state that enters a tile: of the first, x_0.
+  // The state that enters a tile: x_0, where it is the first that the scan takes.
   static T entering(const Scan& p, const Row& row, int64_t tile, T carry) {
-    const bool given = p.entering.data && tile == first_tile(p);
-    return given ? number(p.entering.row<S>(row.index)) : carry;
+    if constexpr (with_initial) {
+      const int64_t first = reverse ? p.tiles.per_row() - 1 : 0;
+      if (p.entering.data && tile == first) return number(p.entering.row<S>(row.index));
+    }
+    return carry;
   }
 
   static Carry aggregate(const Scan& p, const Row& row, int64_t tile) {
@@ -209,6 +215,18 @@ struct ScanPass {
     }
   }
 
+  // ∂x_0 = a_1 λ_1, and ∂a_1 = λ_1 x_0: of the tile that is the last here, and holds the forward
+  // scan's first step.
+  static void add_initial(const Scan& p, const Row& row, T adjoint, S* d_gates, Sums& sums) {
+    const int64_t first = reverse ? 0 : p.tiles.length - 1;
+    if (d_gates && p.initial.data) {
+      const T d_gate = adjoint * number(p.initial.row<S>(row.index));
+      if constexpr (gate_per_row) sums.a += d_gate;
+      else put<S>(d_gates, first, d_gate);
+    }
+    sums.b = adjoint * (gate_per_row ? row.gate : number(p.gates.row<S>(row.index) + first));
+  }
+
   // The states; sums ∂a where the gate is one number, and ∂x_0.
   static Sums tile(const Scan& p, const Row& row, int64_t tile, Carry carry) {
     const Input input(p, row);
@@ -217,10 +235,11 @@ struct ScanPass {
     S* out = p.out ? static_cast<S*>(p.out) + row.index * length : nullptr;
     S* d_gates = p.d_gates ? static_cast<S*>(p.d_gates) + row.index * length : nullptr;
     auto scan = scan_from(row, entering(p, row, tile, carry.state));
-    V<T> sum_gate = {}, rest = {};
+    V<T> sum_gate = {};
+    T after_rest = 0;  // the state after a short vector that is the last
     for_vectors<T, reverse>(p.tiles.begin(tile), p.tiles.end(tile), [&](int64_t j, auto n) {
       const V<T> states = input.step(scan, j, n);
-      if constexpr (std::is_same_v<decltype(n), int>) rest = states;
+      if constexpr (with_initial && std::is_same_v<decltype(n), int>) after_rest = states[n - 1];
       if (out) store(out + j, states, n);
       if (d_gates) {
         // ∂a_t = λ_t x_{t−1}: of the forward scan, which ran the other way.
@@ -230,24 +249,17 @@ struct ScanPass {
       }
     });
     Sums sums{double(sum<T>(sum_gate)), 0.0};
-    if ((p.initial.data || p.d_initial) && tile == last_tile(p) && length > 0) {
-      // The first step of the forward scan, whose adjoint is the last one here.
-      const int64_t j = reverse ? 0 : length - 1;
-      const int lanes = int(length % kLanes<T>);
-      const T adjoint = !reverse && lanes ? rest[lanes - 1] : scan.carry[0];
-      if (d_gates && p.initial.data) {
-        const T d_gate = adjoint * number(p.initial.row<S>(row.index));
-        if constexpr (gate_per_row) sums.a += d_gate;
-        else put<S>(d_gates, j, d_gate);
-      }
-      sums.b = adjoint * (gate_per_row ? row.gate : number(input.gates + j));
+    const int64_t last = reverse ? 0 : p.tiles.per_row() - 1;
+    if (with_initial && p.shift && tile == last && length > 0) {
+      const bool has_rest = !reverse && length % kLanes<T>;
+      add_initial(p, row, has_rest ? after_rest : scan.carry[0], d_gates, sums);
     }
     return sums;
   }
 
   static void finish(const Scan& p, const Row& row, Sums sums) {
     if (gate_per_row && p.d_gates) put<S>(p.d_gates, row.index, sums.a);
-    if (p.d_initial) put<S>(p.d_initial, row.index, sums.b);
+    if (with_initial && p.d_initial) put<S>(p.d_initial, row.index, sums.b);
   }
 };
 

@@ -1,4 +1,4 @@
-"""`rhovae demo`: what runs here, that it is right and fast, and two VAEs trained side by side."""
+"""`rhovae demo`: what correlation is worth, what runs here and how fast, and two VAEs trained."""
 
 import copy
 import time
@@ -12,11 +12,12 @@ from rich.console import Console
 from torch import Tensor
 
 from rhovae_kernels import backends, ops, use_backend
-from rhovae_kernels.data import load
+from rhovae_kernels.data import load, sp500
 from rhovae_kernels.files import write_json, write_text
 from rhovae_kernels.metrics.evaluate import evaluate
 from rhovae_kernels.nn import MADE, MaskedLinear
 from rhovae_kernels.ops.op import public_ops
+from rhovae_kernels.papers import volatility
 from rhovae_kernels.plots import pictures
 from rhovae_kernels.plots.tables import markdown
 from rhovae_kernels.seeding import seeded
@@ -31,16 +32,26 @@ TOLERANCE = 1e-5
 """Of max|·| over each output and gradient: what float32 arithmetic is held to at |ρ| ≤ 0.99."""
 
 RECIPES = ("vae", "rho-vae")
-LATENT, EPOCHS, SEED = 8, 60, 0
+LATENT, EPOCHS, SEED = 8, 30, 0
 TIMED_STEPS = 100
+
+VOLATILITIES = ("mean-field", "one-rho", "markov")
+"""The posteriors of volatility that are fitted, of `volatility.FORMS`."""
+
+DAYS: int | None = None
+"""How many of the last days they are fitted to; all where None."""
+
+PICTURE = "volatility.png"
 
 
 def demo(out: str | Path = "runs/demo") -> dict[str, Any]:
-    """Show which backends run, check and time each op, and train a rho-VAE beside a plain VAE.
+    """Show what correlation is worth, which backends run, each op checked and timed, and two VAEs.
 
-    Both VAEs see the same digits in the same order. `out` gets table.md and results.json, pictures
-    of the curves, samples and reconstructions, and a run directory for each; a demo that was
-    stopped, or is called again, goes on with the runs in `out`.
+    The volatility of the S&P 500 is fitted by a posterior of independent days and by correlated
+    ones, and drawn beside Stan's. A rho-VAE and a plain VAE see the same digits in the same order.
+    `out` gets table.md and results.json, pictures of the volatility, the curves, samples and
+    reconstructions, and a run directory for each VAE; a demo that was stopped, or is called again,
+    goes on with the runs in `out`.
 
     Args:
         out: directory for all of it.
@@ -54,11 +65,14 @@ def demo(out: str | Path = "runs/demo") -> dict[str, Any]:
     out, console = Path(out), Console(soft_wrap=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    console.rule("1. Which implementation of each op runs here")
+    console.rule("1. Volatility of the S&P 500: independent days, correlated days, Stan")
+    of_volatility = _volatility(out, console)
+
+    console.rule("2. Which implementation of each op runs here")
     rows = [[row.op, row.device, row.backend, row.why] for row in backends.report(public_ops())]
     _print(console, markdown(["op", "device", "backend", "why"], rows))
 
-    console.rule("2. Each op against its plain-PyTorch reference, forward and backward")
+    console.rule("3. Each op against its plain-PyTorch reference, forward and backward")
     checked = {name: _check(name, case, device) for name, case in _cases(device).items()}
     rows = [
         [name, f"{row['error']:.1e}", f"{row['ms']:.3f}", f"{row['speedup']:.1f}×"]
@@ -67,7 +81,7 @@ def demo(out: str | Path = "runs/demo") -> dict[str, Any]:
     header = [f"op, float32 ({ROWS}, {COLUMNS})", "relative error", "ms", "reference takes"]
     _print(console, markdown(header, rows))
 
-    console.rule("3. A plain VAE and a rho-VAE on scikit-learn's handwritten digits")
+    console.rule("4. A plain VAE and a rho-VAE on scikit-learn's handwritten digits")
     test = load("digits", split="test")
     vaes, curves, trained = {}, {}, {}
     for name in RECIPES:
@@ -105,13 +119,36 @@ def demo(out: str | Path = "runs/demo") -> dict[str, Any]:
     ]
     header = ["model", "−ELBO (nats)", "NLL@256", "active units", "ms per step", "s per epoch"]
     table = markdown(header, rows)
-    results = {"backends": [row._asdict() for row in backends.report(public_ops())], "ops": checked}
-    write_json(out / "results.json", {**results, "models": trained})
+    results = {
+        "volatility": of_volatility,
+        "backends": [row._asdict() for row in backends.report(public_ops())],
+        "ops": checked,
+        "models": trained,
+    }
+    write_json(out / "results.json", results)
     write_text(out / "table.md", table)
     console.rule(f"Test split of the digits, grey pixels, d = {LATENT}, {EPOCHS} epochs")
     _print(console, table)
-    console.print(f"Pictures: {', '.join(sorted(p.name for p in out.glob('*.png')))} in {out}")
-    return {**results, "models": trained}
+    drawn = sorted(path.name for path in out.glob("*.png") if path.name != PICTURE)
+    console.print(f"Pictures: {', '.join(drawn)} in {out}")
+    console.print(f"Volatility, independent days against correlated days and Stan: {out / PICTURE}")
+    return results
+
+
+def _volatility(out: Path, console: Console) -> dict[str, Any]:
+    """Fit, draw and tell the volatility by each of VOLATILITIES, against Stan's."""
+    y = sp500.centred_differences(DAYS)
+    found = [volatility.fitted(form, y) for form in VOLATILITIES]
+    series = volatility.held_against_stan(y, found)
+    _print(console, volatility.table_of(series))
+    independent, one, each = (row["elbo"] for row in series["rows"])
+    console.print(
+        f"Correlation of the days is worth {each - independent:.1f} nats; one ρ for all of them "
+        f"has all but {each - one:.1f}.",
+        highlight=False,
+    )
+    volatility.draw(out / PICTURE, y, [found[0], found[-1]])
+    return series
 
 
 def _cases(device: str) -> dict[str, tuple[Callable[..., Any], list[Tensor]]]:
@@ -141,6 +178,7 @@ def _cases(device: str) -> dict[str, tuple[Callable[..., Any], list[Tensor]]]:
         "ar1_reparam": (ops.ar1_reparam, [*parameters, normal(COLUMNS)]),
         "ar1_reparam_rng": (ops.ar1_reparam_rng, [*parameters, state]),
         "ar1_log_prob": (ops.ar1_log_prob, [normal(COLUMNS), *parameters]),
+        "markov_smooth": (ops.markov_smooth, [normal(COLUMNS), normal(COLUMNS), *parameters]),
         "linear_scan": (ops.linear_scan, [torch.tanh(normal(1)), normal(COLUMNS)]),
         "masked_linear": (
             lambda x, w, b: ops.masked_linear(x, w, b, first.prefix),

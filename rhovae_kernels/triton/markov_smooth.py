@@ -1,9 +1,10 @@
 """`markov_smooth` in Triton. The letters are those of `python_ref/markov_smooth.py`.
 
-A program has the whole of its rows: tile after tile, against time or along it, each a launch. What
-a launch leaves at every step for those after it is in whitened units, in the type of arithmetic.
-Within a tile each recurrence is an associative scan; Λ's composes matrices, in float64, which holds
-the products of as many as there are.
+The recurrences against time and those along it are each a launch, in which a program has the whole
+of its rows, tile after tile; what they leave at every step for the launches after them is in
+whitened units, in the type of arithmetic. In the last launch every tile has a program. Within a
+tile a recurrence is an associative scan; Λ's composes matrices, in float64, which holds products of
+any number of them.
 """
 
 import math
@@ -20,11 +21,15 @@ from rhovae_kernels.triton.linear_scan import earlier, scan
 from rhovae_kernels.triton.runtime import (
     Configuration,
     Tiling,
+    add_chunks,
     as_rows,
     configuration,
     contiguous_like,
+    finished,
+    gradient,
     launch,
     no_gradients,
+    row_sums,
 )
 from rhovae_kernels.triton.tile import last, own_rows, row_sum, store, upcast, zero_per_row
 
@@ -49,6 +54,14 @@ def tiling(rows: int, columns: int) -> Tiling:
         chunks=1,
         chunk_columns=triton.cdiv(columns, block_columns) * block_columns,
         looped=columns > block_columns,
+    )
+
+
+def in_tiles(t: Tiling) -> Tiling:
+    """The same with a program for each tile: a chunk is a tile."""
+    chunks = triton.cdiv(t.columns, t.block_columns)
+    return t._replace(
+        programs=t.programs * chunks, chunks=chunks, chunk_columns=t.block_columns, looped=False
     )
 
 
@@ -166,18 +179,17 @@ def moments(phi, moved, innovation, gained, mean, variance, lost):
 
 @triton.jit
 def _back(
-    y, log_r, mu, log_var, rho_logit, information, eta, log_marginal,
+    y, log_r, mu, log_var, rho_logit, information, eta,
     y_row, y_step, log_r_row, log_r_step, mu_row, mu_step, log_var_row, log_var_step,
     rho_logit_row, rho_logit_step,
     rows, columns, chunks, chunk_columns,
     LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Against time: Λ and η, and the log marginal likelihood."""
+    """Against time: Λ and η."""
     COMPUTE: tl.constexpr = tl.float64 if y.dtype.element_ty == tl.float64 else tl.float32
     row = own_rows(chunks, BLOCK_ROWS)
     lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
     row_mask = row < rows
-    total = zero_per_row(BLOCK_ROWS, tl.float64)
     carry_information = zero_per_row(BLOCK_ROWS, tl.float64)
     carry_eta = zero_per_row(BLOCK_ROWS, COMPUTE)
     span = columns if LOOPED else BLOCK_COLUMNS
@@ -185,7 +197,7 @@ def _back(
         # The lanes run against time.
         column = columns - 1 - (offset + lane)
         mask = row_mask & (column >= 0)
-        x, w, _, log_rs, log_s = whitened(
+        x, w, _, _, _ = whitened(
             y + row * y_row, y_step, log_r + row * log_r_row, log_r_step,
             mu + row * mu_row, mu_step, log_var + row * log_var_row, log_var_step, column, mask,
         )  # fmt: skip
@@ -205,31 +217,18 @@ def _back(
         at = row * columns + column
         tl.store(information + at, informations, mask=mask)
         tl.store(eta + at, etas, mask=mask)
-        if log_marginal is not None:
-            variance = 1.0 / (1.0 + informations)
-            e = x - etas * variance
-            spread = 1.0 + w * variance
-            # r S, or s (P + 1/w), which keeps its digits where r is small.
-            strong = w > 1.0
-            inside = tl.where(strong, variance + 1.0 / tl.where(strong, w, 1.0), spread)
-            observed = log_rs != float("inf")
-            log_r_s = tl.log(inside) + tl.where(strong, log_s, tl.where(observed, log_rs, 0.0))
-            terms = LOG_2PI + log_r_s + e * (w / spread * e)
-            total += row_sum(tl.where(observed, terms, 0.0)).to(tl.float64)
-    if log_marginal is not None:
-        store(log_marginal + row, -0.5 * total, row_mask)
 
 
 @triton.jit
 def _forth(
     y, log_r, mu, log_var, rho_logit, information, eta,
-    mean_before, variance_before, lost_before, mu_out, log_var_out, rho_logit_out,
+    mean_before, variance_before, lost_before,
     y_row, y_step, log_r_row, log_r_step, mu_row, mu_step, log_var_row, log_var_step,
     rho_logit_row, rho_logit_step,
     rows, columns, chunks, chunk_columns,
     LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Along time: the posterior, or m̃, s̃ and 1 − s̃ of the step before each."""
+    """Along time: m̃, s̃ and 1 − s̃ of the step before each."""
     COMPUTE: tl.constexpr = tl.float64 if y.dtype.element_ty == tl.float64 else tl.float32
     row = own_rows(chunks, BLOCK_ROWS)
     lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
@@ -241,15 +240,15 @@ def _forth(
     for offset in range(0, span, BLOCK_COLUMNS):
         column = offset + lane
         mask = row_mask & (column < columns)
-        x, w, scale, _, log_s = whitened(
+        x, w, _, _, _ = whitened(
             y + row * y_row, y_step, log_r + row * log_r_row, log_r_step,
             mu + row * mu_row, mu_step, log_var + row * log_var_row, log_var_step, column, mask,
         )  # fmt: skip
-        a, rho, sech = correlated(rho_logit + row * rho_logit_row, rho_logit_step, column, mask)
+        _, rho, sech = correlated(rho_logit + row * rho_logit_row, rho_logit_step, column, mask)
         at = row * columns + column
         informations = tl.load(information + at, mask=mask, other=0.0)
         etas = tl.load(eta + at, mask=mask, other=0.0)
-        _, driven, t, inverse, kept, phi, innovation = step_of(x, w, rho, sech, informations, etas)
+        _, driven, _, _, kept, phi, innovation = step_of(x, w, rho, sech, informations, etas)
         gates, mean = scan(phi, innovation * driven)
         mean += gates * carry_mean
         gates, variance = scan(phi * phi, innovation)
@@ -257,30 +256,74 @@ def _forth(
         _, lost = scan(phi * phi, kept * (1.0 + rho * phi))
         lost += gates * carry_lost
         variance = tl.where(lost < 0.5, 1.0 - lost, variance)
-        before, lost_then = shifted(variance, carry_variance), shifted(lost, carry_lost)
-        if mean_before is not None:
-            tl.store(mean_before + at, shifted(mean, carry_mean), mask=mask)
-            tl.store(variance_before + at, before, mask=mask)
-            tl.store(lost_before + at, lost_then, mask=mask)
+        tl.store(mean_before + at, shifted(mean, carry_mean), mask=mask)
+        tl.store(variance_before + at, shifted(variance, carry_variance), mask=mask)
+        tl.store(lost_before + at, shifted(lost, carry_lost), mask=mask)
         carry_mean, carry_variance, carry_lost = last(mean), last(variance), last(lost)
-        if mu_out is not None:
-            m = read(mu + row * mu_row, mu_step, column, mask, 0.0)
-            store(mu_out + at, m + scale * mean, mask)
-            little = lost < 0.5
-            below = tl.where(little, -lost, 0.0)
-            log_variance = tl.where(little, 2.0 * artanh(below / (2.0 + below)), tl.log(variance))
-            store(log_var_out + at, log_s + log_variance, mask)
-            near = before >= 0.25 * t
-            e = tl.sqrt(before) * tl.sqrt(inverse)
-            one_minus_e2 = lost_then * inverse + kept
-            less = tl.abs(rho) * one_minus_e2 / (e + tl.sqrt(t * variance))
-            magnitude = tl.abs(a)
-            within = tl.minimum(magnitude, 80.0)
-            grown = expm1(within)
-            sinh = 0.5 * (grown + grown / (1.0 + grown))
-            moved = asinh(tl.where(near, less, e * sinh))
-            logit = tl.where(near, magnitude - moved, moved + (magnitude - within))
-            store(rho_logit_out + at, tl.where(a < 0, -logit, logit), mask)
+
+
+@triton.jit
+def _posterior(
+    y, log_r, mu, log_var, rho_logit,
+    information, eta, mean_before, variance_before, lost_before,
+    mu_out, log_var_out, rho_logit_out, log_marginal,
+    y_row, y_step, log_r_row, log_r_step, mu_row, mu_step, log_var_row, log_var_step,
+    rho_logit_row, rho_logit_step,
+    rows, columns, chunks, chunk_columns,
+    LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Of one tile: the posterior, and the sum of its terms of the log marginal likelihood."""
+    chunk = tl.program_id(0) % chunks
+    row = own_rows(chunks, BLOCK_ROWS)
+    row_mask = row < rows
+    column = chunk.to(tl.int64) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None, :]
+    mask = row_mask & (column < columns)
+    x, w, scale, log_rs, log_s = whitened(
+        y + row * y_row, y_step, log_r + row * log_r_row, log_r_step,
+        mu + row * mu_row, mu_step, log_var + row * log_var_row, log_var_step, column, mask,
+    )  # fmt: skip
+    a, rho, sech = correlated(rho_logit + row * rho_logit_row, rho_logit_step, column, mask)
+    at = row * columns + column
+    informations = tl.load(information + at, mask=mask, other=0.0)
+    etas = tl.load(eta + at, mask=mask, other=0.0)
+    mean_then = tl.load(mean_before + at, mask=mask, other=0.0)
+    before = tl.load(variance_before + at, mask=mask, other=1.0)
+    lost_then = tl.load(lost_before + at, mask=mask, other=0.0)
+
+    marginal = 1.0 / (1.0 + informations)
+    e = x - etas * marginal
+    spread = 1.0 + w * marginal
+    # r S, or s (P + 1/w), which keeps its digits where r is small.
+    strong = w > 1.0
+    observed = log_rs != float("inf")
+    inside = tl.where(strong, marginal + 1.0 / tl.where(strong, w, 1.0), spread)
+    log_r_s = tl.log(inside) + tl.where(strong, log_s, tl.where(observed, log_rs, 0.0))
+    terms = tl.where(observed, LOG_2PI + log_r_s + e * (w / spread * e), 0.0)
+    store(log_marginal + row * chunks + chunk, -0.5 * row_sum(terms).to(tl.float64), row_mask)
+
+    _, driven, t, inverse, kept, phi, innovation = step_of(x, w, rho, sech, informations, etas)
+    mean, variance, lost = moments(
+        phi, innovation * driven, innovation, kept * (1.0 + rho * phi),
+        mean_then, before, lost_then,
+    )  # fmt: skip
+    m = read(mu + row * mu_row, mu_step, column, mask, 0.0)
+    store(mu_out + at, m + scale * mean, mask)
+    little = lost < 0.5
+    below = tl.where(little, -lost, 0.0)
+    log_variance = tl.where(little, 2.0 * artanh(below / (2.0 + below)), tl.log(variance))
+    store(log_var_out + at, log_s + log_variance, mask)
+
+    near = before >= 0.25 * t
+    shrunk = tl.sqrt(before) * tl.sqrt(inverse)
+    one_minus_e2 = lost_then * inverse + kept
+    less = tl.abs(rho) * one_minus_e2 / (shrunk + tl.sqrt(t * variance))
+    magnitude = tl.abs(a)
+    within = tl.minimum(magnitude, 80.0)
+    grown = expm1(within)
+    sinh = 0.5 * (grown + grown / (1.0 + grown))
+    moved = asinh(tl.where(near, less, shrunk * sinh))
+    logit = tl.where(near, magnitude - moved, moved + (magnitude - within))
+    store(rho_logit_out + at, tl.where(a < 0, -logit, logit), mask)
 
 
 @triton.jit
@@ -336,8 +379,61 @@ def _adjoint_back(
 
 @triton.jit
 def _adjoint_forth(
+    grad_mu, grad_rho_logit, y, log_r, mu, log_var, rho_logit,
+    information, eta, mean_before, variance_before, lost_before, of_mean_after, of_variance,
+    of_eta_before, of_information_before,
+    grad_mu_row, grad_mu_step, grad_rho_logit_row, grad_rho_logit_step,
+    y_row, y_step, log_r_row, log_r_step, mu_row, mu_step, log_var_row, log_var_step,
+    rho_logit_row, rho_logit_step,
+    rows, columns, chunks, chunk_columns,
+    LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Along time: κ and ξ of the step before each."""
+    COMPUTE: tl.constexpr = tl.float64 if y.dtype.element_ty == tl.float64 else tl.float32
+    row = own_rows(chunks, BLOCK_ROWS)
+    lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
+    row_mask = row < rows
+    carry_eta = zero_per_row(BLOCK_ROWS, COMPUTE)
+    carry_information = carry_eta
+    span = columns if LOOPED else BLOCK_COLUMNS
+    for offset in range(0, span, BLOCK_COLUMNS):
+        column = offset + lane
+        mask = row_mask & (column < columns)
+        x, w, scale, _, _ = whitened(
+            y + row * y_row, y_step, log_r + row * log_r_row, log_r_step,
+            mu + row * mu_row, mu_step, log_var + row * log_var_row, log_var_step, column, mask,
+        )  # fmt: skip
+        _, rho, sech = correlated(rho_logit + row * rho_logit_row, rho_logit_step, column, mask)
+        at = row * columns + column
+        informations = tl.load(information + at, mask=mask, other=0.0)
+        etas = tl.load(eta + at, mask=mask, other=0.0)
+        before = tl.load(variance_before + at, mask=mask, other=1.0)
+        lost_then = tl.load(lost_before + at, mask=mask, other=0.0)
+        _, driven, _, inverse, kept, phi, innovation = step_of(x, w, rho, sech, informations, etas)
+        _, variance, _ = moments(
+            phi, driven, innovation, kept * (1.0 + rho * phi), before, before, lost_then
+        )
+        correlation = rho * tl.sqrt(before / variance) * inverse
+        g = read(grad_mu + row * grad_mu_row, grad_mu_step, column, mask, 0.0)
+        logits = grad_rho_logit + row * grad_rho_logit_row
+        b = read(logits, grad_rho_logit_step, column, mask & (column > 0), 0.0)
+        mean_after = tl.load(of_mean_after + at, mask=mask, other=0.0)
+        of_variances = tl.load(of_variance + at, mask=mask, other=0.0)
+        gates, of_eta = scan(phi, innovation * (scale * g + mean_after))
+        of_eta += gates * carry_eta
+        spread = of_variances * (1.0 + correlation * correlation) + 0.5 * correlation * b
+        gates, of_information = scan(phi * phi, -innovation * spread)
+        of_information += gates * carry_information
+        tl.store(of_eta_before + at, shifted(of_eta, carry_eta), mask=mask)
+        tl.store(of_information_before + at, shifted(of_information, carry_information), mask=mask)
+        carry_eta, carry_information = last(of_eta), last(of_information)
+
+
+@triton.jit
+def _gradients(
     grad_mu, grad_log_var, grad_rho_logit, grad_log_marginal, y, log_r, mu, log_var, rho_logit,
     information, eta, mean_before, variance_before, lost_before, of_mean_after, of_variance,
+    of_eta_before, of_information_before,
     d_y, d_log_r, d_mu, d_log_var, d_rho_logit,
     grad_mu_row, grad_mu_step, grad_log_var_row, grad_log_var_step,
     grad_rho_logit_row, grad_rho_logit_step, grad_log_marginal_row,
@@ -347,107 +443,89 @@ def _adjoint_forth(
     LOG_R_PER_ROW: tl.constexpr, LOG_VAR_PER_ROW: tl.constexpr, RHO_LOGIT_PER_ROW: tl.constexpr,
     LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Along time: κ and ξ, and the gradients."""
-    COMPUTE: tl.constexpr = tl.float64 if y.dtype.element_ty == tl.float64 else tl.float32
+    """Of one tile: the gradients, or their sums."""
+    chunk = tl.program_id(0) % chunks
     row = own_rows(chunks, BLOCK_ROWS)
-    lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
     row_mask = row < rows
-    carry_eta = zero_per_row(BLOCK_ROWS, COMPUTE)
-    carry_information = carry_eta
-    sum_log_r = zero_per_row(BLOCK_ROWS, tl.float64)
-    sum_log_s, sum_a = sum_log_r, sum_log_r
+    column = chunk.to(tl.int64) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None, :]
+    mask = row_mask & (column < columns)
+    sums = row * chunks + chunk
     k = upcast(tl.load(grad_log_marginal + row * grad_log_marginal_row, mask=row_mask, other=0.0))
-    span = columns if LOOPED else BLOCK_COLUMNS
-    for offset in range(0, span, BLOCK_COLUMNS):
-        column = offset + lane
-        mask = row_mask & (column < columns)
-        x, w, scale, log_rs, _ = whitened(
-            y + row * y_row, y_step, log_r + row * log_r_row, log_r_step,
-            mu + row * mu_row, mu_step, log_var + row * log_var_row, log_var_step, column, mask,
-        )  # fmt: skip
-        _, rho, sech = correlated(rho_logit + row * rho_logit_row, rho_logit_step, column, mask)
-        at = row * columns + column
-        informations = tl.load(information + at, mask=mask, other=0.0)
-        etas = tl.load(eta + at, mask=mask, other=0.0)
-        mean_then = tl.load(mean_before + at, mask=mask, other=0.0)
-        before = tl.load(variance_before + at, mask=mask, other=1.0)
-        lost_then = tl.load(lost_before + at, mask=mask, other=0.0)
-        known, driven, _, inverse, kept, phi, innovation = step_of(
-            x, w, rho, sech, informations, etas
-        )
-        mean, variance, _ = moments(
-            phi, innovation * driven, innovation, kept * (1.0 + rho * phi),
-            mean_then, before, lost_then,
-        )  # fmt: skip
-        of_logit = tl.sqrt(before / variance) * inverse
-        correlation = rho * of_logit
-        g = read(grad_mu + row * grad_mu_row, grad_mu_step, column, mask, 0.0)
-        v = read(grad_log_var + row * grad_log_var_row, grad_log_var_step, column, mask, 0.0)
-        logits = grad_rho_logit + row * grad_rho_logit_row
-        b = read(logits, grad_rho_logit_step, column, mask & (column > 0), 0.0)
-        mean_after = tl.load(of_mean_after + at, mask=mask, other=0.0)
-        of_variances = tl.load(of_variance + at, mask=mask, other=0.0)
+    x, w, scale, log_rs, _ = whitened(
+        y + row * y_row, y_step, log_r + row * log_r_row, log_r_step,
+        mu + row * mu_row, mu_step, log_var + row * log_var_row, log_var_step, column, mask,
+    )  # fmt: skip
+    _, rho, sech = correlated(rho_logit + row * rho_logit_row, rho_logit_step, column, mask)
+    at = row * columns + column
+    informations = tl.load(information + at, mask=mask, other=0.0)
+    etas = tl.load(eta + at, mask=mask, other=0.0)
+    mean_then = tl.load(mean_before + at, mask=mask, other=0.0)
+    before = tl.load(variance_before + at, mask=mask, other=1.0)
+    lost_then = tl.load(lost_before + at, mask=mask, other=0.0)
+    eta_then = tl.load(of_eta_before + at, mask=mask, other=0.0)
+    information_then = tl.load(of_information_before + at, mask=mask, other=0.0)
+    known, driven, _, inverse, kept, phi, innovation = step_of(x, w, rho, sech, informations, etas)
+    mean, variance, _ = moments(
+        phi, innovation * driven, innovation, kept * (1.0 + rho * phi),
+        mean_then, before, lost_then,
+    )  # fmt: skip
+    of_logit = tl.sqrt(before / variance) * inverse
+    correlation = rho * of_logit
+    rho2 = correlation * correlation
+    g = read(grad_mu + row * grad_mu_row, grad_mu_step, column, mask, 0.0)
+    v = read(grad_log_var + row * grad_log_var_row, grad_log_var_step, column, mask, 0.0)
+    logits = grad_rho_logit + row * grad_rho_logit_row
+    b = read(logits, grad_rho_logit_step, column, mask & (column > 0), 0.0)
+    mean_after = tl.load(of_mean_after + at, mask=mask, other=0.0)
+    of_variances = tl.load(of_variance + at, mask=mask, other=0.0)
 
-        own = scale * g
-        gates, of_eta = scan(phi, innovation * (own + mean_after))
-        of_eta += gates * carry_eta
-        rho2 = correlation * correlation
-        spread = -innovation * (of_variances * (1.0 + rho2) + 0.5 * correlation * b)
-        gates, of_information = scan(phi * phi, spread)
-        of_information += gates * carry_information
-        of_eta_before = shifted(of_eta, carry_eta)
-        of_information_before = shifted(of_information, carry_information)
-        carry_eta, carry_information = last(of_eta), last(of_information)
-
-        observed = log_rs != float("inf")
-        pull = informations * x - etas
-        residual = (x - rho * mean_then + sech * (sech * pull)) * inverse
-        weight = w * residual
-        alone = 1.0 + sech * (sech * informations)
-        left = (own * alone - w * (sech * (sech * mean_after))) * inverse
-        left -= w * phi * of_eta_before
-        if d_y is not None:
-            of_y = tl.where(observed, (w * of_eta - k * weight) / scale, 0.0)
-            store(d_y + at, of_y, mask)
-        if d_mu is not None:
-            store(d_mu + at, (left + k * weight) / scale, mask)
-        if d_log_r is not None:
-            of_log_r = 0.5 * k * (weight * residual + w * variance - 1.0)
-            of_log_r -= w * of_information + of_eta * weight
-            of_log_r = tl.where(observed, of_log_r, 0.0)
-            if LOG_R_PER_ROW:
-                sum_log_r += row_sum(of_log_r).to(tl.float64)
-            else:
-                store(d_log_r + at, of_log_r, mask)
-        if d_log_var is not None:
-            of_log_s = v + w * of_information + 0.5 * (mean * left + of_eta * weight)
-            of_log_s += 0.5 * k * (weight * mean - w * variance)
-            if LOG_VAR_PER_ROW:
-                sum_log_s += row_sum(tl.where(mask, of_log_s, 0.0)).to(tl.float64)
-            else:
-                store(d_log_var + at, of_log_s, mask)
-        if d_rho_logit is not None:
-            known_before = phi * (rho * known)
-            score = driven - rho * (known * mean_then)
-            of_a = (own + mean_after) * (mean_then - 2.0 * rho * (score * inverse))
-            of_a = innovation * (of_a + of_eta_before * (1.0 + 2.0 * known_before) * score)
-            of_kept = 2.0 * of_information_before * (1.0 + known_before)
-            of_kept += k * (lost_then - known_before * before) - of_eta_before * mean_then
-            spread = 2.0 * kept * rho2 - innovation / variance * lost_then * inverse
-            of_a += rho * (kept * of_kept + 2.0 * of_variances * spread)
-            of_a += b * of_logit * (1.0 + rho * rho * kept)
-            of_a += k * (innovation * score * (mean_then - rho * (score * inverse)))
-            of_a = tl.where(mask & (column > 0), of_a, 0.0)
-            if RHO_LOGIT_PER_ROW:
-                sum_a += row_sum(of_a).to(tl.float64)
-            else:
-                store(d_rho_logit + at, of_a, mask)
-    if d_log_r is not None and LOG_R_PER_ROW:
-        store(d_log_r + row, sum_log_r, row_mask)
-    if d_log_var is not None and LOG_VAR_PER_ROW:
-        store(d_log_var + row, sum_log_s, row_mask)
-    if d_rho_logit is not None and RHO_LOGIT_PER_ROW:
-        store(d_rho_logit + row, sum_a, row_mask)
+    own = scale * g
+    of_eta = phi * eta_then + innovation * (own + mean_after)
+    spread = of_variances * (1.0 + rho2) + 0.5 * correlation * b
+    of_information = phi * phi * information_then - innovation * spread
+    observed = log_rs != float("inf")
+    pull = informations * x - etas
+    residual = (x - rho * mean_then + sech * (sech * pull)) * inverse
+    weight = w * residual
+    left = own * (1.0 + sech * (sech * informations))
+    left = (left - w * (sech * (sech * mean_after))) * inverse - w * phi * eta_then
+    if d_y is not None:
+        of_y = tl.where(observed, (w * of_eta - k * weight) / scale, 0.0)
+        store(d_y + at, of_y, mask)
+    if d_mu is not None:
+        store(d_mu + at, (left + k * weight) / scale, mask)
+    if d_log_r is not None:
+        of_log_r = 0.5 * k * (weight * residual + w * variance - 1.0)
+        of_log_r -= w * of_information + of_eta * weight
+        of_log_r = tl.where(observed, of_log_r, 0.0)
+        if LOG_R_PER_ROW:
+            store(d_log_r + sums, row_sum(of_log_r).to(tl.float64), row_mask)
+        else:
+            store(d_log_r + at, of_log_r, mask)
+    if d_log_var is not None:
+        of_log_s = v + w * of_information + 0.5 * (mean * left + of_eta * weight)
+        of_log_s += 0.5 * k * (weight * mean - w * variance)
+        if LOG_VAR_PER_ROW:
+            total = row_sum(tl.where(mask, of_log_s, 0.0))
+            store(d_log_var + sums, total.to(tl.float64), row_mask)
+        else:
+            store(d_log_var + at, of_log_s, mask)
+    if d_rho_logit is not None:
+        known_before = phi * (rho * known)
+        score = driven - rho * (known * mean_then)
+        of_a = (own + mean_after) * (mean_then - 2.0 * rho * (score * inverse))
+        of_a = innovation * (of_a + eta_then * (1.0 + 2.0 * known_before) * score)
+        of_kept = 2.0 * information_then * (1.0 + known_before)
+        of_kept += k * (lost_then - known_before * before) - eta_then * mean_then
+        spread = 2.0 * kept * rho2 - innovation / variance * lost_then * inverse
+        of_a += rho * (kept * of_kept + 2.0 * of_variances * spread)
+        of_a += b * of_logit * (1.0 + rho * rho * kept)
+        of_a += k * (innovation * score * (mean_then - rho * (score * inverse)))
+        of_a = tl.where(mask & (column > 0), of_a, 0.0)
+        if RHO_LOGIT_PER_ROW:
+            store(d_rho_logit + sums, row_sum(of_a).to(tl.float64), row_mask)
+        else:
+            store(d_rho_logit + at, of_a, mask)
 
 
 class _Call:
@@ -458,40 +536,39 @@ class _Call:
 
     def __init__(self, *inputs: Tensor):
         y = inputs[0]
-        self.tiling = tiling(y.numel() // y.shape[-1], y.shape[-1])
-        self.flat = [as_rows(x, self.tiling.rows) for x in inputs]
-        self.strides = [n for x in self.flat for n in self.strides_of(x)]
-        self.information, self.eta = self.scratch(), self.scratch()
+        self.whole = tiling(y.numel() // y.shape[-1], y.shape[-1])
+        self.tiles = in_tiles(self.whole)
+        self.flat = [as_rows(x, self.whole.rows) for x in inputs]
+        self.strides = strides_of(*self.flat)
+        self.passed: list[Tensor] = []
+        self.run(_back, scratch=2)
+        self.run(_forth, scratch=3)
 
-    def strides_of(self, x: Tensor) -> tuple[int, int]:
-        return x.stride(0), 0 if x.shape[1] == 1 else x.stride(1)
+    def run(self, kernel: JITFunction, *upstream: Tensor, scratch: int) -> None:
+        """A recurrence, of what those before it left."""
+        y, t = self.flat[0], self.whole
+        shape, dtype = (scratch, t.rows, t.columns), compute_dtype(y.dtype)
+        read, left = self.passed, list(torch.empty(shape, dtype=dtype, device=y.device))
+        strides = (*strides_of(*upstream), *self.strides)
+        launch(kernel, t, y, *upstream, *self.flat, *read, *left, *strides)
+        self.passed = read + left
 
-    def scratch(self) -> Tensor:
-        y, t = self.flat[0], self.tiling
-        return torch.empty(t.rows, t.columns, dtype=compute_dtype(y.dtype), device=y.device)
 
-    def launch(self, kernel: JITFunction, *args, **constants) -> None:
-        launch(kernel, self.tiling, self.flat[0], *args, **constants)
-
-    def back(self, log_marginal: Tensor | None) -> None:
-        passed = (self.information, self.eta, log_marginal)
-        self.launch(_back, *self.flat, *passed, *self.strides)
-
-    def forth(self, *outputs: Tensor | None) -> None:
-        self.launch(_forth, *self.flat, self.information, self.eta, *outputs, *self.strides)
+def strides_of(*rows: Tensor) -> list[int]:
+    return [n for x in rows for n in (x.stride(0), 0 if x.shape[1] == 1 else x.stride(1))]
 
 
 def markov_smooth(
     y: Tensor, log_r: Tensor, mu: Tensor, log_var: Tensor, rho_logit: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `rhovae_kernels.ops.markov_smooth`."""
-    posterior = [contiguous_like(y) for _ in range(3)]
-    log_marginal = torch.zeros(y.shape[:-1], dtype=compute_dtype(y.dtype), device=y.device)
-    if y.numel():
-        call = _Call(y, log_r, mu, log_var, rho_logit)
-        call.back(log_marginal)
-        call.forth(None, None, None, *posterior)
-    return *posterior, log_marginal
+    posterior, dtype = [contiguous_like(y) for _ in range(3)], compute_dtype(y.dtype)
+    if not y.numel():
+        return *posterior, torch.zeros(y.shape[:-1], dtype=dtype, device=y.device)
+    call = _Call(y, log_r, mu, log_var, rho_logit)
+    sums = row_sums(y, y.shape[:-1], dtype, call.tiles)
+    launch(_posterior, call.tiles, y, *call.flat, *call.passed, *posterior, sums, *call.strides)
+    return *posterior, add_chunks(sums, dtype, call.tiles)
 
 
 def markov_smooth_backward(
@@ -507,32 +584,23 @@ def markov_smooth_backward(
     if not y.numel():
         return no_gradients(inputs, needs)
     call = _Call(*inputs)
-    t = call.tiling
-    none = torch.zeros(1, dtype=y.dtype, device=y.device)
-    grads = [
-        none.expand(t.rows, 1) if g is None else as_rows(g, t.rows)
-        for g in (grad_mu, grad_log_var, grad_rho_logit)
-    ]
-    strides = [n for g in grads for n in call.strides_of(g)]
+    rows = call.whole.rows
+    none = torch.zeros(1, dtype=y.dtype, device=y.device).expand(rows, 1)
+    grads = (grad_mu, grad_log_var, grad_rho_logit)
+    g, v, b = (none if grad is None else as_rows(grad, rows) for grad in grads)
     if grad_log_marginal is None:
-        k = torch.zeros(1, dtype=compute_dtype(y.dtype), device=y.device).expand(t.rows)
+        k = torch.zeros(1, dtype=compute_dtype(y.dtype), device=y.device).expand(rows)
     else:
-        k = grad_log_marginal.reshape(t.rows)
-    moments = [call.scratch() for _ in range(3)]
-    adjoints = [call.scratch() for _ in range(2)]
-    passed = (call.information, call.eta, *moments, *adjoints)
-    call.back(None)
-    call.forth(*moments, None, None, None)
-    call.launch(_adjoint_back, *grads, *call.flat, *passed, *strides, *call.strides)
-    gradients = [
-        contiguous_like(x) if need else None for x, need in zip(inputs, needs, strict=True)
-    ]
-    call.launch(
-        _adjoint_forth, *grads, k, *call.flat, *passed, *gradients,
-        *strides, k.stride(0), *call.strides,
-        **per_row_flags(*(x.shape[-1] == 1 for x in call.flat)),
+        k = grad_log_marginal.reshape(rows)
+    call.run(_adjoint_back, g, v, b, scratch=2)
+    call.run(_adjoint_forth, g, b, scratch=2)
+    gradients = [gradient(x, need, call.tiles) for x, need in zip(inputs, needs, strict=True)]
+    launch(
+        _gradients, call.tiles, y, g, v, b, k, *call.flat, *call.passed, *gradients,
+        *strides_of(g, v, b), k.stride(0), *call.strides,
+        **per_row_flags(*(x.shape[1] == 1 for x in call.flat)),
     )  # fmt: skip
-    return tuple(y.new_empty(0) if g is None else g for g in gradients)
+    return tuple(finished(d, x, call.tiles) for d, x in zip(gradients, inputs, strict=True))
 
 
 def per_row_flags(y: bool, log_r: bool, mu: bool, log_var: bool, rho_logit: bool) -> dict:
@@ -546,29 +614,29 @@ def per_row_flags(y: bool, log_r: bool, mu: bool, log_var: bool, rho_logit: bool
 def configurations() -> list[Configuration]:
     """Ways in which the kernels are compiled that between them meet each tile, pass and flag."""
     looped = 2 * TILE_COLUMNS[-1]
-    posterior = ("mu_out", "log_var_out", "rho_logit_out")
-    before = ("mean_before", "variance_before", "lost_before")
     per_row = per_row_flags(False, True, False, True, True)
     per_step = dict.fromkeys(per_row, False)
     cases = [
-        *(("fp32", c, _back, {}, {}) for c in (*TILE_COLUMNS, looped)),
-        *(("fp32", c, _forth, dict.fromkeys(before), {}) for c in (*TILE_COLUMNS, looped)),
-        ("fp64", looped, _back, {}, {}),
-        ("fp64", looped, _forth, dict.fromkeys(before), {}),
-        ("bf16", looped, _back, {}, {}),
-        ("fp32", looped, _back, {"log_marginal": None}, {}),
-        ("fp32", looped, _forth, dict.fromkeys(posterior), {}),
-        ("fp32", looped, _adjoint_back, {}, {}),
-        ("fp32", looped, _adjoint_forth, {}, per_row),
-        ("fp32", looped, _adjoint_forth, {}, per_step),
-        ("fp64", looped, _adjoint_back, {}, {}),
-        ("fp64", looped, _adjoint_forth, {}, per_step),
+        *(("fp32", c, _back, {}) for c in (*TILE_COLUMNS, looped)),
+        *((dtype, looped, _back, {}) for dtype in ("fp64", "bf16")),
+        *(
+            (dtype, looped, kernel, {})
+            for kernel in (_forth, _posterior, _adjoint_back, _adjoint_forth)
+            for dtype in ("fp32", "fp64")
+        ),
+        ("fp32", looped, _gradients, per_row),
+        *((dtype, looped, _gradients, per_step) for dtype in ("fp32", "fp64")),
     ]
-    passed = ("information", "eta", *before, "of_mean_after", "of_variance", "log_marginal")
+    passed = ("information", "eta", "mean_before", "variance_before", "lost_before")
+    passed += ("of_mean_after", "of_variance", "of_eta_before", "of_information_before")
     result = []
-    for dtype, columns, kernel, left_out, flags in cases:
+    for dtype, columns, kernel, flags in cases:
         wide = "fp64" if dtype == "fp64" else "fp32"
-        pointers = {name: wide for name in (*passed, "grad_log_marginal")} | left_out
+        pointers = dict.fromkeys((*passed, "grad_log_marginal"), wide)
+        # Of a row in several tiles, the sums are in float64.
+        pointers["log_marginal"] = "fp64"
+        if flags == per_row:
+            pointers |= dict.fromkeys(("d_log_r", "d_log_var", "d_rho_logit"), "fp64")
         pointers = {name: kind for name, kind in pointers.items() if name in kernel.arg_names}
         c = configuration(kernel, dtype, columns, pointers, flags)
         t = tiling(TILE_ELEMENTS, columns)

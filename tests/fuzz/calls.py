@@ -10,7 +10,9 @@ from torch import Tensor
 
 from fuzz import bounds
 from fuzz.draw import Draw
+from python_ref.linear_scan import shift
 from python_ref.made_inverse import ACTIVATIONS, SCALES, Made, pairs, staircase
+from python_ref.markov_smooth import Chain
 
 
 class Op(NamedTuple):
@@ -77,6 +79,25 @@ def linear_scan(draw: Draw) -> list:
     gates = draw.tensor((*batch, draw.random.choice((1, d))), draw.random.choice((0.3, 0.7)), 1.0)
     initial = draw.tensor((*batch, 1), 2.0, 1e3) if draw.chance(0.5) else None
     return [gates, draw.tensor((*batch, d), 2.0, 1e3), draw.chance(0.5), initial]
+
+
+def markov_smooth(draw: Draw) -> list:
+    # The specification takes a step in Python at a time.
+    batch, d = draw.batch(), min(draw.columns(), 700)
+
+    def parameter(scales, most):
+        columns = draw.random.choice((1, d))
+        return draw.values((*batch, columns), draw.random.choice(scales), most, special=False)
+
+    y = draw.values((*batch, d), 2.0, 1e3, special=d > 0)
+    log_r = parameter((0.5, 3.0), 20.0)
+    missing = torch.rand(log_r.shape, generator=draw.generator) < draw.random.choice((0, 0.3, 1))
+    log_r = log_r.masked_fill(missing, math.inf)
+    if draw.chance(0.5):
+        y = y.masked_fill(missing.expand(y.shape), math.nan)
+    mu = draw.values((*batch, d), 2.0, 1e3, special=d > 0)
+    prior = parameter((0.5, 3.0), 20.0), parameter((0.5, 2.0, 8.0), 40.0)
+    return [draw.laid_out(x.to(draw.dtype)) for x in (y, log_r, mu, *prior)]
 
 
 def iaf_gate(draw: Draw) -> list:
@@ -230,6 +251,24 @@ def of_made_inverse(args, actual: Tensor, rounding: float) -> tuple[Tensor, Tens
     )
 
 
+def of_markov_smooth(args, actual: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
+    """What is left of the normal equations at the mean μ' as it came, and its bound.
+
+    With u = (μ'−μ)/√s, (u_j − ρ_j u_{j−1})/q_j − ρ_{j+1} (u_{j+1} − ρ_{j+1} u_j)/q_{j+1}
+    + w_j (u_j − x_j) = 0.
+    """
+    c, mu = Chain.of(*args), args[2]
+
+    def balance(u, x, rho, sign):
+        push = (u + sign * rho * shift(u)) / c.sech.square()
+        return push + sign * shift(rho * push, True) + c.w * (u + sign * x)
+
+    residual = balance((actual.double() - mu) / c.scale, c.x, c.rho, -1.0)
+    y = torch.where(c.observed, args[0], 0.0)
+    sizes = (actual.double().abs() + mu.abs()) / c.scale, (y.abs() + mu.abs()) / c.scale
+    return residual, balance(*sizes, c.rho.abs(), 1.0)
+
+
 OPS = {
     "linear_scan": Op(linear_scan, (0, 1, 3), bounds.of_linear_scan),
     "ar1_reparam": Op(ar1_reparam, (0, 1, 2, 3), bounds.of_ar1_reparam),
@@ -242,5 +281,10 @@ OPS = {
     "iaf_gate": Op(iaf_gate, (0, 1, 2), bounds.of_iaf_gate),
     "affine_coupling": Op(affine_coupling, (0, 1, 2), bounds.of_affine_coupling),
     "philox": Op(philox, (), None),
+    "markov_smooth": Op(markov_smooth, (0, 1, 2, 3, 4), None),
 }
-RESIDUALS = {"made_inverse": of_made_inverse, "made_solve": of_made_solve}
+RESIDUALS = {
+    "made_inverse": of_made_inverse,
+    "made_solve": of_made_solve,
+    "markov_smooth": of_markov_smooth,
+}

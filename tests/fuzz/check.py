@@ -113,6 +113,12 @@ def right(draw: Draw, op: str, args: list) -> None:
         if not torch.equal(outputs[0], python_ref.philox(*args)):
             raise Mismatch("philox: other words than the specification's")
         return
+    if op == "markov_smooth":
+        y, log_r, *prior = exact
+        seen = y[(log_r < torch.inf).expand(y.shape)]
+        if all(x.isfinite().all() for x in (seen, *prior, *exact_upstream) if x is not None):
+            smoothed(op, args, wanted, exact, exact_upstream, outputs, gradients, draw.dtype)
+        return
     if op in RESIDUALS:
         if all(x.isfinite().all() for x in flat((*exact, *exact_upstream)) if is_floating(x)):
             network(op, args, wanted, exact, exact_upstream, outputs, gradients, draw.dtype)
@@ -178,6 +184,32 @@ def network(op, args, wanted, exact, upstream, outputs, gradients, dtype) -> Non
             off = (r.double() - e).abs().max() / UNIT[torch.float32]
             scale = (16 * off + OF_MAX[dtype] / UNIT[dtype] * e.abs().max()) / C
             close(f"{op} gradient {i}", g, e, scale + e.abs(), dtype, rounding)
+
+
+def smoothed(op, args, wanted, exact, upstream, outputs, gradients, dtype) -> None:
+    """A posterior and its gradients, which are as far off as the problem's condition lets them be.
+
+    The mean leaves a residual of rounding in its own equations; of everything else, a few times
+    what the specification itself is off in float32 tells how far, a tensor's largest value being
+    the scale.
+    """
+    rounding = ROUNDING.get(dtype, 0.0)
+    with rk.use_backend("reference"):
+        whole, expected = results(op, exact, wanted, upstream)
+        rounded, of_rounded = results(op, *(mapped(single, x) for x in (exact, wanted, upstream)))
+    residual, bound = RESIDUALS[op](exact, outputs[0], rounding)
+    close(f"{op} residual", residual, torch.zeros_like(residual), bound, dtype, rounding)
+    kinds = (
+        ("output", outputs, whole, rounded),
+        ("gradient", gradients, expected, of_rounded),
+    )
+    for kind, ours, theirs, theirs_rounded in kinds:
+        for i, (y, e, r) in enumerate(zip(ours, theirs, theirs_rounded, strict=True)):
+            if y is not None and e.numel():
+                off = (r.double() - e).abs().max() / UNIT[torch.float32]
+                scale = (16 * off + OF_MAX[dtype] / UNIT[dtype] * e.abs().max()) / C
+                lost = rounding if y.dtype == dtype else 0.0
+                close(f"{op} {kind} {i}", y, e, scale + e.abs(), dtype, lost)
 
 
 def without_logit(args, expected: list) -> None:

@@ -53,6 +53,12 @@ def calls(device):
         "markov_reparam": (x, column, x, column, x, True),
         "markov_reparam_backward": (x, x, x, x, column, x, x, True, [*needs, True, False]),
         "philox": (state, 3, 5),
+        "markov_smooth": (x, x, x, column, x),
+        "markov_smooth_backward": (
+            *(x, x, x, per_row),
+            *(x, column, x, x, column),
+            [*needs, *needs[1:]],
+        ),
         "iaf_gate": (x, x, x),
         "iaf_gate_backward": (x, per_row, x, x, x, needs),
         "affine_coupling": coupling,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from contract import SPLIT_SHAPES, Contract, normal
 from markov_cases import HARD
+from test_cost import Flops as CountedFlops
 from tolerance import assert_matches
 from torch import Tensor
 from torch.autograd import gradcheck
@@ -16,8 +17,15 @@ from torch.autograd import gradcheck
 import python_ref
 import rhovae_kernels as rk
 from python_ref.markov_smooth import Chain, information, information_by_doubling
+from rhovae_kernels.ops.cost import cost
 
 OPS = torch.ops.rhovae
+
+
+class Flops(CountedFlops):
+    ELEMENTARY = (*CountedFlops.ELEMENTARY, "asinh", "sinh")
+
+
 PEERS = Path(__file__).resolve().parents[1] / "fixtures" / "markov_smooth"
 sys.path.insert(0, str(PEERS))
 import peers  # noqa: E402
@@ -321,6 +329,46 @@ def test_the_specifications_backward_is_that_of_its_forward():
             actual = python_ref.markov_smooth_backward(*up, *(x.detach() for x in inputs))
             for a, e in zip(actual, expected, strict=True):
                 torch.testing.assert_close(a, e, rtol=1e-12, atol=1e-12)
+
+
+# What it costs.
+
+
+@pytest.mark.parametrize("variant", TestMarkovSmooth.variants)
+def test_the_flops_are_those_of_the_specification(variant):
+    def counted(d):
+        inputs = TestMarkovSmooth().inputs(variant, (3,), d, torch.float32)
+        up = [torch.ones(3, d)] * 3 + [torch.ones(3)]
+        with Flops() as forward:
+            python_ref.markov_smooth(*inputs)
+        with Flops() as backward:
+            python_ref.markov_smooth_backward(*up, *inputs)
+        model = cost("markov_smooth_backward", *up, *inputs, [True] * 5)
+        return (
+            (forward.count, backward.count),
+            (cost("markov_smooth", *inputs).flops, model.flops),
+        )
+
+    # What is done once a row drops out of the differences.
+    (some, model), (more, model_of_more) = counted(20), counted(40)
+    for a, b, c, d in zip(some, more, model, model_of_more, strict=True):
+        assert b - a == d - c
+
+
+def test_what_no_gradient_depends_on_is_not_in_the_model():
+    x, row, k = (torch.empty(shape, device="meta") for shape in ((10, 100), (10, 1), (10,)))
+    inputs, n = (x, x, x, row, row), 4 * 1000
+
+    def read(grads, needs):
+        return round(cost("markov_smooth_backward", *grads, *inputs, needs).bytes_read / n, 1)
+
+    every = [True] * 5
+    assert read((x, x, x, k), every) == 6
+    # The posterior's variances and correlations do not depend on y and μ.
+    assert read((None, x, x, None), every) == 3
+    assert read((x, None, None, None), [True, False, True, False, False]) == 2
+    assert read((None, None, None, k), every) == 3
+    assert read((x, x, x, k), [False] * 5) == 0
 
 
 # The peers, whose answers are kept with the script that asks them.

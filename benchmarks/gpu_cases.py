@@ -27,6 +27,7 @@ from torch import Tensor
 
 import python_ref
 from python_ref.ar1 import draw
+from python_ref.markov_smooth import information_by_doubling
 from python_ref.masked_linear import staircase_mask
 
 OPS = torch.ops.rhovae
@@ -245,6 +246,28 @@ def linear_scan(shape, dtype, device) -> Work:
     return Work(ours, others, spent)
 
 
+def markov_smooth(shape, dtype, device) -> Work:
+    """A chain of one correlation and scale a row, each step observed with its own noise."""
+    rows = shape[0]
+    y, log_r, mu = (randn(*shape, dtype=dtype, device=device, seed=i) for i in range(3))
+    log_var, rho_logit = (randn(rows, 1, dtype=dtype, device=device, seed=i) for i in (3, 4))
+    arguments = tuple(x.requires_grad_() for x in (y, log_r, mu, log_var, rho_logit))
+    k = y.new_empty(rows, dtype=torch.float32)
+    spent = costs("markov_smooth", arguments, (y, y, y, k, *arguments, (True,) * 5))
+
+    def formula(*args):
+        return python_ref.markov_smooth(*args, scan=doubling, information=information_by_doubling)
+
+    ours = Way(OPS.markov_smooth, arguments, formula)
+    # In float64, as its products of many maps ask for, and in the log₂ d steps of `doubling`.
+    others = {
+        "doubling steps": ours._replace(
+            function=lambda *args: formula(*(x.double() for x in args)), directions=("forward",)
+        )
+    }
+    return Work(ours, others, spent)
+
+
 def iaf_gate(shape, dtype, device) -> Work:
     tensors = (randn(*shape, dtype=dtype, device=device, seed=i, scale=1.0) for i in range(3))
     arguments = tuple(x.requires_grad_() for x in tensors)
@@ -430,6 +453,14 @@ ENTRIES = [
     Entry("training_step", training_step, ((128, 32), (4096, 32)), (torch.float32,), ("step",)),
     Entry("linear_scan", linear_scan, ((12288, 65536),), (torch.float32,)),
     Entry("linear_scan", linear_scan, ((65536, 1024),)),
+    Entry(
+        "markov_smooth",
+        markov_smooth,
+        ((4096, 1024), (65536, 128)),
+        (torch.float32,),
+        modes=("eager",),
+        tensors=40,
+    ),
     Entry("iaf_gate", iaf_gate, ((65536, 512),)),
     Entry("affine_coupling", affine_coupling, ((65536, 512),)),
     Entry(

@@ -197,8 +197,8 @@ def markov_smooth(
     c = Chain.of(y, log_r, mu, log_var, rho_logit)
     p = Smoothed.of(c, scan, information)
     mean = mu.to(c.x.dtype) + c.scale * p.mean
-    posterior = (mean, c.log_s + p.log_variance(), _logit(c, p))
-    return *(v.to(mu.dtype) for v in posterior), _log_marginal(c, p)
+    log_variance, dtype = c.log_s + p.log_variance(), mu.dtype
+    return mean.to(dtype), log_variance.to(dtype), _logit(c, p).to(dtype), _log_marginal(c, p)
 
 
 def markov_smooth_backward(

@@ -562,7 +562,8 @@ def markov_smooth(
     y: Tensor, log_r: Tensor, mu: Tensor, log_var: Tensor, rho_logit: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See `rhovae_kernels.ops.markov_smooth`."""
-    posterior, dtype = [contiguous_like(y) for _ in range(3)], compute_dtype(y.dtype)
+    dtype = compute_dtype(y.dtype)
+    posterior = contiguous_like(y), contiguous_like(y), contiguous_like(y)
     if not y.numel():
         return *posterior, torch.zeros(y.shape[:-1], dtype=dtype, device=y.device)
     call = _Call(y, log_r, mu, log_var, rho_logit)
@@ -627,8 +628,10 @@ def configurations() -> list[Configuration]:
         ("fp32", looped, _gradients, per_row),
         *((dtype, looped, _gradients, per_step) for dtype in ("fp32", "fp64")),
     ]
-    passed = ("information", "eta", "mean_before", "variance_before", "lost_before")
-    passed += ("of_mean_after", "of_variance", "of_eta_before", "of_information_before")
+    passed = (
+        *("information", "eta", "mean_before", "variance_before", "lost_before"),
+        *("of_mean_after", "of_variance", "of_eta_before", "of_information_before"),
+    )
     result = []
     for dtype, columns, kernel, flags in cases:
         wide = "fp64" if dtype == "fp64" else "fp32"

@@ -18,6 +18,8 @@ from torch.distributions.transforms import AffineTransform, ExpTransform, TanhTr
 from rhovae_kernels.distributions import MarkovNormal
 from rhovae_kernels.papers import stochastic_volatility as sv
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 POSTERIORS = [sv.MeanField, sv.OneCorrelation, sv.Markov, sv.Dependent, sv.Smoothed]
 FAMILIES = pytest.mark.parametrize("family", POSTERIORS, ids=lambda family: family.__name__)
 DAYS = 6

@@ -11,7 +11,9 @@ from rhovae_kernels.papers import stochastic_volatility as sv
 from rhovae_kernels.papers import volatility
 from rhovae_kernels.plots import pictures
 
-# Nats; in all digits what a fit of 0.001 nats a round may leave.
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# Nats, to what may be left by a fit whose last round adds less than 0.001.
 LAST_100 = {
     "mean-field": -590.040,
     "one-rho": -576.016,
@@ -23,7 +25,7 @@ ALL_DAYS = {"mean-field": -10807.885, "one-rho": -10510.025, "markov": -10506.41
 
 
 @pytest.fixture(scope="module")
-def last_100():
+def last_100(one_thread):
     """The study of the last 100 days, and the directory that it wrote."""
     y = sp500.centred_differences(100)
     found = [volatility.fitted(form, y) for form in volatility.FORMS]
@@ -114,7 +116,7 @@ def test_a_study_writes_its_table_its_page_and_its_picture(monkeypatch, tmp_path
     monkeypatch.setattr(sv, "MOST_ROUNDS", 2)
     table = volatility.reproduce("100", out=tmp_path)
     assert json.loads((tmp_path / "table.json").read_text()) == table
-    assert (tmp_path / "table.md").read_text() == volatility.describe(table)
+    assert (tmp_path / "table.md").read_text() == volatility.describe(table) + "\n"
     assert (tmp_path / "volatility-100.png").read_bytes().startswith(b"\x89PNG")
     told = capsys.readouterr()
     assert told.out == "" and told.err.count("100 days, ") == len(volatility.FORMS)

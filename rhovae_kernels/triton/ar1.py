@@ -486,10 +486,10 @@ def _log_prob_backward(
     row_mask = row < rows
     zs, mus, log_vars = z + row * z_row, mu + row * mu_row, log_var + row * log_var_row
     logits = rho_logit + row * rho_logit_row
-    k = upcast(tl.load(grad + row * grad_row, mask=row_mask, other=0.0))
     if not PER_STEP:
         a = upcast(tl.load(logits, mask=row_mask, other=0.0))
         sign, rho, sech, cosh, one_minus_abs_rho, _ = correlation(a)
+    k = upcast(tl.load(grad + row * grad_row, mask=row_mask, other=0.0))
     total_log_var = zero_per_row(BLOCK_ROWS, tl.float64)
     total_rho_logit = zero_per_row(BLOCK_ROWS, tl.float64)
 
@@ -516,10 +516,11 @@ def _log_prob_backward(
             e_after = whitened(u_after, u, column + 1, sign, cosh_after, one_minus_abs_rho)
             a = step_logits(logits, rho_logit_step, column, mask)
             sign, rho, sech, cosh, one_minus_abs_rho, _ = correlations(a)
+            e = whitened(u, u_before, column, sign, cosh, one_minus_abs_rho)
         else:
+            e = whitened(u, u_before, column, sign, cosh, one_minus_abs_rho)
             e_after = whitened(u_after, u, column + 1, sign, cosh, one_minus_abs_rho)
             rho_after, cosh_after = rho, cosh
-        e = whitened(u, u_before, column, sign, cosh, one_minus_abs_rho)
         e_after = tl.where(column + 1 < columns, e_after, 0.0)
         gamma = cosh_after * rho_after * e_after - tl.where(column == 0, e, cosh * e)
         log_s = log_scale(log_vars, log_var_step, column, mask, row_mask, PER_ELEMENT)

@@ -209,6 +209,12 @@ def _cost_backward(
     )
 
 
+def _triton():
+    from rhovae_kernels.triton import markov_reparam
+
+    return markov_reparam
+
+
 MARKOV_REPARAM = register(
     Op(
         file="markov_reparam",
@@ -220,6 +226,7 @@ MARKOV_REPARAM = register(
         fake=_fake,
         cost=_cost,
         reference=specification,
+        triton=lambda: _triton().markov_reparam,
         function=MarkovReparam,
         autocast=torch.float32,
     )
@@ -238,6 +245,7 @@ MARKOV_REPARAM_BACKWARD = register(
         ),
         cost=_cost_backward,
         reference=of_those_asked_for(specification_backward),
+        triton=lambda: _triton().markov_reparam_backward,
         function=autograd.backward_function(
             "markov_reparam_backward", 7, scanned(specification_backward)
         ),

@@ -209,7 +209,8 @@ def describe(table: Mapping[str, Any]) -> str:
         "and ratio of sds: a day's log volatility against a long run of Stan, in its sds, means "
         f"over the days. L-BFGS raised each ELBO until {table['iterations_a_round']} iterations "
         f"added less than {table['least_rise_of_a_round']:g} nats. In the first three forms q(h) "
-        "does not follow the parameters θ, whose own posterior is then too narrow. Seconds are of "
+        "does not follow the parameters θ, whose own posterior is then too narrow; that of m has "
+        "heavy tails where φ may be near 1, as on 100 days, and q(θ) is Gaussian. Seconds are of "
         "the CPU, all threads together."
     ]
     for series in table["series"]:

@@ -19,9 +19,9 @@ OPS = torch.ops.rhovae
 @pytest.mark.parametrize(
     "rows,d,limits",
     [
-        (128, 32, {"eager": 0.5, "compiled": 1.0, "eager diagonal": 1.0}),
-        (1024, 128, {"eager": 0.25, "compiled": 1.0, "eager diagonal": 1.0}),
-        (4096, 1024, {"eager": 0.25, "compiled": 1.0, "eager diagonal": 1.0}),
+        (128, 32, {"eager": 0.25, "compiled": 1.0}),
+        (1024, 128, {"eager": 0.2, "compiled": 1.0, "eager diagonal": 1.0}),
+        (4096, 1024, {"eager": 0.1, "compiled": 1.0, "eager diagonal": 1.0}),
     ],
 )
 def test_forward_and_backward(compare, rows, d, limits):

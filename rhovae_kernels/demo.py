@@ -178,6 +178,10 @@ def _cases(device: str) -> dict[str, tuple[Callable[..., Any], list[Tensor]]]:
         "ar1_reparam": (ops.ar1_reparam, [*parameters, normal(COLUMNS)]),
         "ar1_reparam_rng": (ops.ar1_reparam_rng, [*parameters, state]),
         "ar1_log_prob": (ops.ar1_log_prob, [normal(COLUMNS), *parameters]),
+        "markov_reparam": (
+            ops.markov_reparam,
+            [*parameters, torch.atanh(0.99 * torch.tanh(normal(1))), normal(COLUMNS)],
+        ),
         "markov_smooth": (ops.markov_smooth, [normal(COLUMNS), normal(COLUMNS), *parameters]),
         "linear_scan": (ops.linear_scan, [torch.tanh(normal(1)), normal(COLUMNS)]),
         "masked_linear": (

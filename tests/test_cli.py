@@ -470,7 +470,8 @@ def test_modes_metrics_and_thresholds_that_cannot_be_are_named(capsys, monkeypat
 
 
 def test_reproduce_volatility_holds_every_posterior_against_stan(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr(stochastic_volatility, "MOST_ROUNDS", 1)
+    monkeypatch.setattr(stochastic_volatility, "ROUND", 2)
+    monkeypatch.setattr(stochastic_volatility, "MOST_ROUNDS", 2)
     command = "reproduce volatility --days 100 --quiet --out"
     status, shown, error = rhovae(capsys, monkeypatch, command, tmp_path)
     assert status == 0 and error == ""

@@ -682,7 +682,7 @@ class TestSavedModels:
         ("change", "says"),
         [
             ({"prior": {"part": "priors.Unheard", "latent": 3}}, r"prior: .*'priors.Unheard'"),
-            ({"decoder": {"part": "decoders.Tensor"}}, r"decoder: .*Tensor is no Part"),
+            ({"decoder": {"part": "decoders.Discretized"}}, r"decoder: .*Discretized is no Part"),
             ({"prior": {"part": "os.path"}}, "prior: .*'os.path'"),
             ({"prior": {"part": "priors.AR1", "size": 3}}, "prior: .*size"),
             ({"posterior": {"part": "posteriors.AR1", "latent": 0}}, "posterior: latent is 0"),

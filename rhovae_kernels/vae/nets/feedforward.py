@@ -1,4 +1,4 @@
-"""Networks: encoders, and the decoder networks that mirror them."""
+"""`MLP`, `Conv`, `DCGAN`: encoders of single data, and the decoder networks that mirror them."""
 
 import math
 from itertools import pairwise

@@ -1,0 +1,7 @@
+"""Decoders p(x|z): modules from a latent code to a distribution over data."""
+
+from rhovae_kernels.vae.decoders.base import Decoder
+from rhovae_kernels.vae.decoders.discretized import Discretized, DiscretizedLogistic
+from rhovae_kernels.vae.decoders.plain import Bernoulli, Gaussian
+
+__all__ = ["Bernoulli", "Decoder", "Discretized", "DiscretizedLogistic", "Gaussian"]

@@ -7,11 +7,13 @@ from rhovae_kernels.distributions.markov import AR1Normal, MarkovNormal
 from rhovae_kernels.distributions.markov_kl import kl_per_step
 from rhovae_kernels.distributions.mixture import UniformMixture
 from rhovae_kernels.distributions.normal import DiagonalNormal, StandardNormal
+from rhovae_kernels.distributions.sequence import MarkovSequence
 
 __all__ = [
     "AR1Normal",
     "DiagonalNormal",
     "MarkovNormal",
+    "MarkovSequence",
     "NormalizingFlow",
     "StandardNormal",
     "UniformMixture",

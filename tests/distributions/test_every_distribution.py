@@ -18,6 +18,7 @@ from rhovae_kernels.distributions import (
     AR1Normal,
     DiagonalNormal,
     MarkovNormal,
+    MarkovSequence,
     NormalizingFlow,
     StandardNormal,
     UniformMixture,
@@ -44,6 +45,10 @@ def markov(d: int = D, seed: int = 0) -> MarkovNormal:
     return MarkovNormal(draw(B, d, seed=seed), log_var=log_var, rho_logit=rho_logit)
 
 
+def sequence(own: Tensor | None = None) -> MarkovSequence:
+    return MarkovSequence(draw(B, 2, 4), draw(B, 2, 4, seed=1), draw(B, 2, 4, seed=2), own)
+
+
 def flow(kind: str, context: Tensor | None = None, **given) -> NormalizingFlow:
     torch.manual_seed(0)
     width = 0 if context is None else context.shape[-1]
@@ -66,6 +71,11 @@ DISTRIBUTIONS = {
     "RealNVP": lambda: flow("RealNVP", base=ar1()),
     "a flow of a mixture": lambda: flow("MAF", base=DISTRIBUTIONS["UniformMixture"]()),
     "Discretized": lambda: Discretized(draw(B).sigmoid(), draw(B, seed=1), levels=5),
+    "MarkovSequence": lambda: sequence(),
+    "MarkovSequence, padded": lambda: sequence(torch.arange(4) < torch.tensor([[4], [2]])),
+    "MarkovSequence, one number": lambda: MarkovSequence(
+        draw(B, 2, 4), draw(B, 2, 1, seed=1), draw(2, 1, seed=2)
+    ),
     "RandomWalkNormal": lambda: RandomWalkNormal(
         draw(B, D), draw(B, 1, seed=1), draw(B, 1, seed=2).tanh()
     ),

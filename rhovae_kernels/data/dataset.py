@@ -24,7 +24,8 @@ class Dataset:
     Attributes:
         name, split: which data.
         values: data as they came (N, *input_shape): float32, grey values, or those of red, green
-            and blue, in [0, 1]; or points. Or pixels as bytes, uint8: they take a quarter of the
+            and blue, in [0, 1]; or points; or sequences (T, features), NaN where a step is missing,
+            see `pad`. Or pixels as bytes, uint8: they take a quarter of the
             memory and are divided by 255 where images and batches are made of them.
         labels: classes, int64 (N,); None where there are none.
         binarize: how pixels are made binary.
@@ -62,7 +63,9 @@ class Dataset:
     @property
     def label(self) -> str:
         """What results on these data are labelled with, as they compare with no others."""
-        return BINARIZATIONS[self.binarize] if self._in_range else "continuous"
+        if self._in_range:
+            return BINARIZATIONS[self.binarize]
+        return "binary" if len(self.input_shape) == 2 and is_binary(self.values) else "continuous"
 
     @property
     def images(self) -> Tensor:
@@ -154,6 +157,11 @@ class Dataset:
 def _floats(values: Tensor) -> Tensor:
     """Values as float32: bytes from 0 to 1, others as they are."""
     return values.float().div_(255) if values.dtype is torch.uint8 else values
+
+
+def is_binary(x: Tensor) -> bool:
+    """Whether all values are 0 or 1, but for NaN where steps of sequences are missing."""
+    return bool(((x == 0) | (x == 1) | x.isnan()).all())
 
 
 def check_pixels(where: str, x: Tensor) -> None:

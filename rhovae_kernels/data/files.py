@@ -13,6 +13,7 @@ from rhovae_kernels.data import images
 from rhovae_kernels.data.convert import SCALED
 from rhovae_kernels.data.dataset import BINARIZATIONS, SPLITS, Dataset, check_choice, check_pixels
 from rhovae_kernels.files import load_tensors
+from rhovae_kernels.steps import observed
 
 SPLIT_NAMES = {
     "train": "train",
@@ -36,8 +37,9 @@ def open_file(path: str | Path, binarize: str = "none", seed: int = 0) -> dict[s
     begins with a dot) is no part of it. Data that nothing assigns to a split are those of "train".
 
     Bytes are pixels: they stay bytes and are divided by 255 where batches are made of them, (N, H,
-    W) as one channel, channels last put first. Floats are taken as they are, as float32. Each
-    dataset's `notes` say what was done.
+    W) as one channel, channels last put first. Floats are taken as they are, as float32; of
+    sequences (N, T, features) a step may be missing, NaN in all of its features. Each dataset's
+    `notes` say what was done.
 
     Args:
         path: the file or the folder.
@@ -249,10 +251,14 @@ def _checked(where: str, x: Tensor) -> tuple[Tensor, list[str]]:
     if x.dtype is not torch.float32:
         notes.append(f"{_type(x)} became float32")
     values = x.to(torch.float32)
-    finite = values.isfinite().flatten(1).all(1)
-    if not finite.all():
-        sample = int(finite.logical_not().nonzero()[0])
-        wrong = x[sample][values[sample].isfinite().logical_not()][0].item()
+    fine = values.isfinite()
+    if values.ndim == 3:
+        # A step of a sequence may be missing: whether it may here, the model knows.
+        fine |= ~observed(values)[..., None]
+    whole = fine.flatten(1).all(1)
+    if not whole.all():
+        sample = int(whole.logical_not().nonzero()[0])
+        wrong = x[sample][fine[sample].logical_not()][0].item()
         raise ValueError(
             f"{where}: sample {sample} (the first is 0) holds {wrong:g}; values must be finite "
             "float32"

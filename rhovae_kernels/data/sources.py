@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Subset, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
 from rhovae_kernels.data.convert import SCALED, as_floating, data_of
-from rhovae_kernels.data.dataset import Dataset, check_pixels
+from rhovae_kernels.data.dataset import Dataset, check_pixels, is_binary
+from rhovae_kernels.data.sequences import RAGGED, joined
 from rhovae_kernels.seeding import generator, seeded
 
 LOOKED_AT = 32
@@ -120,7 +121,7 @@ class Source(ABC):
             found += len(batch.x)
             if limit is not None and found >= limit:
                 break
-        return torch.cat(parts)[:limit]
+        return joined(parts)[:limit]
 
     def note(self, text: str) -> None:
         """Write down what was done to the data, once."""
@@ -200,7 +201,12 @@ class Items(Source):
         self.count = length_of(dataset, "the Dataset")
         with seeded(torch.device("cpu"), 0):
             some = [dataset[i] for i in range(min(self.count, LOOKED_AT))]
-        self.first = self._data(default_collate(some))
+        try:
+            self.first = self._data(default_collate(some))
+        except RuntimeError as error:
+            raise ValueError(
+                f"the Dataset's items do not make a batch ({error}); {RAGGED}"
+            ) from error
         self.input_shape = tuple(self.first.shape[1:])
 
     def batches(self, batch_size, epoch=0, seed=None, shuffle=True, rank=0, processes=1):
@@ -240,7 +246,7 @@ def of_numbers(data: Tensor | np.ndarray, dtype: torch.dtype, binarize: str, see
     notes: list[str] = []
     if isinstance(data, np.ndarray):
         if data.dtype == object:
-            raise ValueError("the array is of objects; it must hold numbers")
+            raise ValueError(f"the array is of objects; it must hold numbers; {RAGGED}")
         # Of an array that cannot be written to, PyTorch makes no tensor.
         data = torch.from_numpy(data if data.flags.writeable else data.copy())
     if data.dim() < 2:
@@ -258,7 +264,7 @@ def of_numbers(data: Tensor | np.ndarray, dtype: torch.dtype, binarize: str, see
         values = as_floating(values, dtype, f"the {name}", notes.append)
     dataset = Dataset(name, "given", values).binarized(binarize, seed)
     source = InMemory(dataset, dtype, {"kind": name, **fingerprint(data)}, notes)
-    if binarize == "none" and bool(((values == 0) | (values == 1)).all()):
+    if binarize == "none" and is_binary(values):
         source.label = "binary"
     return source
 

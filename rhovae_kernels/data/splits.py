@@ -14,6 +14,7 @@ from rhovae_kernels.data.dataset import Dataset
 from rhovae_kernels.data.files import open_file
 from rhovae_kernels.data.loaders import Loader
 from rhovae_kernels.data.named import LOADERS, load
+from rhovae_kernels.data.sequences import RAGGED
 from rhovae_kernels.data.sources import InMemory, Items, Source, fingerprint, of_numbers
 
 ACCEPTED = (
@@ -84,7 +85,8 @@ def as_source(
             return Items(data, dtype, workers)
     except (TypeError, ValueError) as error:
         raise type(error)(f"{argument}: {error}") from error
-    raise TypeError(f"{argument} is a {type(data).__name__}; it must be {ACCEPTED}")
+    ragged = f"; {RAGGED}" if isinstance(data, list | tuple) else ""
+    raise TypeError(f"{argument} is a {type(data).__name__}; it must be {ACCEPTED}{ragged}")
 
 
 def open_splits(

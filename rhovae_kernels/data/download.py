@@ -67,6 +67,12 @@ SOURCES = {
             "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
         },
     ),
+    "jsb": Source(
+        # The commit that the file is of. Its publisher gives no checksum: this is the file's own.
+        "https://raw.githubusercontent.com/czhuang/JSB-Chorales-dataset/"
+        "9a7f733ddb4ed91f48da64ac7f0f621c34aadd4d",
+        {"jsb-chorales-quarter.json": "3bf6c38f846f08869f8ae53078e34902"},
+    ),
 }
 """The data sets that can be downloaded."""
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from rhovae_kernels.data import celeba, cifar, digits, mnist, svhn, two_moons
+from rhovae_kernels.data import celeba, cifar, digits, jsb, mnist, sp500, svhn, two_moons
 from rhovae_kernels.data.dataset import BINARIZATIONS, SPLITS, WHOLE, Dataset, check_choice
 from rhovae_kernels.data.download import cache_directory
 
@@ -30,6 +30,8 @@ LOADERS: dict[str, Callable[[Request], Dataset]] = {
     "cifar-10": lambda r: cifar.load(r.split, r.root, r.mirror),
     "svhn": lambda r: svhn.load(r.split, r.root, r.mirror),
     "celeba": lambda r: celeba.load(r.split, r.root),
+    "jsb": lambda r: jsb.load(r.split, r.root, r.mirror),
+    "sp500": lambda r: sp500.load(r.split),
 }
 """The data sets by name; the row says what each depends on."""
 
@@ -48,13 +50,14 @@ def load(
     validation and 360 for test. `two-moons`: points (2,), drawn by scikit-learn. `mnist`,
     `fashion-mnist`, `kmnist`: IDX files. `cifar-10`: the files of its binary version. `svhn`: the
     cropped digits of house numbers, in MATLAB's files. `celeba`: faces, 64×64, from its aligned
-    images, with its own splits; not downloaded.
+    images, with its own splits; not downloaded. Sequences: `jsb`, chorales of J. S. Bach as piano
+    rolls, with their own splits; `sp500`, daily returns, in the package.
 
     Files are taken from the directory root/name, from root itself or under the names that
     torchvision gives directories in root (each set's loader says which: `mnist.load`, `cifar.load`,
-    `svhn.load`, `celeba.load`); where there are none they are downloaded into root/name. The
-    validation split of all but `celeba` is the last tenth of the training images. "train+valid" is
-    all of them, for comparisons with sources that hold out none.
+    `svhn.load`, `celeba.load`, `jsb.load`); where there are none they are downloaded into
+    root/name. The validation split of images but `celeba` is the last tenth of the training images.
+    "train+valid" is all of them, for comparisons with sources that hold out none.
 
     Args:
         name: the data set.

@@ -20,10 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rhovae_kernels.data.dataset import Dataset
+from rhovae_kernels.data.sequences import pad
+
 FILE = Path(__file__).with_suffix(".npz")
 
 LAST = 100
 """How many of the last differences make the second series of which Stan's posterior is known."""
+
+WINDOW = 100
+"""How many days a sequence of the data set has."""
 
 QUANTITIES = (
     "log_volatility",
@@ -88,6 +94,29 @@ def centred_differences(days: int | None = None) -> Tensor:
         raise ValueError(f"days is {days}; it must be between 2 and {len(differences)}")
     last = differences[-days:]
     return last - last.mean()
+
+
+def load(split: str) -> Dataset:
+    """A split of the daily log returns, in percent, in windows of 100 days: earlier days train.
+
+    The first 80% of the 2,516 returns are those to train on, the next 10% validate, the last 10%
+    test. The last window of each is shorter: NaN where it has no more days.
+
+    Args:
+        split: "train", "valid" or "test": 21, 3 and 3 windows.
+
+    Returns:
+        Values (N, 100, 1).
+
+    Example:
+        >>> load("train").values.shape
+        torch.Size([21, 100, 1])
+    """
+    returns = 100 * closes().log().diff()
+    count = len(returns)
+    first, last = {"train": (0, 8), "valid": (8, 9), "test": (9, 10)}[split]
+    days = returns[first * count // 10 : last * count // 10].float()
+    return Dataset("sp500", split, pad(days.split(WINDOW)))
 
 
 def stan(days: int | None = None) -> dict[str, Estimate]:

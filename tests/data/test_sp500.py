@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from rhovae_kernels.data import sp500
+from rhovae_kernels.data import SPLITS, named, sp500
 
 SHA256 = "6d86c543457ecf2cafb5b51acbc28923cabe2438f467d01904151a3205d23482"
 
@@ -76,3 +76,17 @@ def test_a_series_that_is_too_short_or_too_long_is_refused(days):
 def test_a_series_that_stan_was_not_run_on_is_refused():
     with pytest.raises(ValueError, match="days is 50; Stan's posterior is known of 2516 and"):
         sp500.stan(50)
+
+
+class TestTheDataSet:
+    def test_its_windows_are_the_daily_returns_one_after_another(self):
+        x = torch.cat([named.load("sp500", split=s).values.flatten() for s in SPLITS])
+        returns = 100 * sp500.closes().log().diff()
+        assert torch.equal(x[~x.isnan()], returns.float())
+
+    def test_earlier_days_train_and_the_last_window_of_a_split_is_shorter(self):
+        for split, days in zip(SPLITS, (2012, 252, 252), strict=True):
+            x = named.load("sp500", split=split).values
+            assert x.shape == (-(-days // 100), 100, 1)
+            observed = ~x[..., 0].isnan()
+            assert observed[:-1].all() and observed[-1].sum() == days % 100

@@ -36,6 +36,9 @@ class AggregatePosterior:
         vae: the model.
         x: the data x_n, (N, *input_shape).
 
+    Raises:
+        ValueError: the model is one of sequences.
+
     Example:
         >>> import torch, rhovae_kernels as rk
         >>> vae = rk.recipes.recipe("vae").build((2,), latent=2)
@@ -46,6 +49,7 @@ class AggregatePosterior:
     """
 
     def __init__(self, vae: VAE, x: Tensor) -> None:
+        refuse_sequences(vae, "the aggregate posterior")
         self.posterior = vae.posterior
         with torch.no_grad():
             self.features = torch.cat([vae.encoder(batch) for batch in x.split(BATCH)])
@@ -83,6 +87,19 @@ class AggregatePosterior:
 
     def _parts(self, z: Tensor) -> tuple[Tensor, ...]:
         return z.split(max(1, CHUNK_NUMBERS // (len(self.features) * z.shape[-1])))
+
+
+def refuse_sequences(vae: VAE, what: str) -> None:
+    """Refuse what is of codes of one size, of a model whose codes have as many steps as its data.
+
+    Raises:
+        ValueError: the model is one of sequences.
+    """
+    if vae.sequential:
+        raise ValueError(
+            f"{what} is of codes of one size; those of this model are sequences "
+            f"({type(vae.posterior).__name__}), of which elbo, nll@K and active-units are measured"
+        )
 
 
 def skl(vae: VAE, x: Tensor, samples: int = SAMPLES) -> dict[str, Any]:

@@ -52,10 +52,10 @@ def data_of_run(
     root = data_root if data_root is not None else run.get("data_root")
     options: dict[str, Any] = {"dtype": dtype, "binarize": pixels, "seed": seed}
     (source,) = sources(data, (split,), root=root, **options).values()
-    if source.input_shape != vae.input_shape:
+    if not vae.takes(source.input_shape):
         raise ValueError(
             f"{source.name} holds data of shape {source.input_shape}; the model wants "
-            f"{vae.input_shape}"
+            f"{vae.wanted_shape}"
         )
     x = source.take(limit)
     vae.check_data(x, source.name)

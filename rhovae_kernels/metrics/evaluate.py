@@ -45,11 +45,13 @@ class Result(dict[str, Any]):
                 shown.append(("−ELBO", _with_error({**entry, "mean": -entry["mean"]})))
                 shown.append(("  distortion", f"{entry['distortion']:.3f}"))
                 shown.append(("  rate", f"{entry['rate']:.3f}"))
+                shown += _of_a_step(entry, -1)
             elif name.startswith("nll@"):
                 low, high = entry["interval_95"]
                 shown.append((name, f"{entry['mean']:.3f}, 95% interval {low:.3f} to {high:.3f}"))
                 sizes = f"{entry['ess_mean']:.1f}, least {entry['ess_min']:.1f}"
                 shown.append(("  effective sample size", f"mean {sizes} of {entry['samples']}"))
+                shown += _of_a_step(entry)
             elif name == "active-units":
                 shown.append((name, f"{entry['active']} of {entry['latent']}"))
             elif name == "skl":
@@ -95,8 +97,9 @@ def evaluate(
             standard error over the data, and its parts. "nll@K": −log (1/K) Σ_k p(x|z_k)
             p(z_k)/q(z_k|x), an upper bound in expectation, with a 95% interval over the data and
             the effective sample size (Σw)²/Σw². "active-units": latent dimensions with
-            Var_x E[z|x] > 0.01. "skl": KL(q(z) ‖ p(z)) + KL(p(z) ‖ q(z)), q(z) being the
-            aggregate posterior of the same data.
+            Var_x E[z|x] > 0.01. Of sequences the first two hold "per_step" too: the sum over data
+            by the number of their own steps. "skl": KL(q(z) ‖ p(z)) + KL(p(z) ‖ q(z)), q(z) being
+            the aggregate posterior of the same data.
             "leakage", "mi", "tc": see `aggregate`. "fid", "fid-low-posterior": see `fid`.
         limit: only so many data, the first ones.
         data_root: directory of the data sets; the run's where left out.
@@ -176,6 +179,13 @@ def _metric(
         samples = int(found[1])
         return lambda vae, x: nll(vae, x, samples)
     raise ValueError(f"there is no metric {name!r}; there are {METRICS}")
+
+
+def _of_a_step(entry: dict[str, Any], sign: int = 1) -> list[tuple[str, str]]:
+    """A quantity of sequences by the step, where it is one."""
+    if "per_step" not in entry:
+        return []
+    return [("  per step", f"{sign * entry['per_step']:.3f}, of {entry['steps']} steps")]
 
 
 def _with_error(entry: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from rhovae_kernels.metrics.aggregate import BATCH
+from rhovae_kernels.steps import lengths, trimmed
 from rhovae_kernels.vae.model import VAE
 
 CHUNK_NUMBERS = 2**23
@@ -20,7 +21,7 @@ def standard_error(values: Tensor) -> float:
 
 def elbo(vae: VAE, x: Tensor) -> dict[str, Any]:
     # What changes with steps is the loss alone, which is not looked at.
-    outputs = [vae(batch, step=0) for batch in x.split(BATCH)]
+    outputs = [vae(batch, step=0) for batch in batches_of(vae, x, BATCH)]
     distortion = torch.cat([output.distortion for output in outputs]).double()
     rate = torch.cat([output.rate for output in outputs]).double()
     bound = -(distortion + rate)
@@ -29,7 +30,21 @@ def elbo(vae: VAE, x: Tensor) -> dict[str, Any]:
         "standard_error": standard_error(bound),
         "distortion": distortion.mean().item(),
         "rate": rate.mean().item(),
+        **_per_step(vae, x, bound),
     }
+
+
+def batches_of(vae: VAE, x: Tensor, size: int) -> list[Tensor]:
+    """Data, so many at a time; sequences without the steps that are padding in all of a batch."""
+    return [trimmed(batch) if vae.sequential else batch for batch in x.split(size)]
+
+
+def _per_step(vae: VAE, x: Tensor, values: Tensor) -> dict[str, float]:
+    """Of sequences: the sum of a quantity (N,) over the number of their own steps, and this."""
+    if not vae.sequential:
+        return {}
+    steps = int(lengths(x).sum())
+    return {"per_step": values.sum().item() / steps, "steps": steps}
 
 
 def log_mean_weights(vae: VAE, x: Tensor, samples: int) -> tuple[Tensor, Tensor]:
@@ -55,7 +70,7 @@ def log_mean_weights(vae: VAE, x: Tensor, samples: int) -> tuple[Tensor, Tensor]
 def nll(vae: VAE, x: Tensor, samples: int) -> dict[str, Any]:
     # Few data at a time where even one sample of each is much.
     rows = max(1, min(BATCH, CHUNK_NUMBERS // x[0].numel()))
-    parts = [log_mean_weights(vae, batch, samples) for batch in x.split(rows)]
+    parts = [log_mean_weights(vae, batch, samples) for batch in batches_of(vae, x, rows)]
     bound = -torch.cat([log_p for log_p, _ in parts])
     ess = torch.cat([size for _, size in parts])
     mean, error = bound.mean().item(), standard_error(bound)
@@ -66,4 +81,5 @@ def nll(vae: VAE, x: Tensor, samples: int) -> dict[str, Any]:
         "samples": samples,
         "ess_mean": ess.mean().item(),
         "ess_min": ess.min().item(),
+        **_per_step(vae, x, bound),
     }

@@ -51,8 +51,9 @@ def traverse(vae: VAE, x: Tensor, mode: str, n: int, steps: int, seed: int) -> T
         seed: of the choice of data.
 
     Raises:
-        ValueError: an unknown mode.
+        ValueError: an unknown mode, or a model of sequences.
     """
+    aggregate.refuse_sequences(vae, "a traversal")
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(MODES)}")
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed % 2**64))

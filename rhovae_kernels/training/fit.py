@@ -65,7 +65,8 @@ def fit(
         data: what to train on: a tensor or NumPy array (N, *input_shape); a
             `torch.utils.data.Dataset` of items x, (x, y) or dictionaries; a `DataLoader`; the path
             of a file or of a folder of images, see `data.open_file`; or the name of a data set, see
-            `data.load`. Bytes (uint8) are pixels, scaled to [0, 1].
+            `data.load`. Bytes (uint8) are pixels, scaled to [0, 1]. Sequences of several lengths
+            are padded by NaN, see `data.pad`; a batch has as many steps as its longest.
         valid: what to choose the best epoch by, as `data`; or the fraction of `data` to hold out
             for it. Where left out, a named set's own, or a tenth.
         test: measured after each epoch as well; a named set's own, or none, where left out.
@@ -213,10 +214,10 @@ def _check_splits(vae: VAE, splits: Splits, samples: int) -> None:
         if source is None:
             continue
         name = source.name if split == "train" else f"{split} ({source.name})"
-        if source.input_shape != vae.input_shape:
+        if not vae.takes(source.input_shape):
             raise ValueError(
                 f"{name} holds data of shape {source.input_shape}; the model wants "
-                f"{vae.input_shape}"
+                f"{vae.wanted_shape}"
             )
         vae.check_data(source.first, name)
     vae.check_samples(samples)

@@ -5,6 +5,7 @@ import torch
 from rhovae_kernels.data.dataset import Dataset
 from rhovae_kernels.data.sources import InMemory, Source
 from rhovae_kernels.seeding import seeded
+from rhovae_kernels.steps import trimmed
 from rhovae_kernels.vae.model import VAE
 
 
@@ -34,6 +35,7 @@ def score(
         for x, _, total in source.batches(batch_size, shuffle=False):
             if not source.in_memory:
                 vae.check_data(x, source.name)
+            x = trimmed(x) if vae.sequential else x
             loss, distortion, rate = vae(x.to(device), step, source.count)
             batch = torch.stack([loss * total, distortion.sum(), rate.sum()])
             totals += batch.double().cpu()

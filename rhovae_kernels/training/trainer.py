@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from rhovae_kernels.data.sources import Batch, Source
 from rhovae_kernels.data.splits import Splits
 from rhovae_kernels.seeding import seeded
+from rhovae_kernels.steps import trimmed
 from rhovae_kernels.training.callbacks import Callback, State
 from rhovae_kernels.training.checkpoint import Checkpoint, groups_of
 from rhovae_kernels.training.run import History
@@ -151,6 +152,8 @@ class Trainer:
         )
         least = least_batch(self.vae, processes)
         large = (batch for batch in batches if batch.total >= least)
+        if self.vae.sequential:
+            large = (batch._replace(x=trimmed(batch.x)) for batch in large)
         while group := list(itertools.islice(large, self.settings.accumulate)):
             if not train.in_memory:
                 for batch in group:

@@ -1,31 +1,26 @@
 """The VAE: an encoder, a posterior, a prior, a decoder and an objective put together."""
 
 import contextlib
-import functools
 import weakref
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub import ModelHubMixin, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import Generator, Tensor, nn
 from torch.distributions import Distribution
 
-from rhovae_kernels.files import load_tensors, read_json, save_tensors, write_json
 from rhovae_kernels.nn.derived import derive_from_meta
 from rhovae_kernels.ops import eager
-from rhovae_kernels.vae import parts
+from rhovae_kernels.steps import Steps
+from rhovae_kernels.vae import parts, sequential
 from rhovae_kernels.vae.decoders import Decoder
 from rhovae_kernels.vae.objectives import ELBO, Objective, Terms
 from rhovae_kernels.vae.objectives.base import known_step
 from rhovae_kernels.vae.posteriors import Posterior
 from rhovae_kernels.vae.priors import Prior
+from rhovae_kernels.vae.saved import Saved
 from rhovae_kernels.vae.trial import check_decoder, encoder_shapes
 from rhovae_kernels.vae.values import check_values
-
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 _LIVING: weakref.WeakSet["VAE"] = weakref.WeakSet()
 """The VAEs that there are: the parts of one that is gone are free to be another's."""
@@ -47,25 +42,32 @@ class Output(NamedTuple):
     rate: Tensor
 
 
-class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"]):
+class VAE(Saved, library_name="rhovae-kernels", tags=["vae"]):
     """A variational autoencoder: log p(x) ≥ E_q[log p(x|z)] − KL(q(z|x) ‖ p(z)).
+
+    Posterior, prior and decoder are all of single codes, or all of sequences. A datum is then a
+    sequence (T, features), whose missing steps, and the padding that gives those of a batch one
+    length, are NaN, see `data.pad`; T may differ from batch to batch. Every sum is over a
+    sequence's own steps.
 
     Args:
         encoder: from data (B, *input_shape) to features (B, features): one of `nets`, or any
-            module.
+            module. Of sequences to those of each step, (B, T, features), or to `nets.Steps`.
         posterior: from features to q(z|x) (`posteriors`).
         prior: p(z) (`priors`), of as many latent dimensions as the posterior.
         decoder: p(x|z) (`decoders`), around any module from a code to data; mirrors the encoder
             where it holds no network and the encoder is one of `nets`.
         objective: what `forward` gives as the loss (`objectives`); the ELBO where left out.
-        input_shape: shape of one datum, where the encoder does not say it itself.
+        input_shape: shape of one datum, where the encoder does not say it itself; of sequences
+            (T, features), T being how many steps a sample has.
         features: width of the encoder's output, where neither the encoder nor a trial on the meta
             device says it.
         validate_args: whether data are looked at in every call, see `check_data`, as far as no
             graph is being made; on a GPU it has to be waited for. `fit` and `evaluate` look once.
 
     Raises:
-        ValueError: posterior and prior differ in their latent dimensions; the objective refuses
+        ValueError: posterior and prior differ in their latent dimensions, or some parts are of
+            sequences and others are not; the objective refuses
             the posterior, or the prior the encoder; a network does not take or give what its
             neighbours do; a part, or the network of one, is that of another VAE. It is free again
             when that is gone.
@@ -106,13 +108,17 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
                 f"posterior has latent={posterior.latent}, prior has latent={prior.latent}: "
                 "they must agree"
             )
+        sequential.check_parts(posterior, prior, decoder, objective)
         objective.check(posterior)
-        self._input_shape, self._features = encoder_shapes(encoder, input_shape, features)
+        self._input_shape, self._features = encoder_shapes(
+            encoder, input_shape, features, posterior.sequential
+        )
         posterior.build(self._features)
         decoder.build(encoder, posterior.latent)
         check_decoder(decoder, posterior.latent, self._input_shape)
         objective.build(posterior.latent)
         prior.bind(encoder, posterior, self._input_shape)
+        posterior.bind(prior)
         self.encoder = encoder
         self.posterior = posterior
         self.prior = prior
@@ -137,8 +143,13 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
 
     @property
     def latent(self) -> int:
-        """Dimensions of the latent code."""
+        """Dimensions of the latent code; of sequences, of that of a step."""
         return self.posterior.latent
+
+    @property
+    def sequential(self) -> bool:
+        """Whether data are sequences, and codes too, of as many steps."""
+        return self.posterior.sequential
 
     def forward(
         self, x: Tensor, step: int | None = None, data_size: int | None = None, samples: int = 1
@@ -182,11 +193,23 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         self._check_shape(x, name)
         check_values(x, self.decoder, name)
 
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether a datum may be of this shape: the model's own; of sequences, of any T."""
+        if self.sequential:
+            return len(shape) == 2 and shape[0] > 0 and shape[1] == self._input_shape[1]
+        return tuple(shape) == self._input_shape
+
+    @property
+    def wanted_shape(self) -> str:
+        """What `takes` takes, for errors."""
+        first, *rest = self._input_shape
+        shape = ["T" if self.sequential else first, *rest]
+        return f"({', '.join(map(str, shape))}{'' if rest else ','})"
+
     def _check_shape(self, x: Tensor, name: str = "x") -> None:
-        if x.shape[1:] != self._input_shape:
+        if not self.takes(x.shape[1:]):
             raise ValueError(
-                f"{name} is of shape {tuple(x.shape)}; this model wants (B, "
-                f"{', '.join(map(str, self._input_shape))})"
+                f"{name} is of shape {tuple(x.shape)}; this model wants (B, {self.wanted_shape[1:]}"
             )
 
     def elbo(self, x: Tensor) -> Tensor:
@@ -195,11 +218,11 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         return self.decoder.log_prob(x, z) - kl
 
     def posterior_for(self, x: Tensor) -> Distribution:
-        """q(z|x), of batch shape (B,) and event shape (latent,)."""
+        """q(z|x), of batch shape (B,) and event shape (latent,), or (T, latent) of sequences."""
         return self.posterior(self.encode(x))
 
-    def encode(self, x: Tensor) -> Tensor:
-        """The encoder's features, (B, features).
+    def encode(self, x: Tensor) -> Any:
+        """The encoder's features, (B, features); of sequences `nets.Steps`, those of each step.
 
         Raises:
             ValueError: x is of another shape or, where `validate_args`, see `check_data`.
@@ -207,7 +230,8 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         self._check_shape(x)
         if self.validate_args and eager.holds_values(x):
             self.check_data(x)
-        return self.encoder(x)
+        h = self.encoder(x)
+        return sequential.steps_of(h, x) if self.sequential else h
 
     @contextlib.contextmanager
     def unvalidated(self) -> Iterator[None]:
@@ -225,7 +249,8 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         """
         q = self.posterior_for(x)
         z = q.rsample((k,))
-        return self.decoder.log_prob(x, z) + self.prior.log_prob(z) - q.log_prob(z)
+        log_prior = self.posterior.log_prior(z, q, self.prior)
+        return self.decoder.log_prob(x, z) + log_prior - q.log_prob(z)
 
     @torch.no_grad()
     def sample(self, n: int, mode: str = "mean", generator: Generator | None = None) -> Tensor:
@@ -239,15 +264,68 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         Raises:
             ValueError: mode is neither.
         """
-        if mode not in ("mean", "draw"):
-            raise ValueError(f"mode is {mode!r}; it must be 'mean' or 'draw'")
+        sequential.check_mode(mode)
         z = self.prior.sample(n, generator)
         return self.decoder.mean(z) if mode == "mean" else self.decoder.draw(z, generator)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """The decoder's mean at the posterior's mean, (B, *input_shape)."""
-        return self.decoder.mean(self.posterior_for(x).mean)
+        """The decoder's mean at the posterior's mean, (B, *input_shape).
+
+        Of sequences, missing steps are filled in; the padding that follows the last stays NaN.
+        """
+        h = self.encode(x)
+        mean = self.decoder.mean(self.posterior(h).mean)
+        return sequential.without_padding(mean, h) if isinstance(h, Steps) else mean
+
+    def impute(
+        self, x: Tensor, samples: int = 100, mode: str = "mean", generator: Generator | None = None
+    ) -> Tensor:
+        """Sequences with their missing steps filled in, given all that were observed.
+
+        Samples z of q(z|x) stand for p(z|x). What was observed stays as it is, and the padding that
+        follows the last observed step stays NaN: `forecast` goes on from there.
+
+        Args:
+            x: sequences, (B, T, features), missing steps NaN.
+            samples: how many samples of q(z|x).
+            mode: "mean" for the mean over them of the decoder's means; "draw" for a draw from
+                p(x|z) at each.
+            generator: of the model's device; PyTorch's own where left out.
+
+        Returns:
+            "mean": (B, T, features). "draw": (samples, B, T, features).
+
+        Raises:
+            ValueError: the model is not one of sequences; see `encode`; an unknown mode.
+        """
+        return sequential.impute(self, x, samples, mode, generator)
+
+    def forecast(
+        self,
+        x: Tensor,
+        steps: int,
+        samples: int = 100,
+        mode: str = "mean",
+        generator: Generator | None = None,
+    ) -> Tensor:
+        """The steps that follow the last observed one of each sequence.
+
+        From the last step of samples z of q(z|x) on, z goes on by the prior.
+
+        Args:
+            x: sequences, (B, T, features), missing steps NaN.
+            steps: how many are to follow.
+            samples, mode, generator: as of `impute`.
+
+        Returns:
+            "mean": (B, steps, features). "draw": (samples, B, steps, features).
+
+        Raises:
+            ValueError: the model is not one of sequences; see `encode`; an unknown mode; steps is
+                no positive integer.
+        """
+        return sequential.forecast(self, x, steps, samples, mode, generator)
 
     def _terms(
         self, x: Tensor, step: int | None, data_size: int | None = None, samples: int = 1
@@ -256,7 +334,7 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
         h, size = self.encode(x), x.shape[0] if data_size is None else data_size
         if samples > 1:
             self.check_samples(samples)
-            x, h = (t.repeat_interleave(samples, 0) for t in (x, h))
+            x, h = x.repeat_interleave(samples, 0), sequential.repeated(h, samples)
         return self.objective.draw(x, h, self.posterior, self.prior, self.decoder, step, size)
 
     def check_samples(self, samples: int) -> None:
@@ -270,73 +348,3 @@ class VAE(nn.Module, ModelHubMixin, library_name="rhovae-kernels", tags=["vae"])
                 f"samples is {samples}; {type(self.objective).__name__} takes each datum of a "
                 "batch once (IWAE has samples of its own)"
             )
-
-    def _cast_like(self, tensors: dict[str, Tensor]) -> None:
-        """Take the types of a state dict, the widest of them where it holds no tensor."""
-        floating = [x.dtype for x in tensors.values() if x.is_floating_point()]
-        if floating:
-            self.to(functools.reduce(torch.promote_types, floating))
-        for name, x in self.state_dict(keep_vars=True).items():
-            if name in tensors and x.is_floating_point():
-                x.data = x.data.to(tensors[name].dtype)
-
-    def save_pretrained(self, save_directory: str | Path, **hub: Any) -> str | None:
-        """Write model.safetensors, and config.json that says how to build the parts, atomically.
-
-        Args:
-            save_directory: where; made if it is not there.
-            hub: push_to_hub=True and its settings, as `huggingface_hub.ModelHubMixin` takes them;
-                with any of them a model card is written too.
-        """
-        if hub:
-            return super().save_pretrained(save_directory, **hub)
-        self._save_pretrained(Path(save_directory))
-        return None
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        save_tensors(save_directory / WEIGHTS, self.state_dict())
-        write_json(save_directory / CONFIG, self._hub_mixin_config)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **given: Any) -> "VAE":
-        """The VAE that `save_pretrained` saved, in the types that its weights are stored in, on the
-        CPU and in evaluation mode.
-
-        Args:
-            pretrained_model_name_or_path: a directory, or a repository's name on the Hub.
-            given: parts that were made by other code than this package's, and could not be
-                described: `encoder=...`, `decoder=...`. Their weights are loaded too.
-
-        Raises:
-            FileNotFoundError: there is no such directory, repository or file.
-            ValueError: a file is truncated or corrupted, or does not fit the others.
-        """
-        directory = Path(pretrained_model_name_or_path)
-        if not directory.is_dir():
-            try:
-                files = [WEIGHTS, CONFIG]
-                directory = Path(snapshot_download(str(directory), allow_patterns=files))
-            except (OSError, HFValidationError, HfHubHTTPError) as error:
-                raise FileNotFoundError(
-                    f"{directory}: neither a directory nor a repository that can be downloaded"
-                ) from error
-        config_file = directory / CONFIG
-        config = read_json(config_file)
-        wanted = ("encoder", "posterior", "prior", "decoder", "objective")
-        if not isinstance(config, dict) or any(name not in config for name in wanted):
-            raise ValueError(f"{config_file}: not a VAE's; it must describe {', '.join(wanted)}")
-        tensors, _ = load_tensors(directory / WEIGHTS)
-        for name in wanted:
-            if name not in given:
-                try:
-                    given[name] = parts.build(config[name])
-                except ValueError as error:
-                    raise ValueError(f"{config_file}: {name}: {error}") from error
-        shapes = {name: config[name] for name in ("input_shape", "features") if name in config}
-        vae = cls(**given, **shapes)
-        try:
-            vae._cast_like(tensors)
-            vae.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise ValueError(f"{directory / WEIGHTS}: does not fit {CONFIG}: {error}") from error
-        return vae.eval()

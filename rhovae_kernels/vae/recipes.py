@@ -88,6 +88,30 @@ _IAF_DECODERS: dict[str, tuple[Callable[[], decoders.Decoder], str]] = {
 }
 
 
+_SEQUENCES: dict[str, tuple[Callable[[int], posteriors.Posterior], str]] = {
+    "sequence-vae": (posteriors.DiagonalSteps, "posterior of independent steps"),
+    "sequence-rho-vae": (posteriors.Markov, "Markov Gaussian posterior over time"),
+    "sequence-smooth-vae": (
+        posteriors.Smoothed,
+        "posterior that is the prior given pseudo-observations of each step",
+    ),
+}
+
+
+def _bernoulli_steps() -> decoders.Decoder:
+    return decoders.PerStep(decoders.Bernoulli())
+
+
+def _gaussian_steps() -> decoders.Decoder:
+    return decoders.PerStep(decoders.Gaussian())
+
+
+_SEQUENCE_DECODERS: dict[str, tuple[Callable[[], decoders.Decoder], str]] = {
+    "": (_bernoulli_steps, "Bernoulli likelihood of a step"),
+    "-gaussian": (_gaussian_steps, "Gaussian likelihood of a step"),
+}
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A named VAE.
@@ -101,7 +125,8 @@ class Recipe:
         beta: weight of the objective's regularizer (β, γ or λ); 1 for the ELBO.
         prior: makes the prior of some number of latent dimensions.
         objective: makes the objective of some weight.
-        decoder: makes the decoder of images (three dimensions).
+        decoder: makes the decoder of images (three dimensions), of sequences that of any.
+        sequential: whether it is of sequences (T, features).
         variance: of the Gaussian decoder, that of other data; learned where None.
         batch_size, lr, epochs, latent: the settings to train it with: data per step, Adam's step
             size, passes over the data, latent dimensions.
@@ -116,6 +141,7 @@ class Recipe:
     prior: Callable[[int], priors.Prior] = priors.StandardNormal
     objective: Callable[[float], objectives.Objective] = _elbo
     decoder: Callable[[], decoders.Decoder] = decoders.Bernoulli
+    sequential: bool = False
     variance: float | None = None
     batch_size: int = 128
     lr: float = 1e-3
@@ -142,7 +168,7 @@ class Recipe:
             posterior=self.posterior(latent),
             prior=self.prior(latent),
             decoder=self.decoder()
-            if len(input_shape) == 3
+            if self.sequential or len(input_shape) == 3
             else decoders.Gaussian(variance=self.variance),
             objective=self.objective(beta),
         )
@@ -212,6 +238,24 @@ def _recipes() -> dict[str, Recipe]:
                     batch_size=100,
                     latent=latent,
                 )
+    for sequence, (posterior, says) in _SEQUENCES.items():
+        for suffix, (decoder, decoder_says) in _SEQUENCE_DECODERS.items():
+            name = f"{sequence}{suffix}"
+            found[name] = Recipe(
+                name,
+                f"{says}; a bidirectional GRU of 150, an AR(1) process of its own ρ for each of 32 "
+                f"channels as the prior; {decoder_says}",
+                "ours",
+                partial(nets.GRU, hidden=150),
+                posterior,
+                prior=priors.AR1Process,
+                decoder=decoder,
+                sequential=True,
+                batch_size=20,
+                lr=3e-3,
+                epochs=100,
+                latent=32,
+            )
     return found
 
 
@@ -226,6 +270,8 @@ def recipe(name: str) -> Recipe:
     `<name>-plain`; `beta-vae-h`, `beta-vae-b`, `tc-vae` and `factor-vae` name such twins too.
     `iaf-vae-cifar` is the IAF-VAE of CIFAR-10, and `-logistic` behind `iaf-vae` or behind that one
     has a discretized logistic likelihood in place of a Bernoulli's: `iaf-vae-cifar-logistic-plain`.
+    `sequence-vae`, `sequence-rho-vae` and `sequence-smooth-vae` are of sequences of zeros and ones;
+    `-gaussian` behind one of them is of real numbers.
 
     Raises:
         ValueError: there is none.

@@ -7,6 +7,9 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn.parameter import UninitializedParameter
 
+from rhovae_kernels.steps import Steps
+from rhovae_kernels.vae.decoders import Decoder
+
 ROWS = 2
 """How many rows a trial has: more than one, for batch normalization."""
 
@@ -46,7 +49,10 @@ def trial(module: nn.Module, *shape: int) -> Any:
 
 
 def encoder_shapes(
-    encoder: nn.Module, input_shape: tuple[int, ...] | None, features: int | None
+    encoder: nn.Module,
+    input_shape: tuple[int, ...] | None,
+    features: int | None,
+    sequential: bool = False,
 ) -> tuple[tuple[int, ...], int]:
     """The shape of one datum, and how many features an encoder makes of it.
 
@@ -54,6 +60,7 @@ def encoder_shapes(
         encoder: any module from (B, *input_shape) to (B, features).
         input_shape: as the caller gave it; the encoder's own attribute where None.
         features: likewise; the encoder's attribute `out_features`, or what a trial gives.
+        sequential: whether it is to give features of each step of a sequence.
 
     Raises:
         ValueError: one is missing, or the encoder does not agree with them.
@@ -68,6 +75,8 @@ def encoder_shapes(
     shape: tuple[int, ...] = tuple(input_shape or known)  # type: ignore[arg-type]
     if known is not None and tuple(known) != shape:
         raise ValueError(f"input_shape is {shape}; the encoder's own is {tuple(known)}")
+    if sequential and len(shape) != 2:
+        raise ValueError(f"input_shape is {shape}; of sequences it must be (T, features)")
     try:
         out = trial(encoder, *shape)
     except NoTrial as reason:
@@ -82,33 +91,37 @@ def encoder_shapes(
         raise ValueError(
             f"encoder is a {name}, which does not take data of shape {(ROWS, *shape)}: {error}"
         ) from error
-    if not isinstance(out, torch.Tensor) or out.dim() != 2 or len(out) != ROWS:
+    out = out.features if isinstance(out, Steps) else out
+    wanted = (ROWS, *shape[:-1]) if sequential else (ROWS,)
+    if not isinstance(out, torch.Tensor) or out.shape[:-1] != wanted:
         got = f"of shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out)
+        each, hint = (" of each step", "") if sequential else ("", ": end it with a Flatten")
         raise ValueError(
-            f"encoder gives {got} for data of shape {(ROWS, *shape)}; it must give features of "
-            f"shape ({ROWS}, features): end it with a Flatten"
+            f"encoder gives {got} for data of shape {(ROWS, *shape)}; it must give features{each} "
+            f"of shape ({', '.join(map(str, wanted))}, features){hint}"
         )
-    if features not in (None, out.shape[1]):
-        raise ValueError(f"features is {features}; the encoder gives {out.shape[1]}")
-    return shape, out.shape[1]
+    if features not in (None, out.shape[-1]):
+        raise ValueError(f"features is {features}; the encoder gives {out.shape[-1]}")
+    return shape, out.shape[-1]
 
 
-def check_decoder(decoder: nn.Module, latent: int, input_shape: tuple[int, ...]) -> None:
+def check_decoder(decoder: Decoder, latent: int, input_shape: tuple[int, ...]) -> None:
     """Refuse a decoder whose distribution is of another shape than the data.
 
     Raises:
         ValueError: it is, or the decoder does not take codes of `latent` dimensions.
     """
+    codes = (input_shape[0], latent) if decoder.sequential else (latent,)
     try:
-        p = trial(decoder, latent)
+        p = trial(decoder, *codes)
     except NoTrial:
         return
     except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(
-            f"decoder: its network does not take codes of shape {(ROWS, latent)}: {error}"
+            f"decoder: its network does not take codes of shape {(ROWS, *codes)}: {error}"
         ) from error
     if p.event_shape != input_shape or p.batch_shape != (ROWS,):
         raise ValueError(
             f"decoder gives p(x|z) of shape {(*p.batch_shape, *p.event_shape)} for codes of shape "
-            f"{(ROWS, latent)}; the data are of shape {(ROWS, *input_shape)}: they must agree"
+            f"{(ROWS, *codes)}; the data are of shape {(ROWS, *input_shape)}: they must agree"
         )

@@ -737,11 +737,12 @@ class TestRecipes:
     # Those of CIFAR-10 are wide for two cores; tests/test_cli.py trains them with narrow networks.
     @pytest.mark.parametrize("name", [name for name in RECIPES if "cifar" not in name])
     def test_a_recipe_trains_on_digits(self, name):
-        digits = rk.data.load("digits", split="test")
+        x = rk.data.load("digits", split="test").images[:32]
+        # The rows of a digit, from the top, as the steps of a sequence.
+        x = x[:, 0] if recipe(name).sequential else x
         torch.manual_seed(0)
-        vae = recipe(name).build(digits.input_shape, latent=LATENT)
+        vae = recipe(name).build(x.shape[1:], latent=LATENT)
         optimizer = torch.optim.Adam(vae.parameters(), recipe(name).lr)
-        x = digits.images[:32]
         losses = []
         for step in range(10):
             optimizer.zero_grad()
@@ -751,6 +752,8 @@ class TestRecipes:
             losses.append(output.loss.item())
         # A capacity that grows with the steps is no loss that falls with them.
         falls = 0.9 if "beta-dpvae-b" not in name else 2.0
+        # What a Gaussian of variance 1 says of pixels hardly falls before that does.
+        falls = 0.95 if name.startswith("sequence") and name.endswith("gaussian") else falls
         assert losses[-1] < falls * losses[0]
 
     @pytest.mark.parametrize("prefix", ["", "rho-", "scaled-rho-"])

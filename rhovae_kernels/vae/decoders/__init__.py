@@ -3,5 +3,6 @@
 from rhovae_kernels.vae.decoders.base import Decoder
 from rhovae_kernels.vae.decoders.discretized import Discretized, DiscretizedLogistic
 from rhovae_kernels.vae.decoders.plain import Bernoulli, Gaussian
+from rhovae_kernels.vae.decoders.sequences import PerStep
 
-__all__ = ["Bernoulli", "Decoder", "Discretized", "DiscretizedLogistic", "Gaussian"]
+__all__ = ["Bernoulli", "Decoder", "Discretized", "DiscretizedLogistic", "Gaussian", "PerStep"]

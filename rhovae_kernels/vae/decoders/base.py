@@ -20,10 +20,12 @@ class Decoder(Part):
 
     Attributes:
         support: what values a dimension of x can have.
+        sequential: whether data and codes are sequences, of as many steps.
     """
 
     net: nn.Module | None
-    support: ClassVar[D.constraints.Constraint] = D.constraints.real
+    support: D.constraints.Constraint = D.constraints.real
+    sequential: ClassVar[bool] = False
 
     def __init__(self, net: nn.Module | None = None) -> None:
         super().__init__()

@@ -64,12 +64,14 @@ class Objective(Part):
         needs_data_size: whether it weighs by the number of data.
         needs_step: whether it changes with the optimization steps taken so far.
         repeats: whether a datum may be in a batch several times, with a sample of its own each.
+        takes_sequences: whether codes may be sequences, as many of other lengths in a batch.
     """
 
     averages_kl = True
     needs_data_size = False
     needs_step = False
     repeats = True
+    takes_sequences = True
 
     def draw(
         self,
@@ -144,6 +146,7 @@ class OnKL(Objective):
         self.needs_data_size = objective.needs_data_size
         self.needs_step = type(self).needs_step or objective.needs_step
         self.repeats = objective.repeats
+        self.takes_sequences = objective.takes_sequences
 
     def draw(
         self,

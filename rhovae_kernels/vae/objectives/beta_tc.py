@@ -34,6 +34,7 @@ class BetaTC(Objective):
 
     needs_data_size = True
     repeats = False
+    takes_sequences = False
 
     def __init__(self, beta: float) -> None:
         super().__init__()

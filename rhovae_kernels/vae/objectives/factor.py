@@ -42,6 +42,7 @@ class Factor(Objective):
         torch.Size([5, 1])
     """
 
+    takes_sequences = False
     discriminator: nn.Sequential
 
     def __init__(

@@ -30,6 +30,8 @@ class InfoMMD(Objective):
         'imq'
     """
 
+    takes_sequences = False
+
     def __init__(
         self, alpha: float, lambda_: float, kernel: str = "imq", bandwidth: float = 1.0
     ) -> None:

@@ -110,11 +110,11 @@ class IWAE(Objective):
         z, gate = q.rsample((self.samples,)), None
         doubly = self.gradient == "doubly" and not torch.compiler.is_exporting()
         if doubly and torch.is_grad_enabled():
-            z, gate = _Gate.apply(z)
+            z, gate = _Gate.apply(z, len(q.event_shape))
             log_q = _log_prob_along_path(posterior, h, z)
         else:
             log_q = q.log_prob(z)
-        log_px, kl = decoder.log_prob(x, z), log_q - prior.log_prob(z)
+        log_px, kl = decoder.log_prob(x, z), log_q - posterior.log_prior(z, q, prior)
         return Samples(log_px, kl, x, z, h, posterior, prior, step, data_size, gate=gate)
 
     def forward(self, terms: Terms) -> Tensor:
@@ -140,7 +140,8 @@ def _log_prob_along_path(posterior: Posterior, h: Tensor, z: Tensor) -> Tensor:
 
     with torch.no_grad():
         slope, value = torch.func.grad(log_prob, has_aux=True)(z)
-    return value + (slope * (z - z.detach())).sum(-1)
+    of_event = tuple(range(value.dim() - z.dim(), 0))
+    return value + (slope * (z - z.detach())).sum(of_event)
 
 
 class _Gate(Function):
@@ -153,16 +154,16 @@ class _Gate(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(z: Tensor) -> tuple[Tensor, Tensor]:
-        return z.view_as(z), z.new_zeros(z.shape[:-1])
+    def forward(z: Tensor, event_dims: int) -> tuple[Tensor, Tensor]:
+        return z.view_as(z), z.new_zeros(z.shape[: z.dim() - event_dims])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
+        ctx.event_dims = inputs[1]
 
     @staticmethod
-    def backward(ctx: Any, grad_z: Tensor, grad_gate: Tensor) -> Tensor:
-        return grad_z * grad_gate[..., None]
+    def backward(ctx: Any, grad_z: Tensor, grad_gate: Tensor) -> tuple[Tensor, None]:
+        return grad_z * grad_gate.reshape(grad_gate.shape + (1,) * ctx.event_dims), None
 
 
 class _OpenGate(Function):

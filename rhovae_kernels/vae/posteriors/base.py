@@ -1,5 +1,7 @@
 """What a posterior is: a module from an encoder's features to q(z|x)."""
 
+from typing import Any, ClassVar
+
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, kl_divergence
 
@@ -11,11 +13,15 @@ from rhovae_kernels.vae.priors import Prior
 class Posterior(Part):
     """A distribution q(z|h) over `latent` dimensions, its parameters one linear layer of h.
 
-    A VAE calls `build` with its encoder's number of features.
+    A VAE calls `build` with its encoder's number of features, and `bind` with its prior.
+
+    Attributes:
+        sequential: whether a code is a sequence (T, latent), one step of it for each of the data.
     """
 
     latent: int
     head: nn.Linear
+    sequential: ClassVar[bool] = False
 
     def __init__(self, latent: int) -> None:
         super().__init__()
@@ -30,12 +36,15 @@ class Posterior(Part):
         """Make the layer that gives the parameters."""
         self.head = nn.Linear(features, sum(self.numbers))
 
+    def bind(self, prior: Prior) -> None:
+        """Take the prior, where q(z|x) is made of it; a VAE calls it."""
+
     def parameters_of(self, h: Tensor) -> tuple[Tensor, ...]:
         """The distribution's parameters, in float32 at least, for features h (B, features)."""
         out = self.head(h)
         return out.to(compute_dtype(out.dtype)).split(self.numbers, -1)
 
-    def forward(self, h: Tensor) -> Distribution:
+    def forward(self, h: Any) -> Distribution:
         """q(z|h), of batch shape (B,) and event shape (latent,)."""
         raise NotImplementedError
 
@@ -52,7 +61,11 @@ class Posterior(Part):
         """
         raise ValueError(f"{type(self).__name__} has no marginals in closed form")
 
-    def rsample_and_kl(self, h: Tensor, prior: Prior) -> tuple[Tensor, Tensor]:
+    def log_prior(self, z: Tensor, q: Distribution, prior: Prior) -> Tensor:
+        """log p(z) in nats, (…), of samples z of q, over what q is a distribution of."""
+        return prior.log_prob(z)
+
+    def rsample_and_kl(self, h: Any, prior: Prior) -> tuple[Tensor, Tensor]:
         """A reparametrized sample and the KL divergence to the prior.
 
         KL is in closed form where PyTorch or this package knows one, else −entropy(q) − log p(z) at
@@ -60,11 +73,11 @@ class Posterior(Part):
         in it.
 
         Args:
-            h: features, (B, features).
+            h: features, (B, features); of sequences those of each step, see `nets.Steps`.
             prior: the prior.
 
         Returns:
-            z (B, latent) and kl (B,) in nats.
+            z (B, latent), or (B, T, latent), and kl (B,) in nats.
         """
         q, p = self(h), prior()
         z = q.rsample()

@@ -1,6 +1,6 @@
 """What a prior is: a module that returns a distribution over the latent code."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -15,9 +15,14 @@ if TYPE_CHECKING:
 
 
 class Prior(Derived, Part):
-    """A distribution p(z) over `latent` dimensions."""
+    """A distribution p(z) over `latent` dimensions.
+
+    Attributes:
+        sequential: whether a code is a sequence (T, latent); `over` then gives it for any T.
+    """
 
     latent: int
+    sequential: ClassVar[bool] = False
 
     def __init__(self, latent: int) -> None:
         super().__init__()
@@ -43,6 +48,15 @@ class Prior(Derived, Part):
 
     def forward(self) -> Distribution:
         """The distribution, of event shape (latent,)."""
+        raise NotImplementedError
+
+    def over(self, steps: int, own: Tensor | None = None) -> Distribution:
+        """p(z) over so many steps, of event shape (steps, latent), of a prior of sequences.
+
+        Args:
+            steps: how many.
+            own: whether a step is a sequence's own, (…, steps); all where left out.
+        """
         raise NotImplementedError
 
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:

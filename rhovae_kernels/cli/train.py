@@ -13,8 +13,8 @@ def train(
     dataset: Annotated[
         str,
         typer.Argument(
-            help="digits, two-moons, mnist, fashion-mnist, kmnist, cifar-10, svhn or celeba; or a "
-            ".npy, .npz or .safetensors file, or a folder of images."
+            help="digits, two-moons, mnist, fashion-mnist, kmnist, cifar-10, svhn or celeba; of "
+            "sequences jsb or sp500; or a .npy, .npz or .safetensors file, or a folder of images."
         ),
     ] = "digits",
     recipe: Annotated[str, typer.Option(help="What to train, for example rho-vae.")] = "rho-vae",

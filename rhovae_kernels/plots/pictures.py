@@ -1,4 +1,4 @@
-"""Pictures: loss curves, samples and reconstructions (images, or points in the plane), series."""
+"""Pictures: loss curves, samples and reconstructions (images, points, sequences), series."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from rhovae_kernels.files import written_atomically
+
+MOST_LINES = 8
+"""Sequences of more features than this are drawn as rolls."""
+
+MOST_PANELS = 8
+"""How many sequences a picture shows."""
 
 
 def curves(
@@ -37,15 +43,20 @@ def curves(
 def samples(path: str | Path, x: Tensor, title: str = "") -> None:
     """Data side by side: images (N, C, H, W) in a near square, points (N, 2) in the plane.
 
+    Sequences (N, T, features) are drawn as lines, one panel each, or as rolls, features upwards,
+    where they have more than `MOST_LINES`.
+
     Args:
         path: the picture's file; its suffix is its format.
         x: the data; images hold values in [0, 1].
         title: above the picture.
 
     Raises:
-        ValueError: x is neither images nor points.
+        ValueError: x is neither images nor points nor sequences.
     """
-    if _are_points(x):
+    if x.dim() == 3:
+        figure = _panels([x], title)
+    elif _are_points(x):
         figure, axes = _figure(5, 5)
         axes.scatter(x[:, 0].cpu(), x[:, 1].cpu(), s=6)
         axes.set(title=title, aspect="equal")
@@ -57,16 +68,20 @@ def samples(path: str | Path, x: Tensor, title: str = "") -> None:
 def reconstructions(path: str | Path, x: Tensor, reconstructed: Tensor, title: str = "") -> None:
     """Data beside their reconstructions: images in two rows, points joined by lines.
 
+    Sequences are in two columns, drawn as `samples` does.
+
     Args:
         path: the picture's file; its suffix is its format.
-        x: the data, (N, C, H, W) or (N, 2).
+        x: the data, (N, C, H, W), (N, 2) or (N, T, features).
         reconstructed: what the model makes of them, of the same shape.
         title: above the picture.
 
     Raises:
-        ValueError: x is neither images nor points.
+        ValueError: x is neither images nor points nor sequences.
     """
-    if _are_points(x):
+    if x.dim() == 3:
+        figure = _panels([x, reconstructed], title)
+    elif _are_points(x):
         figure, axes = _figure(5, 5)
         before, after = x.cpu().float().numpy(), reconstructed.cpu().float().numpy()
         axes.plot(*zip(before.T, after.T, strict=True), color="0.8", linewidth=0.5, zorder=0)
@@ -189,8 +204,27 @@ def _are_points(x: Tensor) -> bool:
     if x.dim() == 4 or (x.dim() == 2 and x.shape[1] == 2):
         return x.dim() == 2
     raise ValueError(
-        f"x is of shape {tuple(x.shape)}; pictures are of images (N, C, H, W) or points (N, 2)"
+        f"x is of shape {tuple(x.shape)}; pictures are of images (N, C, H, W), points (N, 2) or, "
+        "but along paths, sequences (N, T, features)"
     )
+
+
+def _panels(columns: Sequence[Tensor], title: str) -> Figure:
+    """Sequences (N, T, features), a row for each; beyond the end of one, NaN, nothing is drawn."""
+    shown = [x[:MOST_PANELS].detach().float().cpu().numpy() for x in columns]
+    count, steps, features = shown[0].shape
+    figure = Figure(figsize=(6 * len(columns), max(2, 1.2 * count + 0.4)), layout="tight")
+    grid = figure.subplots(count, len(columns), squeeze=False, sharex=True, sharey=True)
+    for x, panels in zip(shown, grid.T, strict=True):
+        for sequence, axes in zip(x, panels, strict=True):
+            if features > MOST_LINES:
+                axes.imshow(sequence.T, cmap="gray_r", aspect="auto", origin="lower")
+            else:
+                axes.plot(range(steps), sequence, linewidth=0.8)
+                axes.grid(alpha=0.3)
+        panels[-1].set(xlabel="step")
+    figure.suptitle(title)
+    return figure
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

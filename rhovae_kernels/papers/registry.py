@@ -8,13 +8,14 @@ its options that the function takes. What trains no VAE runs itself, and has a l
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from rhovae_kernels.papers import dpvae, iaf, rho_vae, volatility
+from rhovae_kernels.papers import chorales, dpvae, iaf, rho_vae, volatility
 from rhovae_kernels.papers.study import Study
 
 PAPERS: dict[str, Callable[..., Study]] = {
     "rho-vae": rho_vae.study,
     "iaf": iaf.study,
     "dpvae": dpvae.study,
+    "chorales": chorales.study,
 }
 """What describes the study of each."""
 

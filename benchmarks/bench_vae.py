@@ -84,3 +84,42 @@ def test_the_part_of_a_step_in_which_the_recipes_differ(compare, latent):
         {"vae": 1.0},
         note=NOTE,
     )
+
+
+SEQUENCES = ("sequence-rho-vae", "sequence-vae", "sequence-smooth-vae")
+OF_SEQUENCES = "GRU-150 on 88 features, sequences of 64 to 128 steps"
+
+
+def test_training_step_of_sequences(compare):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.bernoulli(torch.full((32, 128, 88), 0.05), generator=generator)
+    ends = torch.linspace(64, 128, 32).int()
+    x[torch.arange(128) >= ends[:, None]] = torch.nan
+    variants = {}
+    for name in (*SEQUENCES, "sequence-vae"):
+        torch.manual_seed(0)
+        model = recipe(name).build((128, 88))
+        model.validate_args = False
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, fused=True)
+
+        def step(model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = model(x).loss
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        losses = [step().item() for _ in range(10)]
+        assert losses[-1] < losses[0], f"{name} does not learn: not timed"
+        variants["sequence-vae, a second one" if name in variants else name] = step
+    compare(
+        "training step of sequences",
+        (32, 128, 32),
+        "forward+backward+Adam",
+        "float32",
+        variants,
+        "sequence-rho-vae",
+        {"sequence-vae": 1.1},
+        note=OF_SEQUENCES,
+        rounds=30,
+    )

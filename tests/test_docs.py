@@ -41,19 +41,26 @@ def test_every_public_op_has_an_example_and_says_what_it_raises():
             assert heading in documentation, f"{name} lacks {heading}"
 
 
-def test_the_python_of_the_readme_runs(monkeypatch, tmp_path):
+PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+
+
+def python_of(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", PAGES[page].read_text("utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if python_of(page)])
+def test_the_python_of_a_page_runs(page, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    assert blocks
     namespace: dict = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), namespace)
+    for block in python_of(page):
+        exec(compile(block, page, "exec"), namespace)
 
 
-def test_every_file_that_the_readme_links_to_is_there():
-    text = (ROOT / "README.md").read_text("utf-8")
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_a_page_links_to_is_there(page):
+    text = PAGES[page].read_text("utf-8")
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
-        assert (ROOT / target).exists(), target
+        assert (PAGES[page].parent / target).exists(), target
 
 
 def growth(op: str, arguments) -> Cost:

@@ -23,6 +23,7 @@ from rhovae_kernels.triton.runtime import (
     Tiling,
     add_chunks,
     as_rows,
+    by_tiles,
     configuration,
     contiguous_like,
     finished,
@@ -54,14 +55,6 @@ def tiling(rows: int, columns: int) -> Tiling:
         chunks=1,
         chunk_columns=triton.cdiv(columns, block_columns) * block_columns,
         looped=columns > block_columns,
-    )
-
-
-def in_tiles(t: Tiling) -> Tiling:
-    """The same with a program for each tile: a chunk is a tile."""
-    chunks = triton.cdiv(t.columns, t.block_columns)
-    return t._replace(
-        programs=t.programs * chunks, chunks=chunks, chunk_columns=t.block_columns, looped=False
     )
 
 
@@ -537,7 +530,7 @@ class _Call:
     def __init__(self, *inputs: Tensor):
         y = inputs[0]
         self.whole = tiling(y.numel() // y.shape[-1], y.shape[-1])
-        self.tiles = in_tiles(self.whole)
+        self.tiles = by_tiles(self.whole)
         self.flat = [as_rows(x, self.whole.rows) for x in inputs]
         self.strides = strides_of(*self.flat)
         self.passed: list[Tensor] = []

@@ -84,6 +84,10 @@ class Contract:
     def inputs(self, variant, batch, d, dtype, device="cpu", seed=0) -> list:
         raise NotImplementedError
 
+    def on(self, backend):
+        """The contract, of the variants that the backend of this name has."""
+        return self
+
     def nested(self, inputs):
         """The op's arguments: its inputs here are one flat list, whatever lists the op takes."""
         return inputs

@@ -109,14 +109,14 @@ def test_rows_split_over_several_blocks_match_on_cuda_host(backend, monkeypatch,
     # 13 tiles of 512 elements, the last one short. A multiprocessor wants four blocks, and a range
     # has four tiles or more.
     monkeypatch.setenv("RHOVAE_HOST_MULTIPROCESSORS", "1")
-    contract = CONTRACTS[op]()
+    contract = CONTRACTS[op]().on(backend.name)
     for variant, inputs in contract.each_variant((rows,), 6201, torch.float64, "cpu"):
         contract.check(inputs, torch.float64, f"{variant}, {ranges} ranges")
 
 
 @on_the_executor
 def test_no_order_of_lanes_or_blocks_changes_a_bit_on_cuda_host(backend, monkeypatch):
-    contract = CONTRACTS["ar1_reparam"]()
+    contract = CONTRACTS["ar1_reparam"]().on(backend.name)
     inputs = contract.inputs("per_element", (2,), 9001, torch.float32)
     upstream = contract.upstream(contract.call(*inputs))
     results = []

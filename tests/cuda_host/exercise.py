@@ -53,7 +53,7 @@ def exercise(op: str) -> None:
                     inputs = contract.inputs(variant, (rows,), d, torch.float32, hidden=hidden)
                     contract.check(inputs, torch.float32, f"{variant} {rows} {d} {hidden}")
         return
-    contract = CONTRACTS[op]()
+    contract = CONTRACTS[op]().on("cuda_host")
     for dtype, lengths in LENGTHS.items():
         for d in lengths:
             for variant, inputs in contract.each_variant((3,), d, dtype, "cpu"):

@@ -37,13 +37,19 @@ def skip_where_unwritten(backend, variant="per_step"):
 
 
 class Ar1Contract(Contract):
+    of_one_correlation = False
+
     @property
     def variants(self):
         return [v for v, (_, steps) in FORMS.items() if not (steps and self.of_one_correlation)]
 
+    def on(self, backend):
+        self.of_one_correlation = backend in ("cuda", "cuda_host")
+        return self
+
     @pytest.fixture(autouse=True)
     def forms_of_the_backend(self, backend):
-        self.of_one_correlation = backend.name in ("cuda", "cuda_host")
+        self.on(backend.name)
 
 
 def wrong_parameters(leader):

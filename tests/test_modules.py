@@ -198,7 +198,9 @@ def test_every_class_of_module_is_among_them():
     def below(kind: type) -> set[type]:
         return {kind}.union(*map(below, kind.__subclasses__()))
 
-    homes = ("rhovae_kernels.nn.", "rhovae_kernels.vae.", "rhovae_kernels.papers.")
+    # Those of `papers.stochastic_volatility` are made of a series, fitted and summed up: no weights
+    # of theirs are ever saved, loaded or moved.
+    homes = ("rhovae_kernels.nn.", "rhovae_kernels.vae.", "rhovae_kernels.papers.published")
     wanted = {kind for kind in below(nn.Module) if kind.__module__.startswith(homes)}
     found = {type(module) for make in MODULES.values() for module in make().modules()}
     abstract = {kind for kind in wanted if kind.__name__ == "Derived"} | bases

@@ -81,6 +81,11 @@ def of_logit(along: Tensor, of_kl: Tensor, a: Tensor) -> Tensor:
     return from_second(along + of_kl)
 
 
+# The least number of float32, in units of its rounding: σ = sech a of an infinite a, where the
+# exponential of the kernels stops.
+LEAST = 2.0**-126 / 2.0**-24
+
+
 def of_ar1_reparam(args, upstream):
     mu, log_var, a, eps = args
     c, scale = Correlation.of(read(a)), torch.exp(0.5 * log_var)
@@ -89,12 +94,13 @@ def of_ar1_reparam(args, upstream):
     kl = added(mu.square() + variance) + log_det(c, read(a), mu.shape[-1])
     g, k = magnitudes(upstream, mu, kl)
     adjoint = growing(c.rho if a.shape[-1] == 1 else shift(c.rho, True), scale * g, True)
-    along = adjoint * c.sech * (c.sech * shift(u) + c.rho.abs() * eps.abs())
+    sech = c.sech + LEAST
+    along = adjoint * sech * (sech * shift(u) + c.rho.abs() * eps.abs())
     return [mu.abs() + scale * u, kl], [
         g + k * mu.abs(),
         as_parameter(g * scale * u + k * torch.expm1(log_var).abs().expand(mu.shape), log_var),
         of_logit(along, k * c.rho.abs(), a),
-        innovations(c, adjoint),
+        innovations(c, adjoint) + LEAST * adjoint,
     ]
 
 

@@ -25,23 +25,29 @@ def models(latent, again=False):
         yield name, model
 
 
+def learning(name, model, x, lr, steps):
+    """A training step of the model on x, whose loss has fallen over the first so many."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+
+    def step():
+        optimizer.zero_grad()
+        loss = model(x).loss
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    losses = [step().item() for _ in range(steps)]
+    assert losses[-1] < losses[0], f"{name} does not learn: not timed"
+    return step
+
+
 @pytest.mark.parametrize("latent", [10, 32])
 def test_training_step(compare, latent):
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(128, 1, 28, 28, generator=generator)
     variants = {}
     for name, model in models(latent, again=True):
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
-
-        def step(model=model, optimizer=optimizer):
-            optimizer.zero_grad()
-            loss = model(x).loss
-            loss.backward()
-            optimizer.step()
-            return loss
-
-        losses = [step().item() for _ in range(30)]
-        assert losses[-1] < losses[0], f"{name} does not learn: not timed"
+        step = learning(name, model, x, lr=1e-3, steps=30)
         variants["vae, a second one" if name in variants else name] = step
     compare(
         "training step",
@@ -100,17 +106,7 @@ def test_training_step_of_sequences(compare):
         torch.manual_seed(0)
         model = recipe(name).build((128, 88))
         model.validate_args = False
-        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, fused=True)
-
-        def step(model=model, optimizer=optimizer):
-            optimizer.zero_grad()
-            loss = model(x).loss
-            loss.backward()
-            optimizer.step()
-            return loss
-
-        losses = [step().item() for _ in range(10)]
-        assert losses[-1] < losses[0], f"{name} does not learn: not timed"
+        step = learning(name, model, x, lr=3e-3, steps=10)
         variants["sequence-vae, a second one" if name in variants else name] = step
     compare(
         "training step of sequences",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import rhovae_kernels as rk
 from rhovae_kernels.metrics import traversals
 from rhovae_kernels.papers import published
-from rhovae_kernels.vae.decoders import Decoder
+from rhovae_kernels.vae.decoders import Autoregressive, Decoder
 from rhovae_kernels.vae.nets import Encoder, SequenceEncoder
 from rhovae_kernels.vae.objectives import Objective
 from rhovae_kernels.vae.objectives.base import OnKL
@@ -193,7 +193,14 @@ def equal(one: list[Tensor], other: list[Tensor]) -> bool:
 
 def test_every_class_of_module_is_among_them():
     bases = {Part, Posterior, Prior, Decoder, Encoder, Objective, OnKL, Flow}
-    bases |= {rk.nn.Transform, rk.nn.Flow, Saved, SequenceEncoder, SequencePosterior}
+    bases |= {
+        rk.nn.Transform,
+        rk.nn.Flow,
+        Saved,
+        SequenceEncoder,
+        SequencePosterior,
+        Autoregressive,
+    }
 
     def below(kind: type) -> set[type]:
         return {kind}.union(*map(below, kind.__subclasses__()))

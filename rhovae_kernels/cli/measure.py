@@ -69,8 +69,11 @@ def sample(
     parts: Parts = None,
     n: Annotated[int, typer.Option("--n", min=1, help="How many.")] = 64,
     mean: Annotated[
-        bool, typer.Option("--mean/--draw", help="The decoder's mean, or a draw from it.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--mean/--draw", help="The decoder's mean (where it has one), or a draw from it."
+        ),
+    ] = None,
     mode: Annotated[
         str,
         typer.Option(
@@ -95,6 +98,8 @@ def sample(
     from rhovae_kernels.training.run import load_run
 
     vae, settings = load_run(run, **parts_of(parts))
+    if mean is None:
+        mean = not vae.decoder.autoregressive
     kind = "mean" if mean else "draw"
     generator = torch.Generator().manual_seed(seed % 2**64)
     if mode == "prior":
@@ -102,7 +107,7 @@ def sample(
     else:
         _, x = data_of_run(vae, settings, dataset, split="train")
         z = traversals.chosen_codes(vae, x, mode, n, seed)
-        drawn = vae.decoder.mean(z) if mean else vae.decoder.draw(z, generator)
+        drawn = vae.decode(z, kind, generator)
     out = out or run / ("samples.png" if mode == "prior" else f"samples-{mode}.png")
     pictures.samples(out, drawn.detach(), f"{n} samples ({mode}, {kind})")
     print(out)

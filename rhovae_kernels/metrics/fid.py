@@ -73,6 +73,6 @@ def fid(
         else:
             z = vae.prior().sample((count,))
         for data, codes in zip(x.split(BATCH), z.split(BATCH), strict=True):
-            for images, real in ((data, True), (vae.decoder.mean(codes), False)):
+            for images, real in ((data, True), (vae.decode(codes), False)):
                 distance.update(images.clamp(0, 1).expand(-1, 3, -1, -1), real=real)
         return {"mean": distance.compute().item(), "samples": count}

@@ -66,4 +66,4 @@ def traverse(vae: VAE, x: Tensor, mode: str, n: int, steps: int, seed: int) -> T
         means = vae.posterior_for(x).mean
         reach = torch.linspace(-REACH, REACH, steps, dtype=means.dtype, device=means.device)
         z = means[order[0]] + reach[None, :, None] * torch.diag(means.std(0))[:, None]
-    return vae.decoder.mean(z)
+    return vae.decode(z)

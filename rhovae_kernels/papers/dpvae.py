@@ -254,5 +254,5 @@ def _pockets(vae: VAE, x: Tensor) -> pictures.Pockets:
             "pockets (low posterior)": aggregate.low_posterior(vae, x, PICTURED),
             "leaks (high posterior)": aggregate.high_posterior(vae, x, PICTURED),
         }
-        decoded = {kind: vae.decoder.mean(z) for kind, z in kinds.items()}
+        decoded = {kind: vae.decode(z) for kind, z in kinds.items()}
         return pictures.Pockets(kinds, decoded if len(vae.input_shape) == 1 else {})

@@ -114,7 +114,7 @@ class VAE(Saved, library_name="rhovae-kernels", tags=["vae"]):
             encoder, input_shape, features, posterior.sequential
         )
         posterior.build(self._features)
-        decoder.build(encoder, posterior.latent)
+        decoder.build(encoder, posterior.latent, self._input_shape)
         check_decoder(decoder, posterior.latent, self._input_shape)
         objective.build(posterior.latent)
         prior.bind(encoder, posterior, self._input_shape)
@@ -253,30 +253,40 @@ class VAE(Saved, library_name="rhovae-kernels", tags=["vae"]):
         return self.decoder.log_prob(x, z) + log_prior - q.log_prob(z)
 
     @torch.no_grad()
-    def sample(self, n: int, mode: str = "mean", generator: Generator | None = None) -> Tensor:
+    def sample(self, n: int, mode: str | None = None, generator: Generator | None = None) -> Tensor:
         """n data from the prior, (n, *input_shape).
 
         Args:
             n: how many.
-            mode: "mean" for the decoder's mean, "draw" for a draw from p(x|z).
+            mode: "mean" for the decoder's mean, "draw" for a draw from p(x|z); where left out the
+                mean, of a decoder that has one.
             generator: of the model's device; PyTorch's own where left out.
 
         Raises:
-            ValueError: mode is neither.
+            ValueError: mode is neither, or "mean" and the decoder has none.
         """
+        return self.decode(self.prior.sample(n, generator), mode, generator)
+
+    @torch.no_grad()
+    def decode(
+        self, z: Tensor, mode: str | None = None, generator: Generator | None = None
+    ) -> Tensor:
+        """Data of codes z (…, latent), (…, *input_shape); mode and generator as of `sample`."""
+        if mode is None:
+            mode = "draw" if self.decoder.autoregressive else "mean"
         sequential.check_mode(mode)
-        z = self.prior.sample(n, generator)
         return self.decoder.mean(z) if mode == "mean" else self.decoder.draw(z, generator)
 
     @torch.no_grad()
     def reconstruct(self, x: Tensor) -> Tensor:
-        """The decoder's mean at the posterior's mean, (B, *input_shape).
+        """The decoder's mean at the posterior's mean, (B, *input_shape); a draw from p(x|z) there,
+        of a decoder that has no mean.
 
         Of sequences, missing steps are filled in; the padding that follows the last stays NaN.
         """
         h = self.encode(x)
-        mean = self.decoder.mean(self.posterior(h).mean)
-        return sequential.without_padding(mean, h) if isinstance(h, Steps) else mean
+        again = self.decode(self.posterior(h).mean)
+        return sequential.without_padding(again, h) if isinstance(h, Steps) else again
 
     def impute(
         self, x: Tensor, samples: int = 100, mode: str = "mean", generator: Generator | None = None

@@ -21,11 +21,14 @@ class Decoder(Part):
     Attributes:
         support: what values a dimension of x can have.
         sequential: whether data and codes are sequences, of as many steps.
+        autoregressive: whether a dimension depends on those before it: p(x|z) then has draws and
+            no mean in closed form.
     """
 
     net: nn.Module | None
     support: D.constraints.Constraint = D.constraints.real
     sequential: ClassVar[bool] = False
+    autoregressive: ClassVar[bool] = False
 
     def __init__(self, net: nn.Module | None = None) -> None:
         super().__init__()
@@ -35,8 +38,15 @@ class Decoder(Part):
     def arguments(self) -> dict[str, Any]:
         return {"net": None if self._mirrors else self.net}
 
-    def build(self, encoder: nn.Module, latent: int) -> None:
-        """Mirror the encoder, where no network was given.
+    def build(
+        self, encoder: nn.Module | None, latent: int, input_shape: tuple[int, ...] = ()
+    ) -> None:
+        """Mirror the encoder, where no network was given; a VAE calls it.
+
+        Args:
+            encoder: from data to features.
+            latent: dimensions of z.
+            input_shape: shape of one datum.
 
         Raises:
             ValueError: the encoder has no mirror image.

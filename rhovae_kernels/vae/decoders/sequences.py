@@ -21,7 +21,7 @@ class PerStep(Decoder):
             network, and the encoder is one of `nets`, a layer of ReLUs as wide as the encoder.
 
     Raises:
-        ValueError: decoder is one of sequences itself.
+        ValueError: decoder is one of sequences itself, or autoregressive.
 
     Example:
         >>> import torch, rhovae_kernels as rk
@@ -40,14 +40,21 @@ class PerStep(Decoder):
                 f"decoder is a {type(decoder).__name__}, which is one of sequences; PerStep wants "
                 "one of a single step, such as Bernoulli"
             )
+        if decoder.autoregressive:
+            raise ValueError(
+                f"decoder is a {type(decoder).__name__}, whose dimensions depend on one another; "
+                "PerStep wants one whose dimensions are independent given z, such as Bernoulli"
+            )
         self.decoder = decoder
         self.support = decoder.support
 
     def arguments(self) -> dict[str, Any]:
         return {"decoder": self.decoder}
 
-    def build(self, encoder: nn.Module, latent: int) -> None:
-        self.decoder.build(encoder, latent)
+    def build(
+        self, encoder: nn.Module | None, latent: int, input_shape: tuple[int, ...] = ()
+    ) -> None:
+        self.decoder.build(encoder, latent, input_shape)
 
     def outputs(self, z: Tensor) -> Tensor:
         return self.decoder.outputs(z)

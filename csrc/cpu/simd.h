@@ -328,6 +328,22 @@ RHOVAE_INLINE V<T> flipped(V<T> x, V<T> bits) {
   return V<T>(Bits(x) ^ Bits(bits));
 }
 
+// x, or the bound that it is beyond; a NaN stays.
+RHOVAE_INLINE V<float> at_most(V<float> bound, V<float> x) {
+#ifdef RHOVAE_MASKED
+  return V<float>(_mm512_min_ps(bound, x));
+#else
+  return x > bound ? bound : x;
+#endif
+}
+RHOVAE_INLINE V<float> at_least(V<float> bound, V<float> x) {
+#ifdef RHOVAE_MASKED
+  return V<float>(_mm512_max_ps(bound, x));
+#else
+  return x < bound ? bound : x;
+#endif
+}
+
 // exp(x) and exp(x) − 1, the latter to its own last digits where x is small.
 template <typename T>
 struct Exponential {
@@ -336,10 +352,10 @@ struct Exponential {
 
 RHOVAE_INLINE Exponential<float> exponential(V<float> x) {
   // x = n log 2 + r, |r| ≤ ½ log 2; beyond the clamps exp is infinite, or below the least normal.
-  const V<float> high = broadcast(88.8f), low = broadcast(-87.0f);
-  V<float> y = x > high ? high : x;
-  y = y < low ? low : y;
-  const V<float> n = (y * 1.44269504f + 12582912.0f) - 12582912.0f;
+  const V<float> y = at_least(broadcast(-87.0f), at_most(broadcast(88.8f), x));
+  // ½·2^n, so that n = 128 stays finite until the last doubling, from the bits of n as it was rounded.
+  constexpr float magic = 12582912.0f + 126;
+  const V<float> rounded = y * 1.44269504f + magic, n = rounded - magic;
   const V<float> r = (y - n * 0.693359375f) - n * -2.12194440e-4f;
   V<float> p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
@@ -347,9 +363,9 @@ RHOVAE_INLINE Exponential<float> exponential(V<float> x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r;  // e^r − 1
-  // ½·2^n, so that n = 128 stays finite until the last doubling.
-  const typename Vector<float>::bits exponent =
-      (__builtin_convertvector(n, typename Vector<float>::bits) + 126) << 23;
+  typename Vector<float>::bits exponent;
+  __builtin_memcpy(&exponent, &rounded, sizeof exponent);
+  exponent <<= 23;
   V<float> half;
   __builtin_memcpy(&half, &exponent, sizeof half);
   return {(p * half + half) * 2.0f, (p * half + (half - 0.5f)) * 2.0f};
@@ -372,8 +388,7 @@ struct Decay {
 
 RHOVAE_INLINE Decay<float> decay(V<float> x) {
   // As `exponential`; at most 2^−126, so that 2^n is made from the bits of n as it was rounded.
-  const V<float> most = broadcast(87.0f);
-  const V<float> y = x > most ? most : x;
+  const V<float> y = at_most(broadcast(87.0f), x);
   constexpr float magic = 12582912.0f + 127;
   const V<float> rounded = magic - y * 1.44269504f, n = rounded - magic;
   const V<float> r = (-y - n * 0.693359375f) - n * -2.12194440e-4f;

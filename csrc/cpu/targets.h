@@ -35,7 +35,7 @@
 #define RHOVAE_VECTOR_BYTES 64
 // One instruction for a lane move, where the compiler's general shuffle takes a slower one.
 #define RHOVAE_ALIGN_LANES _mm512_alignr_epi32
-// Loads and stores that leave lanes out.
+// Loads and stores that leave lanes out; the lesser of two in one instruction.
 #define RHOVAE_MASKED
 #include "simd.h"
 #include "tiled.h"

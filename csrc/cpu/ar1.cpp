@@ -450,13 +450,10 @@ struct Path {
   Innovation<T> innovation;
   RowScan<T, false> scan;
 
-  RHOVAE_INLINE Path(const Ar1&, const Ar1Row<S>& row, T u)
+  RHOVAE_INLINE Path(const Ar1&, const Ar1Row<S>& row, int64_t, int64_t, T u)
       : innovation(row.c.sech), scan(row.c.rho, u) {}
 
-  template <typename N>
-  RHOVAE_INLINE V<T> operator()(V<T> eps, int64_t j, N) {
-    return scan(innovation(eps, j));
-  }
+  RHOVAE_INLINE V<T> operator()(V<T> eps, int64_t j) { return scan(innovation(eps, j)); }
 
   // Σ log σ_j of what it has gone through; of one ρ a row, `finish` knows it.
   double log_sech() { return 0; }
@@ -465,18 +462,27 @@ struct Path {
 template <typename S>
 struct Path<S, false> {
   using T = Compute<S>;
-  const S* const logits;
+  const int64_t begin;
   StepScan<T, false> scan;
   LogSech<T> sum_log_sech;
+  T rho[kTile], sech[kTile];
 
-  RHOVAE_INLINE Path(const Ar1& p, const Ar1Row<S>& row, T u)
-      : logits(p.rho_logit.row<S>(row.index)), scan(u) {}
+  // ρ and σ of all steps first: their long chains of operations and those of the scan, one after the
+  // other for each vector, are more than a processor looks ahead over.
+  RHOVAE_INLINE Path(const Ar1& p, const Ar1Row<S>& row, int64_t begin_, int64_t end, T u)
+      : begin(begin_), scan(u) {
+    const S* const logits = p.rho_logit.row<S>(row.index);
+    for_vectors<T, false>(begin, end, [&](int64_t j, auto n) {
+      const Transition<T> c = Transition<T>::of(logits_at(logits, j, n));
+      sum_log_sech.add(c);
+      store(rho + (j - begin), c.rho);
+      store(sech + (j - begin), c.sech);
+    });
+  }
 
-  template <typename N>
-  RHOVAE_INLINE V<T> operator()(V<T> eps, int64_t j, N n) {
-    const Transition<T> c = Transition<T>::of(logits_at(logits, j, n));
-    sum_log_sech.add(c);
-    return scan(c.rho, c.sech * eps);
+  RHOVAE_INLINE V<T> operator()(V<T> eps, int64_t j) {
+    return scan(load(static_cast<const T*>(rho) + (j - begin)),
+                load(static_cast<const T*>(sech) + (j - begin)) * eps);
   }
 
   double log_sech() { return double(sum<T>(sum_log_sech.sum())); }
@@ -511,8 +517,8 @@ void aggregate_u(const Ar1& p, const Ar1Row<S>& row, int64_t tile, Ar1Carry<Comp
                           [&](int64_t j, auto n) { aggregate(innovation(noise.at(j, n), j)); });
     carry.u = aggregate.value();
   } else {
-    Path<S, false> path(p, row, T(0));
-    for_vectors<T, false>(begin, end, [&](int64_t j, auto n) { path(noise.at(j, n), j, n); });
+    Path<S, false> path(p, row, begin, end, T(0));
+    for_vectors<T, false>(begin, end, [&](int64_t j, auto n) { path(noise.at(j, n), j); });
     carry.u = path.scan.carry[0], carry.u_gate = path.scan.gate[0];
   }
 }
@@ -589,12 +595,12 @@ struct Reparam {
     const S* mu = p.mu.row<S>(row.index);
     S* z = static_cast<S*>(p.out) + row.index * p.tiles.length;
     const Scales<S> scales(p, row);
-    Path<S, logit_per_row> path(p, row, carry.u);
+    Path<S, logit_per_row> path(p, row, begin, end, carry.u);
     V<T> mu2 = {}, variance = {};
     for_vectors<T, false>(begin, end, [&](int64_t j, auto n) {
       const Scale<T> s = scales.at(j, n);
       const V<T> m = load(mu + j, n);
-      store(z + j, m + s.scale * path(noise.at(j, n), j, n), n);
+      store(z + j, m + s.scale * path(noise.at(j, n), j), n);
       mu2 += m * m;
       // Lanes past the end hold log s = 0, which adds nothing.
       if (!scales.per_row) variance += s.expm1 - s.log_var;
@@ -876,15 +882,19 @@ struct ReparamBackward {
     if (wants_u || wants_steps) {
       const Noise<S> noise(p, row.index, begin, end);
       const S* const logits = p.rho_logit.row<S>(row.index);
-      StepScan<T, false> scan(carry.u);
       for_vectors<T, false>(begin, end, [&](int64_t j, auto n) {
         const Transition<T> c = Transition<T>::of(logits_at(logits, j, n));
-        const V<T> eps = noise.at(j, n), before = scan.carry;
-        const V<T> here = scan(c.rho, c.sech * eps);
-        store(u + j, here);
         store(rho + j, c.rho);
         store(sech + j, c.sech);
-        store(change + j, c.sech * slide_up<T, 1>(here, before) - c.rho * eps);
+      });
+      StepScan<T, false> scan(carry.u);
+      for_vectors<T, false>(begin, end, [&](int64_t j, auto n) {
+        const V<T> gate = load(static_cast<const T*>(rho) + j);
+        const V<T> sigma = load(static_cast<const T*>(sech) + j);
+        const V<T> eps = noise.at(j, n), before = scan.carry;
+        const V<T> here = scan(gate, sigma * eps);
+        store(u + j, here);
+        store(change + j, sigma * slide_up<T, 1>(here, before) - gate * eps);
       });
       store(rho + end,
             Transition<T>::of(next_logits_at(logits, end - 1, 1, p.tiles.length)).rho);

@@ -315,6 +315,7 @@ template <typename S, bool alone>
 struct Block {
   using T = Compute<S>;
   Values<T> mu, log_r, log_s, a, x, w, scale, rho, sech;
+  Values<T> sinh;  // sinh min(|a|, 80), where ρ' is asked for
   bool refused = false;
 
   void read(const Smoother& p, const Lanes<S, alone>& rows, int64_t j) {
@@ -323,16 +324,7 @@ struct Block {
     rows.read(p.y, j, y);
     rows.read(p.log_r, j, log_r, infinity);
     rows.read(p.mu, j, mu);
-    // What is one number a row stays as it was in the block before.
-    if (!p.log_var.per_row || last < 0) {
-      rows.read(p.log_var, j, log_s);
-      for (int i = 0; i < kBlock; ++i) scale.set(i, exponential(log_s[i] * T(0.5)).exp);
-    }
-    if (!p.rho_logit.per_row || last <= 0 || j == 0) {
-      rows.read(p.rho_logit, j, a);
-      correlate(j);
-    }
-    last = j;
+    read_chain(p, rows, j);
     const V<T> zero = {};
     typename Vector<T>::bits wrong = {};
     for (int i = 0; i < kBlock; ++i) {
@@ -345,8 +337,32 @@ struct Block {
     for (int i = 0; i < kLanes<T>; ++i) refused = refused || wrong[i];
   }
 
+  // What is one number a row stays as it was in the block before.
+  void read_chain(const Smoother& p, const Lanes<S, alone>& rows, int64_t j) {
+    if (!p.log_var.per_row || last < 0) {
+      rows.read(p.log_var, j, log_s);
+      for (int i = 0; i < kBlock; ++i) scale.set(i, exponential(log_s[i] * T(0.5)).exp);
+    }
+    if (!p.rho_logit.per_row || last <= 0 || j == 0) {
+      rows.read(p.rho_logit, j, a);
+      correlate(j);
+      if (p.rho_logit_out) {
+        for (int i = 0; i < kBlock; ++i) sinh.set(i, sinh_of(a[i]));
+      }
+    }
+    last = j;
+  }
+
+  static constexpr T kLimit = 80;  // asinh(e sinh a) is asinh(e sinh 80) + a − 80 beyond it
+
  private:
   int64_t last = -1;
+
+  static RHOVAE_INLINE V<T> sinh_of(V<T> a) {
+    const V<T> m = magnitude<T>(a), limit = broadcast(kLimit);
+    const V<T> expm1 = exponential(m < limit ? m : limit).expm1;
+    return T(0.5) * (expm1 + expm1 / (1 + expm1));
+  }
 
   void correlate(int64_t j) {
     // The first step has no correlation: what stands there is not looked at.
@@ -412,7 +428,7 @@ struct Scratch {
       : memory(new Values<T>[size_t(kinds * blocks_)]), blocks(blocks_) {}
   Values<T>& of(int kind, int64_t block) const { return memory[kind * blocks + block]; }
 };
-enum Kind { kInformation, kEta, kMean, kVariance, kLost, kOfMeanAfter, kOfVariance };
+enum Kind { kX, kW, kInformation, kEta, kMean, kVariance, kLost, kOfMeanAfter, kOfVariance };
 
 // A few rows, or one.
 template <typename S, bool alone>
@@ -441,6 +457,8 @@ struct Passes {
     X information = {}, eta = {};
     for (int64_t block = rows.blocks() - 1; block >= 0; --block) {
       b.read(p, rows, block * steps);
+      scratch.of(kX, block) = b.x;
+      scratch.of(kW, block) = b.w;
       Values<T>& all = scratch.of(kInformation, block);
       Values<T>& etas = scratch.of(kEta, block);
       for (int i = steps - 1; i >= 0; --i) {
@@ -474,15 +492,17 @@ struct Passes {
     return T(-0.5) * total;
   }
 
-  // Along time: m̃, s̃, 1 − s̃ of the step before each, from those of Λ and η; then f(block).
+  // Along time: m̃, s̃, 1 − s̃ of the step before each, from those of Λ and η; then f(block, steps).
   template <typename F>
   void forth(const F& f) {
     Moments<X> m{X{}, X{} + 1, X{}};
     Values<T> phi, moved, innovation, gained;
+    Step<T> made[kBlock];
     for (int64_t block = 0; block < rows.blocks(); ++block) {
-      b.read(p, rows, block * steps);
+      read_again(block);
+      if (p.mu_out) rows.read(p.mu, block * steps, b.mu);
       for (int i = 0; i < kBlock; ++i) {
-        const Step<T> s = step(block, i);
+        const Step<T> s = made[i] = step(block, i);
         phi.set(i, s.phi);
         moved.set(i, s.innovation * s.driven);
         innovation.set(i, s.innovation);
@@ -498,8 +518,15 @@ struct Passes {
         m = m.after(phi.template step<X>(i), moved.template step<X>(i),
                     innovation.template step<X>(i), gained.template step<X>(i));
       }
-      f(block);
+      f(block, made);
     }
+  }
+
+  // A block that `back` has read, without what only that asks for: y, log r and μ.
+  void read_again(int64_t block) {
+    b.read_chain(p, rows, block * steps);
+    b.x = scratch.of(kX, block);
+    b.w = scratch.of(kW, block);
   }
 
   RHOVAE_INLINE Step<T> step(int64_t block, int i) const {
@@ -516,11 +543,11 @@ struct Passes {
     return m.after(s.phi, s.innovation * s.driven, s.innovation, gained_by(s, i));
   }
 
-  void write_posterior(int64_t block) {
+  void write_posterior(int64_t block, const Step<T>* made) {
     const int64_t j = block * steps;
     Values<T> mean, log_var, logit;
     for (int i = 0; i < kBlock; ++i) {
-      const Step<T> s = step(block, i);
+      const Step<T>& s = made[i];
       const Moments<V<T>> m = before(block, i), now = after(m, s, i);
       mean.set(i, b.mu[i] + b.scale[i] * now.mean);
       const V<T> zero = {};
@@ -536,15 +563,13 @@ struct Passes {
 
   RHOVAE_INLINE V<T> logit_of(const Step<T>& s, const Moments<V<T>>& before,
                               const Moments<V<T>>& now, int i) const {
-    const V<T> a = magnitude<T>(b.a[i]), limit = broadcast(T(80)), zero = {};
+    const V<T> a = magnitude<T>(b.a[i]), limit = broadcast(Block::kLimit), zero = {};
     const auto near = before.variance >= T(0.25) * s.t;
     const V<T> e = square_root<T>(before.variance) * square_root<T>(s.inverse_t);
     const V<T> one_minus_e2 = before.lost * s.inverse_t + s.kept;
     const V<T> rho = magnitude<T>(b.rho[i]);
     const V<T> less = rho * one_minus_e2 / (e + square_root<T>(s.t * now.variance));
-    const V<T> within = a < limit ? a : limit, expm1 = exponential(within).expm1;
-    const V<T> sinh = T(0.5) * (expm1 + expm1 / (1 + expm1));
-    const V<T> asinh = inverse_sinh(near ? less : e * sinh);
+    const V<T> asinh = inverse_sinh(near ? less : e * b.sinh[i]);
     const V<T> result = near ? a - asinh : asinh + (a > limit ? a - limit : zero);
     return b.a[i] < 0 ? -result : result;
   }
@@ -555,7 +580,7 @@ struct Passes {
     X of_mean = {}, of_variance = {};  // what step j+1 adds to those of step j
     for (int64_t block = rows.blocks() - 1; block >= 0; --block) {
       const int64_t j = block * steps;
-      b.read(p, rows, j);
+      read_again(block);
       rows.read(p.grad_mu, j, g);
       rows.read(p.grad_log_var, j, v);
       read_grad_rho_logit(j, half);
@@ -601,7 +626,8 @@ struct Passes {
     const bool adjoint = p.has_adjoint(), likelihood = p.grad_log_marginal.data;
     for (int64_t block = 0; block < rows.blocks(); ++block) {
       const int64_t j = block * steps;
-      b.read(p, rows, j);
+      read_again(block);
+      rows.read(p.log_r, j, b.log_r, std::numeric_limits<T>::infinity());
       rows.read(p.grad_mu, j, g);
       rows.read(p.grad_log_var, j, v);
       read_grad_rho_logit(j, grad_logit);
@@ -710,7 +736,8 @@ struct Forward {
   static void rows(const Smoother& p, int64_t first, int count) {
     Passes<S, alone> passes(p, first, count, kLost + 1);
     passes.back();
-    passes.forth([&](int64_t block) { passes.write_posterior(block); });
+    passes.forth(
+        [&](int64_t block, const Step<T>* made) { passes.write_posterior(block, made); });
   }
 };
 
@@ -723,7 +750,7 @@ struct Backward {
     const bool adjoint = p.has_adjoint();
     Passes<S, alone> passes(p, first, count, adjoint ? kOfVariance + 1 : kLost + 1);
     passes.back();
-    passes.forth([](int64_t) {});
+    passes.forth([](int64_t, const Step<T>*) {});
     if (adjoint) passes.adjoint_back();
     passes.adjoint_forth();
   }

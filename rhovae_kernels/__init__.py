@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "AR1Normal": "rhovae_kernels.distributions:AR1Normal",
     "MarkovNormal": "rhovae_kernels.distributions:MarkovNormal",
+    "Density": "rhovae_kernels.vae.density:Density",
     "VAE": "rhovae_kernels.vae.model:VAE",
     "fit": "rhovae_kernels.training.fit:fit",
     "evaluate": "rhovae_kernels.metrics.evaluate:evaluate",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import rhovae_kernels as rk
 from rhovae_kernels.metrics import traversals
 from rhovae_kernels.papers import published
+from rhovae_kernels.vae.base import Model
 from rhovae_kernels.vae.decoders import Autoregressive, Decoder
 from rhovae_kernels.vae.nets import Encoder, SequenceEncoder
 from rhovae_kernels.vae.objectives import Objective
@@ -126,11 +127,31 @@ VAES = {
     "IWAE of sequences": lambda: of_sequences(objective=rk.objectives.IWAE(2)),
     "IWAE of sequences, doubly": lambda: of_sequences(objective=rk.objectives.IWAE(2, "doubly")),
 }
+
+
+class Coins(Autoregressive):
+    """p(x) of independent coins, the least that a density can be made of."""
+
+    support = torch.distributions.constraints.unit_interval
+
+    def make(self) -> None:
+        self.logits = nn.Parameter(torch.zeros(self.input_shape))
+
+    def conditionals(self, x: Tensor, z: Tensor | None) -> torch.distributions.Distribution:
+        logits = self.logits.expand(x.shape)
+        return torch.distributions.Bernoulli(logits=logits, validate_args=False)
+
+    def sample_rows(self, n: int, z: Tensor | None, generator: torch.Generator | None) -> Tensor:
+        chances = self.logits.sigmoid().expand(n, *self.input_shape)
+        return torch.bernoulli(chances, generator=generator)
+
+
 MODULES = {
     **NETWORKS,
     **TRANSFORMS,
     **FLOWS,
     **{f"VAE: {name}": make for name, make in VAES.items()},
+    "Density": lambda: rk.Density(Coins(), SHAPE),
 }
 every_module = pytest.mark.parametrize("name", MODULES)
 
@@ -149,8 +170,8 @@ def data(shape: tuple[int, ...], n: int = 4) -> Tensor:
     return torch.rand(n, *shape, generator=torch.Generator().manual_seed(1))
 
 
-def data_of(vae: rk.VAE, n: int = 4) -> Tensor:
-    """Data that a VAE takes; of sequences, one is shorter, and one lacks a step."""
+def data_of(vae: Model, n: int = 4) -> Tensor:
+    """Data that a model takes; of sequences, one is shorter, and one lacks a step."""
     x = data(vae.input_shape, n)
     if vae.sequential:
         x[1, 4:], x[2, 1] = torch.nan, torch.nan
@@ -179,6 +200,8 @@ def outputs(module: nn.Module) -> list[Tensor]:
         # What is reconstructed of the padding of a sequence is NaN.
         drawn = (module.sample(3, "draw"), module.reconstruct(x).nan_to_num(nan=-1.0))
         return [*output, module.elbo(x), module.log_weights(x, 2), *drawn]
+    if isinstance(module, rk.Density):
+        return [*module(data_of(module).to(like)), module.sample(3)]
     x = data((D,)).to(like)
     if isinstance(module, rk.nn.Transform | rk.nn.Flow):
         flow = isinstance(module, rk.nn.Flow)
@@ -197,6 +220,7 @@ def test_every_class_of_module_is_among_them():
         rk.nn.Transform,
         rk.nn.Flow,
         Saved,
+        Model,
         SequenceEncoder,
         SequencePosterior,
         Autoregressive,

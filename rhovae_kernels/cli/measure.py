@@ -13,12 +13,13 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="Directory of a run.")],
     parts: Parts = None,
     metrics: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="Some of elbo, nll@K, active-units, skl, leakage, mi, tc, fid and "
-            "fid-low-posterior, with commas between."
+            "fid-low-posterior, with commas between; elbo,nll@5000,active-units if not given. nll, "
+            "the exact one, of a model without a code."
         ),
-    ] = "elbo,nll@5000,active-units",
+    ] = None,
     thresholds: Annotated[
         str | None, typer.Option(help="Of the leakage, ascending, with commas between; 0 to 10.")
     ] = None,
@@ -41,7 +42,7 @@ def evaluate(
     result = measure(
         run,
         dataset,
-        [name.strip() for name in metrics.split(",")],
+        None if metrics is None else [name.strip() for name in metrics.split(",")],
         limit=limit,
         data_root=data_root,
         binarize=binarize,
@@ -96,15 +97,15 @@ def sample(
     from rhovae_kernels.metrics.data import data_of_run
     from rhovae_kernels.plots import pictures
     from rhovae_kernels.training.run import load_run
+    from rhovae_kernels.vae.model import vae_of
 
-    vae, settings = load_run(run, **parts_of(parts))
-    if mean is None:
-        mean = not vae.decoder.autoregressive
-    kind = "mean" if mean else "draw"
+    model, settings = load_run(run, **parts_of(parts))
+    kind = model.mode if mean is None else "mean" if mean else "draw"
     generator = torch.Generator().manual_seed(seed % 2**64)
     if mode == "prior":
-        drawn = vae.sample(n, kind, generator)
+        drawn = model.sample(n, kind, generator)
     else:
+        vae = vae_of(model, f"mode {mode!r}")
         _, x = data_of_run(vae, settings, dataset, split="train")
         z = traversals.chosen_codes(vae, x, mode, n, seed)
         drawn = vae.decode(z, kind, generator)
@@ -137,8 +138,10 @@ def traverse(
     from rhovae_kernels.metrics.data import data_of_run
     from rhovae_kernels.plots import pictures
     from rhovae_kernels.training.run import load_run
+    from rhovae_kernels.vae.model import vae_of
 
-    vae, settings = load_run(run, **parts_of(parts))
+    model, settings = load_run(run, **parts_of(parts))
+    vae = vae_of(model, "a traversal")
     _, x = data_of_run(vae, settings, dataset)
     tracks = traversals.traverse(vae, x, mode, n, steps, seed)
     out = out or run / f"traverse-{mode}.png"

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from rhovae_kernels.data.sources import Source
 from rhovae_kernels.data.splits import is_name, sources
-from rhovae_kernels.vae.model import VAE
+from rhovae_kernels.vae.base import Model
 
 
 def data_of_run(
-    vae: VAE,
+    vae: Model,
     run: dict[str, Any],
     data: Any = None,
     split: str = "test",

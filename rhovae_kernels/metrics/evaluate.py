@@ -1,11 +1,11 @@
-"""Evaluation: −ELBO, negative log likelihood by importance sampling, and what `METRICS` names."""
+"""Evaluation: −ELBO, negative log likelihood, and what else `METRICS` names."""
 
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +14,27 @@ from rhovae_kernels.metrics import aggregate
 from rhovae_kernels.metrics.active_units import active_units
 from rhovae_kernels.metrics.data import data_of_run
 from rhovae_kernels.metrics.fid import check_weights, fid
-from rhovae_kernels.metrics.likelihood import elbo, nll
+from rhovae_kernels.metrics.likelihood import elbo, exact_nll, nll
 from rhovae_kernels.seeding import seeded
 from rhovae_kernels.training.run import load_run
+from rhovae_kernels.vae.base import Model
+from rhovae_kernels.vae.density import Density
 from rhovae_kernels.vae.model import VAE
 
-METRICS = (
-    "elbo, nll@K (K importance samples, for example nll@5000), active-units, skl, leakage, mi, tc, "
-    "fid, fid-low-posterior"
-)
+T = TypeVar("T")
+
+METRICS: dict[type[Model], str] = {
+    VAE: "elbo, nll@K (K importance samples, for example nll@5000), active-units, skl, leakage, "
+    "mi, tc, fid, fid-low-posterior",
+    Density: "nll",
+}
+"""What can be measured of each kind of model."""
+
+DEFAULTS: dict[type[Model], tuple[str, ...]] = {
+    VAE: ("elbo", "nll@5000", "active-units"),
+    Density: ("nll",),
+}
+"""What is measured of each where nothing is asked for."""
 
 
 class Result(dict[str, Any]):
@@ -52,6 +64,9 @@ class Result(dict[str, Any]):
                 sizes = f"{entry['ess_mean']:.1f}, least {entry['ess_min']:.1f}"
                 shown.append(("  effective sample size", f"mean {sizes} of {entry['samples']}"))
                 shown += _of_a_step(entry)
+            elif name == "nll":
+                shown.append((name, _with_error(entry)))
+                shown.append(("  bits per dimension", f"{entry['bits_per_dimension']:.4f}"))
             elif name == "active-units":
                 shown.append((name, f"{entry['active']} of {entry['latent']}"))
             elif name == "skl":
@@ -72,9 +87,9 @@ class Result(dict[str, Any]):
 
 
 def evaluate(
-    vae_or_run: VAE | str | Path,
+    vae_or_run: Model | str | Path,
     data: Any = None,
-    metrics: Sequence[str] = ("elbo", "nll@5000", "active-units"),
+    metrics: Sequence[str] | None = None,
     *,
     limit: int | None = None,
     data_root: str | Path | None = None,
@@ -85,7 +100,7 @@ def evaluate(
     fid_weights: str | Path | None = None,
     **parts: nn.Module,
 ) -> Result:
-    """Measure a VAE on data.
+    """Measure a model, a `VAE` or a `Density`, on data.
 
     Args:
         vae_or_run: the model, or the directory of a run of `fit`, whose best model is measured, by
@@ -93,14 +108,16 @@ def evaluate(
         data: a tensor or array (N, *input_shape), a `Dataset`, a `DataLoader`, of which what is
             measured on is read into memory, or the name of a data set, see `data.load`; the run's
             named set, or "digits", where left out.
-        metrics: "elbo": log p(x|z) − KL at one sample for each datum (K of `IWAE`, their mean), its
-            standard error over the data, and its parts. "nll@K": −log (1/K) Σ_k p(x|z_k)
-            p(z_k)/q(z_k|x), an upper bound in expectation, with a 95% interval over the data and
-            the effective sample size (Σw)²/Σw². "active-units": latent dimensions with
-            Var_x E[z|x] > 0.01. Of sequences the first two hold "per_step" too: the sum over data
-            by the number of their own steps. "skl": KL(q(z) ‖ p(z)) + KL(p(z) ‖ q(z)), q(z) being
-            the aggregate posterior of the same data.
+        metrics: of a VAE, where left out the first three. "elbo": log p(x|z) − KL at one sample for
+            each datum (K of `IWAE`, their mean), its standard error over the data, and its parts.
+            "nll@K": −log (1/K) Σ_k p(x|z_k) p(z_k)/q(z_k|x), an upper bound in expectation, with a
+            95% interval over the data and the effective sample size (Σw)²/Σw². "active-units":
+            latent dimensions with Var_x E[z|x] > 0.01. Of sequences the first two hold "per_step"
+            too: the sum over data by the number of their own steps. "skl": KL(q(z) ‖ p(z)) +
+            KL(p(z) ‖ q(z)), q(z) being the aggregate posterior of the same data.
             "leakage", "mi", "tc": see `aggregate`. "fid", "fid-low-posterior": see `fid`.
+            Of a `Density` "nll": −log p(x), exact, with its standard error over the data, and in
+            bits by the dimension.
         limit: only so many data, the first ones.
         data_root: directory of the data sets; the run's where left out.
         binarize: "none", "round", "static" or "dynamic"; the run's, or "none", where left out.
@@ -116,7 +133,8 @@ def evaluate(
 
     Raises:
         FileNotFoundError: no such run, or no such weights.
-        ValueError: an unknown metric or other argument; data that do not fit the model.
+        ValueError: an unknown metric or other argument; a metric that the kind of model does not
+            have; data that do not fit the model.
         FloatingPointError: a result is not finite.
 
     Source:
@@ -130,10 +148,19 @@ def evaluate(
         >>> result["nll@10"]["samples"], result["label"]
         (10, 'grey')
     """
-    measures = {name: _metric(name, thresholds, fid_weights) for name in metrics}
+    measures = {name: _metric(name, thresholds, fid_weights) for name in metrics or ()}
     if limit is not None and limit < 2:
         raise ValueError(f"limit is {limit}; a standard error takes 2 data at least")
-    vae, run = (vae_or_run, {}) if isinstance(vae_or_run, VAE) else load_run(vae_or_run, **parts)
+    vae, run = (vae_or_run, {}) if isinstance(vae_or_run, Model) else load_run(vae_or_run, **parts)
+    if metrics is None:
+        defaults = _of_kind(DEFAULTS, vae)
+        measures = {name: _metric(name, thresholds, fid_weights) for name in defaults}
+    for name, metric in measures.items():
+        if not isinstance(vae, metric.kind):
+            raise ValueError(
+                f"{name} is measured of a {metric.kind.__name__}, and this model is a "
+                f"{type(vae).__name__}: there are {_of_kind(METRICS, vae)}"
+            )
     source, x = data_of_run(vae, run, data, split, limit, data_root, binarize, seed)
     if len(x) < 2:
         raise ValueError(f"{source.name} holds {len(x)} data; a standard error takes 2 at least")
@@ -144,10 +171,10 @@ def evaluate(
     training = vae.training
     vae.eval()
     try:
-        for name, measure in measures.items():
+        for name, metric in measures.items():
             # Each metric draws its own stream: what it says does not depend on the others.
             with vae.unvalidated(), seeded(device, seed), torch.no_grad():
-                result[name] = measure(vae, x.to(device))
+                result[name] = metric.measure(vae, x.to(device))
             for quantity, value in result[name].items():
                 if not all(map(math.isfinite, value if isinstance(value, list) else [value])):
                     raise FloatingPointError(f"{name}: {quantity} is {value}, not finite")
@@ -156,29 +183,48 @@ def evaluate(
     return result
 
 
-def _metric(
-    name: str, thresholds: Sequence[float], fid_weights: str | Path | None
-) -> Callable[[VAE, Tensor], dict[str, Any]]:
-    plain = {
-        "elbo": elbo,
-        "active-units": active_units,
-        "skl": aggregate.skl,
-        "mi": aggregate.mi,
-        "tc": aggregate.tc,
-    }
-    if name in plain:
-        return plain[name]
+class _Metric(NamedTuple):
+    """A metric.
+
+    Attributes:
+        measure: of a model and data, (N, *input_shape).
+        kind: the models that it is measured of.
+    """
+
+    measure: Callable[[Any, Tensor], dict[str, Any]]
+    kind: type[Model] = VAE
+
+
+_PLAIN = {
+    "elbo": _Metric(elbo),
+    "nll": _Metric(exact_nll, Density),
+    "active-units": _Metric(active_units),
+    "skl": _Metric(aggregate.skl),
+    "mi": _Metric(aggregate.mi),
+    "tc": _Metric(aggregate.tc),
+}
+
+
+def _metric(name: str, thresholds: Sequence[float], fid_weights: str | Path | None) -> _Metric:
+    if name in _PLAIN:
+        return _PLAIN[name]
     # What the arguments lack is said before anything is measured.
     if name == "leakage":
         checked = aggregate.check_thresholds(thresholds)
-        return lambda vae, x: aggregate.leakage(vae, x, checked)
+        return _Metric(lambda vae, x: aggregate.leakage(vae, x, checked))
     if name in ("fid", "fid-low-posterior"):
         weights = check_weights(fid_weights)
-        return lambda vae, x: fid(vae, x, weights, name == "fid-low-posterior")
+        return _Metric(lambda vae, x: fid(vae, x, weights, name == "fid-low-posterior"))
     if found := re.fullmatch(r"nll@([1-9]\d*)", name):
         samples = int(found[1])
-        return lambda vae, x: nll(vae, x, samples)
-    raise ValueError(f"there is no metric {name!r}; there are {METRICS}")
+        return _Metric(lambda vae, x: nll(vae, x, samples))
+    known = f"{METRICS[VAE]}; of a Density {METRICS[Density]}"
+    raise ValueError(f"there is no metric {name!r}; there are {known}")
+
+
+def _of_kind(table: Mapping[type[Model], T], model: Model) -> T:
+    """What a table says of the kind of a model."""
+    return next(entry for kind, entry in table.items() if isinstance(model, kind))
 
 
 def _of_a_step(entry: dict[str, Any], sign: int = 1) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What a model makes of each datum: −ELBO, and −log p(x) by importance sampling."""
+"""What a model makes of each datum: −ELBO, and −log p(x), exact or by importance sampling."""
 
 import math
 from typing import Any
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rhovae_kernels.metrics.aggregate import BATCH
 from rhovae_kernels.steps import lengths, trimmed
+from rhovae_kernels.vae.density import Density
 from rhovae_kernels.vae.model import VAE
 
 CHUNK_NUMBERS = 2**23
@@ -65,6 +66,17 @@ def log_mean_weights(vae: VAE, x: Tensor, samples: int) -> tuple[Tensor, Tensor]
         first = torch.logaddexp(first, log_w.logsumexp(0))
         second = torch.logaddexp(second, (2 * log_w).logsumexp(0))
     return first - math.log(samples), torch.exp(2 * first - second)
+
+
+def exact_nll(model: Density, x: Tensor) -> dict[str, Any]:
+    """−log p(x) in nats, its standard error over data, and its mean in bits by the dimension."""
+    surprise = -torch.cat([model.log_prob(batch) for batch in x.split(BATCH)]).double()
+    mean = surprise.mean().item()
+    return {
+        "mean": mean,
+        "standard_error": standard_error(surprise),
+        "bits_per_dimension": mean / (math.prod(model.input_shape) * math.log(2)),
+    }
 
 
 def nll(vae: VAE, x: Tensor, samples: int) -> dict[str, Any]:

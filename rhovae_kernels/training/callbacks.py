@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rhovae_kernels.training.run import History
-from rhovae_kernels.vae.model import VAE
+from rhovae_kernels.vae.base import Model
 
 
 @dataclass
@@ -27,8 +27,8 @@ class State:
         stopped: whether the run ends with this epoch.
     """
 
-    vae: VAE
-    best_candidate: VAE
+    vae: Model
+    best_candidate: Model
     out: Path
     epochs: int
     steps: int | None

@@ -22,11 +22,11 @@ from rhovae_kernels.training.settings import Settings
 from rhovae_kernels.training.trackers import Trackers, check_trackers
 from rhovae_kernels.training.trainer import Trainer, check_batches
 from rhovae_kernels.vae import parts
-from rhovae_kernels.vae.model import VAE
+from rhovae_kernels.vae.base import Model
 
 
 def fit(
-    vae: VAE,
+    vae: Model,
     data: Any = "digits",
     valid: Any = None,
     test: Any = None,
@@ -43,16 +43,16 @@ def fit(
     recipe: str | None = None,
     **changes: Any,
 ) -> History:
-    """Train a VAE: minimize its objective over data.
+    """Train a model, a `VAE` or a `Density`: minimize its objective over data.
 
     An objective with an adversary (`Factor`) brings its optimizer, which takes a step of its own
     after each of the model's.
 
     The directory `out` gets run.json (the settings and versions), history.json (one row per epoch),
     last.safetensors (the state after the last epoch, from which a run is resumed), best.safetensors
-    (that of the epoch of least −ELBO on the validation data) and, by `VAE.save_pretrained`, the
-    best model, with which `vae` leaves this call too. Each file is replaced at once: whoever stops
-    the run at any moment finds them whole.
+    (that of the epoch of least −ELBO on the validation data, which is −log p(x) of a `Density`)
+    and, by `save_pretrained`, the best model, with which `vae` leaves this call too. Each file is
+    replaced at once: whoever stops the run at any moment finds them whole.
 
     Where the model has batch normalization, whose statistics one datum has not, a batch that leaves
     a process fewer than two data is left out.
@@ -208,7 +208,7 @@ def _batch_size(how: Settings, splits: Splits) -> int:
     return given
 
 
-def _check_splits(vae: VAE, splits: Splits, samples: int) -> None:
+def _check_splits(vae: Model, splits: Splits, samples: int) -> None:
     """Refuse data that do not fit the model, by what can be seen before the first step."""
     for split, source in splits._asdict().items():
         if source is None:
@@ -220,12 +220,7 @@ def _check_splits(vae: VAE, splits: Splits, samples: int) -> None:
                 f"{vae.wanted_shape}"
             )
         vae.check_data(source.first, name)
-    vae.check_samples(samples)
-    if splits.train.count is None and vae.objective.needs_data_size:
-        raise ValueError(
-            f"{type(vae.objective).__name__} weighs by the number of data, which the "
-            f"{splits.train.name} does not tell: give its data set a length"
-        )
+    vae.check_training(samples, splits.train.count, splits.train.name)
 
 
 def _describe_data(

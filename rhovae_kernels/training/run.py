@@ -15,7 +15,8 @@ from rhovae_kernels.files import read_json, write_json
 from rhovae_kernels.seeding import seeded
 from rhovae_kernels.training.checkpoint import Checkpoint
 from rhovae_kernels.training.settings import Settings
-from rhovae_kernels.vae.model import VAE
+from rhovae_kernels.vae.base import Model
+from rhovae_kernels.vae.loading import load
 
 RUN, HISTORY, BEST, LAST = "run.json", "history.json", "best.safetensors", "last.safetensors"
 
@@ -109,8 +110,8 @@ class Run:
         """Write down the settings and the versions."""
         write_json(self.out / RUN, {**settings, "versions": versions()})
 
-    def save_best(self, checkpoint: Checkpoint, vae: VAE) -> None:
-        """Write the best epoch's state, and its model as `VAE.save_pretrained` does."""
+    def save_best(self, checkpoint: Checkpoint, vae: Model) -> None:
+        """Write the best epoch's state, and its model as `save_pretrained` does."""
         checkpoint.save(self.out / BEST)
         vae.save_pretrained(self.out)
 
@@ -122,12 +123,12 @@ class Run:
         checkpoint.save(self.out / LAST)
         write_json(self.out / HISTORY, checkpoint.history)
 
-    def restore_best(self, vae: VAE) -> None:
+    def restore_best(self, vae: Model) -> None:
         """Give a model the weights of the best epoch."""
         Checkpoint.load(self.out / BEST).restore(self.out / BEST, vae)
 
 
-def load_run(run: str | Path, **parts: nn.Module) -> tuple[VAE, dict[str, Any]]:
+def load_run(run: str | Path, **parts: nn.Module) -> tuple[Model, dict[str, Any]]:
     """The best model of a run of `fit`, and the run's settings.
 
     Args:
@@ -147,4 +148,4 @@ def load_run(run: str | Path, **parts: nn.Module) -> tuple[VAE, dict[str, Any]]:
         raise ValueError(f"{run / RUN}: corrupted, it does not say the run's {', '.join(lost)}")
     # Building the parts draws initial weights, which the saved ones then replace.
     with seeded(torch.device("cpu"), 0):
-        return VAE.from_pretrained(run, **parts), settings
+        return load(run, **parts), settings

@@ -6,11 +6,11 @@ from rhovae_kernels.data.dataset import Dataset
 from rhovae_kernels.data.sources import InMemory, Source
 from rhovae_kernels.seeding import seeded
 from rhovae_kernels.steps import trimmed
-from rhovae_kernels.vae.model import VAE
+from rhovae_kernels.vae.base import Model
 
 
 def score(
-    vae: VAE, data: Source | Dataset, batch_size: int, seed: int, step: int | None = None
+    vae: Model, data: Source | Dataset, batch_size: int, seed: int, step: int | None = None
 ) -> dict[str, float]:
     """Means over data: of the objective that the model trains on, of −ELBO and of its parts.
 

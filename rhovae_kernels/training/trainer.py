@@ -22,7 +22,7 @@ from rhovae_kernels.training.callbacks import Callback, State
 from rhovae_kernels.training.checkpoint import Checkpoint, groups_of
 from rhovae_kernels.training.run import History
 from rhovae_kernels.training.settings import Settings
-from rhovae_kernels.vae.model import VAE
+from rhovae_kernels.vae.base import Model
 from rhovae_kernels.vae.nets import BATCH_NORMS
 
 BATCHES_BETWEEN_LOGS = 50
@@ -43,7 +43,7 @@ class Trainer:
 
     def __init__(
         self,
-        vae: VAE,
+        vae: Model,
         splits: Splits,
         settings: Settings,
         batch_size: int,
@@ -53,7 +53,7 @@ class Trainer:
         self.vae, self.splits, self.settings = vae, splits, settings
         self.batch_size, self.epochs, self.accelerator = batch_size, epochs, accelerator
         self.step, self.history = 0, History()
-        adversary = vae.objective.adversary_optimizer()
+        adversary = vae.adversary_optimizer()
         theirs = (
             {id(p) for group in adversary.param_groups for p in group["params"]}
             if adversary
@@ -80,12 +80,12 @@ class Trainer:
             self.candidate.validate_args = False
 
     @property
-    def candidate(self) -> VAE:
+    def candidate(self) -> Model:
         """The model that is validated and saved: the average, where there is one."""
         if self.average is None:
             return self.vae
         averaged = self.average.module
-        assert isinstance(averaged, VAE)
+        assert isinstance(averaged, Model)
         return averaged
 
     def state(self, out: Path) -> State:
@@ -255,13 +255,13 @@ class Trainer:
         }
 
 
-def least_batch(vae: VAE, processes: int) -> int:
+def least_batch(vae: Model, processes: int) -> int:
     """The smallest batch that a model can be trained on."""
     normalizes = any(isinstance(module, BATCH_NORMS) for module in vae.modules())
     return 2 * processes if normalizes else 1
 
 
-def batches_of(vae: VAE, train: Source, batch_size: int, processes: int) -> int | None:
+def batches_of(vae: Model, train: Source, batch_size: int, processes: int) -> int | None:
     """How many batches an epoch trains on, where that is known."""
     steps = train.steps(batch_size)
     if steps is None or train.batch_size is not None or train.count is None:
@@ -270,7 +270,7 @@ def batches_of(vae: VAE, train: Source, batch_size: int, processes: int) -> int 
     return steps - (0 < last < least_batch(vae, processes))
 
 
-def check_batches(vae: VAE, train: Source, batch_size: int, processes: int) -> None:
+def check_batches(vae: Model, train: Source, batch_size: int, processes: int) -> None:
     """Refuse batches that are all too small for batch normalization.
 
     Raises:

@@ -1,48 +1,25 @@
 """The VAE: an encoder, a posterior, a prior, a decoder and an objective put together."""
 
-import contextlib
-import weakref
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.distributions import Distribution
+from torch.optim import Optimizer
 
-from rhovae_kernels.nn.derived import derive_from_meta
-from rhovae_kernels.ops import eager
 from rhovae_kernels.steps import Steps
 from rhovae_kernels.vae import parts, sequential
+from rhovae_kernels.vae.base import LIVING, Model, Output
 from rhovae_kernels.vae.decoders import Decoder
 from rhovae_kernels.vae.objectives import ELBO, Objective, Terms
 from rhovae_kernels.vae.objectives.base import known_step
 from rhovae_kernels.vae.posteriors import Posterior
 from rhovae_kernels.vae.priors import Prior
-from rhovae_kernels.vae.saved import Saved
 from rhovae_kernels.vae.trial import check_decoder, encoder_shapes
 from rhovae_kernels.vae.values import check_values
 
-_LIVING: weakref.WeakSet["VAE"] = weakref.WeakSet()
-"""The VAEs that there are: the parts of one that is gone are free to be another's."""
 
-
-class Output(NamedTuple):
-    """What one pass gives.
-
-    Attributes:
-        loss: the objective, a scalar in nats.
-        distortion: −log p(x|z), (B,), in nats.
-        rate: KL(q(z|x) ‖ p(z)), (B,), in nats, or its estimate.
-
-    Where the objective draws more than one sample of each datum, the last two are means over them.
-    """
-
-    loss: Tensor
-    distortion: Tensor
-    rate: Tensor
-
-
-class VAE(Saved, library_name="rhovae-kernels", tags=["vae"]):
+class VAE(Model, library_name="rhovae-kernels", tags=["vae"]):
     """A variational autoencoder: log p(x) ≥ E_q[log p(x|z)] − KL(q(z|x) ‖ p(z)).
 
     Posterior, prior and decoder are all of single codes, or all of sequences. A datum is then a
@@ -80,6 +57,8 @@ class VAE(Saved, library_name="rhovae-kernels", tags=["vae"]):
         (torch.Size([2]), torch.Size([3, 1, 8, 8]))
     """
 
+    part_names = ("encoder", "posterior", "prior", "decoder", "objective")
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -92,8 +71,7 @@ class VAE(Saved, library_name="rhovae-kernels", tags=["vae"]):
         features: int | None = None,
         validate_args: bool = True,
     ) -> None:
-        super().__init__()
-        self.validate_args = validate_args
+        super().__init__(validate_args)
         objective = objective if objective is not None else ELBO()
         given = {
             "encoder": encoder,
@@ -102,7 +80,7 @@ class VAE(Saved, library_name="rhovae-kernels", tags=["vae"]):
             "decoder": decoder,
             "objective": objective,
         }
-        parts.refuse_taken(given, _LIVING)
+        parts.refuse_taken(given, LIVING)
         if posterior.latent != prior.latent:
             raise ValueError(
                 f"posterior has latent={posterior.latent}, prior has latent={prior.latent}: "
@@ -128,18 +106,6 @@ class VAE(Saved, library_name="rhovae-kernels", tags=["vae"]):
         if "given" in self._hub_mixin_config["encoder"]:
             shapes = {"input_shape": list(self._input_shape), "features": self._features}
             self._hub_mixin_config |= shapes
-        # The buffer of a prior without parameters goes where the others' are.
-        self.register_load_state_dict_post_hook(derive_from_meta)
-        _LIVING.add(self)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        _LIVING.add(self)
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        """Shape of one datum."""
-        return self._input_shape
 
     @property
     def latent(self) -> int:
@@ -150,6 +116,10 @@ class VAE(Saved, library_name="rhovae-kernels", tags=["vae"]):
     def sequential(self) -> bool:
         """Whether data are sequences, and codes too, of as many steps."""
         return self.posterior.sequential
+
+    @property
+    def mode(self) -> str:
+        return "draw" if self.decoder.autoregressive else "mean"
 
     def forward(
         self, x: Tensor, step: int | None = None, data_size: int | None = None, samples: int = 1
@@ -180,37 +150,8 @@ class VAE(Saved, library_name="rhovae-kernels", tags=["vae"]):
         return Output(loss, distortion, rate)
 
     def check_data(self, x: Tensor, name: str = "x") -> None:
-        """Refuse data that the model cannot be trained or measured on. Looks at every value.
-
-        Args:
-            x: data, (B, *input_shape).
-            name: what the error calls them.
-
-        Raises:
-            ValueError: they have another shape, hold a NaN or an infinity, or lie outside the
-                likelihood's support.
-        """
         self._check_shape(x, name)
         check_values(x, self.decoder, name)
-
-    def takes(self, shape: tuple[int, ...]) -> bool:
-        """Whether a datum may be of this shape: the model's own; of sequences, of any T."""
-        if self.sequential:
-            return len(shape) == 2 and shape[0] > 0 and shape[1] == self._input_shape[1]
-        return tuple(shape) == self._input_shape
-
-    @property
-    def wanted_shape(self) -> str:
-        """What `takes` takes, for errors."""
-        first, *rest = self._input_shape
-        shape = ["T" if self.sequential else first, *rest]
-        return f"({', '.join(map(str, shape))}{'' if rest else ','})"
-
-    def _check_shape(self, x: Tensor, name: str = "x") -> None:
-        if not self.takes(x.shape[1:]):
-            raise ValueError(
-                f"{name} is of shape {tuple(x.shape)}; this model wants (B, {self.wanted_shape[1:]}"
-            )
 
     def elbo(self, x: Tensor) -> Tensor:
         """log p(x|z) − KL(q(z|x) ‖ p(z)) at one sample z of q(z|x): (B,), in nats."""
@@ -227,20 +168,9 @@ class VAE(Saved, library_name="rhovae-kernels", tags=["vae"]):
         Raises:
             ValueError: x is of another shape or, where `validate_args`, see `check_data`.
         """
-        self._check_shape(x)
-        if self.validate_args and eager.holds_values(x):
-            self.check_data(x)
+        self._check(x)
         h = self.encoder(x)
         return sequential.steps_of(h, x) if self.sequential else h
-
-    @contextlib.contextmanager
-    def unvalidated(self) -> Iterator[None]:
-        """A block within which data are not looked at, as they were before."""
-        before, self.validate_args = self.validate_args, False
-        try:
-            yield
-        finally:
-            self.validate_args = before
 
     def log_weights(self, x: Tensor, k: int) -> Tensor:
         """log p(x|z) + log p(z) − log q(z|x) at k samples z of q(z|x): (k, B), in nats.
@@ -272,8 +202,7 @@ class VAE(Saved, library_name="rhovae-kernels", tags=["vae"]):
         self, z: Tensor, mode: str | None = None, generator: Generator | None = None
     ) -> Tensor:
         """Data of codes z (…, latent), (…, *input_shape); mode and generator as of `sample`."""
-        if mode is None:
-            mode = "draw" if self.decoder.autoregressive else "mean"
+        mode = self.mode if mode is None else mode
         sequential.check_mode(mode)
         return self.decoder.mean(z) if mode == "mean" else self.decoder.draw(z, generator)
 
@@ -358,3 +287,31 @@ class VAE(Saved, library_name="rhovae-kernels", tags=["vae"]):
                 f"samples is {samples}; {type(self.objective).__name__} takes each datum of a "
                 "batch once (IWAE has samples of its own)"
             )
+
+    def check_training(self, samples: int, count: int | None, name: str) -> None:
+        self.check_samples(samples)
+        if count is None and self.objective.needs_data_size:
+            raise ValueError(
+                f"{type(self.objective).__name__} weighs by the number of data, which the {name} "
+                "does not tell: give its data set a length"
+            )
+
+    def adversary_optimizer(self) -> Optimizer | None:
+        return self.objective.adversary_optimizer()
+
+
+def vae_of(model: Model, what: str) -> VAE:
+    """The model as the VAE that it is, where something is asked of its codes.
+
+    Args:
+        model: any model.
+        what: what is asked, as the subject of a sentence.
+
+    Raises:
+        ValueError: it has no latent code.
+    """
+    if not isinstance(model, VAE):
+        raise ValueError(
+            f"{what} is of a latent code; this model is a {type(model).__name__}, which has none"
+        )
+    return model

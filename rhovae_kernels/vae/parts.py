@@ -54,14 +54,19 @@ def refuse_taken(given: Mapping[str, nn.Module], models: Iterable[nn.Module]) ->
     Raises:
         ValueError: a part, or a module that a `Part` was made of, is in one of them.
     """
-    taken = {id(held) for model in models for part in model.children() for held in _held(part)}
+    taken = {
+        id(held): type(model).__name__
+        for model in models
+        for part in model.children()
+        for held in _held(part)
+    }
     for name, part in given.items():
         for held in _held(part):
-            if id(held) in taken:
+            if (kind := taken.get(id(held))) is not None:
                 raise ValueError(
                     f"{name} {'is' if held is part else 'holds'} a {type(held).__name__} that is "
-                    "part of another VAE; a part of one VAE alone is wanted: make another, or hand "
-                    "in its copy.deepcopy"
+                    f"part of another {kind}; a part of one {kind} alone is wanted: make another, "
+                    "or hand in its copy.deepcopy"
                 )
 
 

@@ -1,8 +1,8 @@
-"""How a VAE is saved and loaded: its weights, and a description of its parts."""
+"""How a model is saved and loaded: its weights, and a description of its parts."""
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
@@ -20,7 +20,12 @@ class Saved(nn.Module, ModelHubMixin):
     """A model of parts that `parts.describe` describes.
 
     A subclass keeps the descriptions, by the names of its arguments, in `_hub_mixin_config`.
+
+    Attributes:
+        part_names: the arguments of the constructor that are parts.
     """
+
+    part_names: ClassVar[tuple[str, ...]] = ()
 
     def _cast_like(self, tensors: dict[str, Tensor]) -> None:
         """Take the types of a state dict, the widest of them where it holds no tensor."""
@@ -73,21 +78,28 @@ class Saved(nn.Module, ModelHubMixin):
                 ) from error
         config_file = directory / CONFIG
         config = read_json(config_file)
-        wanted = ("encoder", "posterior", "prior", "decoder", "objective")
-        if not isinstance(config, dict) or any(name not in config for name in wanted):
-            raise ValueError(f"{config_file}: not a VAE's; it must describe {', '.join(wanted)}")
+        if not describes(config, cls):
+            raise ValueError(
+                f"{config_file}: not a {cls.__name__}'s; it must describe "
+                f"{', '.join(cls.part_names)}"
+            )
         tensors, _ = load_tensors(directory / WEIGHTS)
-        for name in wanted:
+        for name in cls.part_names:
             if name not in given:
                 try:
                     given[name] = parts.build(config[name])
                 except ValueError as error:
                     raise ValueError(f"{config_file}: {name}: {error}") from error
         shapes = {name: config[name] for name in ("input_shape", "features") if name in config}
-        vae = cls(**given, **shapes)
+        model = cls(**given, **shapes)
         try:
-            vae._cast_like(tensors)
-            vae.load_state_dict(tensors)
+            model._cast_like(tensors)
+            model.load_state_dict(tensors)
         except RuntimeError as error:
             raise ValueError(f"{directory / WEIGHTS}: does not fit {CONFIG}: {error}") from error
-        return vae.eval()
+        return model.eval()
+
+
+def describes(config: Any, kind: type[Saved]) -> bool:
+    """Whether what a config.json holds describes every part of a kind of model."""
+    return isinstance(config, dict) and all(name in config for name in kind.part_names)

@@ -15,7 +15,7 @@ def evaluate(
     metrics: Annotated[
         str | None,
         typer.Option(
-            help="Some of elbo, nll@K, active-units, skl, leakage, mi, tc, fid and "
+            help="Some of elbo, nll@K, active-units, collapse, skl, leakage, mi, tc, fid and "
             "fid-low-posterior, with commas between; elbo,nll@5000,active-units if not given. nll, "
             "the exact one, of a model without a code."
         ),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rhovae_kernels.metrics import aggregate
 from rhovae_kernels.metrics.active_units import active_units
+from rhovae_kernels.metrics.collapse import COLLAPSED_NATS, collapse
 from rhovae_kernels.metrics.data import data_of_run
 from rhovae_kernels.metrics.fid import check_weights, fid
 from rhovae_kernels.metrics.likelihood import elbo, exact_nll, nll
@@ -24,8 +25,8 @@ from rhovae_kernels.vae.model import VAE
 T = TypeVar("T")
 
 METRICS: dict[type[Model], str] = {
-    VAE: "elbo, nll@K (K importance samples, for example nll@5000), active-units, skl, leakage, "
-    "mi, tc, fid, fid-low-posterior",
+    VAE: "elbo, nll@K (K importance samples, for example nll@5000), active-units, collapse, "
+    "skl, leakage, mi, tc, fid, fid-low-posterior",
     Density: "nll",
 }
 """What can be measured of each kind of model."""
@@ -69,6 +70,8 @@ class Result(dict[str, Any]):
                 shown.append(("  bits per dimension", f"{entry['bits_per_dimension']:.4f}"))
             elif name == "active-units":
                 shown.append((name, f"{entry['active']} of {entry['latent']}"))
+            elif name == "collapse":
+                shown += _of_collapse(entry)
             elif name == "skl":
                 shown.append((name, _with_error(entry)))
                 shown.append(
@@ -113,9 +116,10 @@ def evaluate(
             "nll@K": −log (1/K) Σ_k p(x|z_k) p(z_k)/q(z_k|x), an upper bound in expectation, with a
             95% interval over the data and the effective sample size (Σw)²/Σw². "active-units":
             latent dimensions with Var_x E[z|x] > 0.01. Of sequences the first two hold "per_step"
-            too: the sum over data by the number of their own steps. "skl": KL(q(z) ‖ p(z)) +
-            KL(p(z) ‖ q(z)), q(z) being the aggregate posterior of the same data.
-            "leakage", "mi", "tc": see `aggregate`. "fid", "fid-low-posterior": see `fid`.
+            too: the sum over data by the number of their own steps. "collapse": what the code
+            carries, see `collapse.collapse`. "skl": KL(q(z) ‖ p(z)) + KL(p(z) ‖ q(z)), q(z) being
+            the aggregate posterior of the same data. "leakage", "mi", "tc": see `aggregate`.
+            "fid", "fid-low-posterior": see `fid`.
             Of a `Density` "nll": −log p(x), exact, with its standard error over the data, and in
             bits by the dimension.
         limit: only so many data, the first ones.
@@ -199,6 +203,7 @@ _PLAIN = {
     "elbo": _Metric(elbo),
     "nll": _Metric(exact_nll, Density),
     "active-units": _Metric(active_units),
+    "collapse": _Metric(collapse),
     "skl": _Metric(aggregate.skl),
     "mi": _Metric(aggregate.mi),
     "tc": _Metric(aggregate.tc),
@@ -225,6 +230,22 @@ def _metric(name: str, thresholds: Sequence[float], fid_weights: str | Path | No
 def _of_kind(table: Mapping[type[Model], T], model: Model) -> T:
     """What a table says of the kind of a model."""
     return next(entry for kind, entry in table.items() if isinstance(model, kind))
+
+
+def _of_collapse(entry: dict[str, Any]) -> list[tuple[str, str]]:
+    whole = f"{entry['below']} of {entry['latent']} dimensions below {COLLAPSED_NATS:g} nats"
+    numbers = {
+        "  mutual information": (entry["mi"], entry["mi_standard_error"]),
+        "  lost with z of the prior": (entry["use"], entry["use_standard_error"]),
+    }
+    return [
+        ("collapse", f"{whole}, {entry['active']} active"),
+        ("  rate", f"{entry['rate']:.3f}, of which one dimension at most {max(entry['kl']):.3f}"),
+        *(
+            (name, _with_error({"mean": mean, "standard_error": error}))
+            for name, (mean, error) in numbers.items()
+        ),
+    ]
 
 
 def _of_a_step(entry: dict[str, Any], sign: int = 1) -> list[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.distributions import Normal
 
 from python_ref.precision import upcast
 from rhovae_kernels.distributions.markov import AR1Normal
@@ -29,6 +30,10 @@ class AR1(Prior):
     def forward(self) -> AR1Normal:
         log_var, rho_logit = upcast(self.log_var, self.rho_logit)
         return AR1Normal(self.loc, log_var=log_var, rho_logit=rho_logit, validate_args=False)
+
+    def marginals(self) -> Normal:
+        p = self()
+        return Normal(p.loc, p.stddev, validate_args=False)
 
     @torch.no_grad()
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:

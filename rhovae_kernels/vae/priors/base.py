@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Normal
 
 from rhovae_kernels.distributions.draws import standard_normal
 from rhovae_kernels.nn.derived import Derived
@@ -49,6 +49,14 @@ class Prior(Derived, Part):
     def forward(self) -> Distribution:
         """The distribution, of event shape (latent,)."""
         raise NotImplementedError
+
+    def marginals(self) -> Normal:
+        """p(z_k) of each dimension by itself, of batch shape (latent,).
+
+        Raises:
+            ValueError: no closed form of them is known.
+        """
+        raise ValueError(f"{type(self).__name__} has no marginals in closed form")
 
     def over(self, steps: int, own: Tensor | None = None) -> Distribution:
         """p(z) over so many steps, of event shape (steps, latent), of a prior of sequences.

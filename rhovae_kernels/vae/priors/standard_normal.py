@@ -20,8 +20,10 @@ class StandardNormal(Prior):
     """
 
     def forward(self) -> Distribution:
-        standard = Normal(self.loc, torch.ones_like(self.loc), validate_args=False)
-        return Independent(standard, 1, validate_args=False)
+        return Independent(self.marginals(), 1, validate_args=False)
+
+    def marginals(self) -> Normal:
+        return Normal(self.loc, torch.ones_like(self.loc), validate_args=False)
 
     @torch.no_grad()
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:

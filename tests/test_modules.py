@@ -106,6 +106,13 @@ VAES = {
     "Gaussian": lambda: vae(decoder=rk.decoders.Gaussian()),
     "Gaussian, given": lambda: vae(decoder=rk.decoders.Gaussian(variance=0.1)),
     "DiscretizedLogistic": lambda: vae(decoder=rk.decoders.DiscretizedLogistic(levels=5)),
+    "PixelCNN": lambda: vae(decoder=rk.decoders.PixelCNN(4, 4, hidden=4)),
+    "PixelCNN of two colours": lambda: rk.VAE(
+        rk.nets.MLP((2, 3, 3), (6,)),
+        rk.posteriors.AR1(D),
+        rk.priors.StandardNormal(D),
+        rk.decoders.PixelCNN(4, 2, hidden=4, likelihood="logistic-mixture", mixtures=2),
+    ),
     "BetaH": lambda: vae(objective=rk.objectives.BetaH(2.0)),
     "BetaB": lambda: vae(objective=rk.objectives.BetaB(2.0, 1.0, 10)),
     "BetaTC": lambda: vae(objective=rk.objectives.BetaTC(2.0)),

@@ -4,6 +4,7 @@ from rhovae_kernels.distributions.flow import NormalizingFlow
 from rhovae_kernels.nn.autoregressive import AffineAutoregressive
 from rhovae_kernels.nn.coupling import AffineCoupling
 from rhovae_kernels.nn.flow import Flow, Transform
+from rhovae_kernels.nn.gated_pixel_cnn import GatedPixelCNN
 from rhovae_kernels.nn.iaf import IAF
 from rhovae_kernels.nn.made import MADE
 from rhovae_kernels.nn.maf import MAF
@@ -17,6 +18,7 @@ __all__ = [
     "AffineAutoregressive",
     "AffineCoupling",
     "Flow",
+    "GatedPixelCNN",
     "MaskedLinear",
     "NormalizingFlow",
     "RealNVP",

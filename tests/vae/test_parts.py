@@ -35,6 +35,11 @@ DECODERS = [
     decoders.Gaussian,
     lambda: decoders.DiscretizedLogistic(levels=16),
 ]
+# Decoders of images that have draws and no mean.
+PIXELS = [
+    lambda: decoders.PixelCNN(4, 4, hidden=4),
+    lambda: decoders.PixelCNN(4, 4, hidden=4, likelihood="logistic-mixture", mixtures=2),
+]
 NETS = {
     "MLP": lambda: nets.MLP((1, 8, 8), hidden=(16, 12)),
     "Conv": lambda: nets.Conv((1, 8, 8), channels=(4, 6), hidden=(12, 10)),
@@ -44,7 +49,11 @@ NETS = {
 
 every_combination = pytest.mark.parametrize(
     ("posterior", "prior", "decoder", "net"),
-    list(itertools.product(POSTERIORS + SAMPLED, PRIORS + FLOWS, DECODERS, NETS)),
+    [
+        *itertools.product(POSTERIORS + SAMPLED, PRIORS + FLOWS, DECODERS, NETS),
+        *itertools.product(POSTERIORS + SAMPLED, PRIORS[:1], PIXELS, ["MLP"]),
+        *itertools.product(POSTERIORS[:1], FLOWS, PIXELS, ["Conv"]),
+    ],
 )
 every_posterior_and_prior = pytest.mark.parametrize(
     ("posterior", "prior"), list(itertools.product(POSTERIORS, PRIORS))

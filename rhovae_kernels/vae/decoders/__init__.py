@@ -3,6 +3,7 @@
 from rhovae_kernels.vae.decoders.autoregressive import Autoregressive
 from rhovae_kernels.vae.decoders.base import Decoder
 from rhovae_kernels.vae.decoders.discretized import Discretized, DiscretizedLogistic
+from rhovae_kernels.vae.decoders.pixel_cnn import PixelCNN
 from rhovae_kernels.vae.decoders.plain import Bernoulli, Gaussian
 from rhovae_kernels.vae.decoders.sequences import PerStep
 
@@ -14,4 +15,5 @@ __all__ = [
     "DiscretizedLogistic",
     "Gaussian",
     "PerStep",
+    "PixelCNN",
 ]

@@ -8,6 +8,7 @@ from torch import distributions as D
 
 from python_ref.precision import upcast
 from rhovae_kernels.vae.decoders.base import Decoder
+from rhovae_kernels.vae.parts import Part
 
 
 class Autoregressive(Decoder):
@@ -29,6 +30,9 @@ class Autoregressive(Decoder):
     def __init__(self) -> None:
         super().__init__()
         self.input_shape, self.latent = (), 0
+
+    def arguments(self) -> dict[str, Any]:
+        return Part.arguments(self)
 
     def build(
         self, encoder: nn.Module | None, latent: int, input_shape: tuple[int, ...] = ()

@@ -9,31 +9,34 @@
 namespace rhovae {
 
 enum class Activation { kRelu, kElu, kTanh, kSigmoid };
-enum class Scale { kExp, kGate, kSoftclip, kSoftplus };
+enum class Scale { kExp, kGate, kSoftclip, kSoftplus, kBernoulli };
 
 inline Activation take_activation(StringHandle name) {
   return Activation(take_one_of({"relu", "elu", "tanh", "sigmoid"}, name));
 }
 
 inline Scale take_scale(StringHandle name) {
-  return Scale(take_one_of({"exp", "gate", "softclip", "softplus"}, name));
+  return Scale(take_one_of({"exp", "gate", "softclip", "softplus", "bernoulli"}, name));
 }
+
+// Of one dimension: m and s of an affine transform, or the logit of a Bernoulli.
+inline int heads_of(Scale scale) { return scale == Scale::kBernoulli ? 1 : 2; }
 
 inline void require_bound(Scale scale, double bound) {
   require(scale != Scale::kSoftclip || bound > 0);
   require(scale != Scale::kSoftplus || bound >= 0);
 }
 
-// A hidden layer at least; each layer reads what the one before it gives, and the last one gives two
-// heads for each of d.
-inline void require_network(const Leader& leader,
+// A hidden layer at least; each layer reads what the one before it gives, and the last one gives
+// `heads` for each of d.
+inline void require_network(const Leader& leader, int heads,
                             const std::vector<torch::stable::Tensor>& weights,
                             const std::vector<torch::stable::Tensor>& prefixes) {
   require(weights.size() >= 2 && prefixes.size() == weights.size());
   int64_t read = leader.columns();
   for (size_t l = 0; l < weights.size(); ++l) {
     const bool last = l + 1 == weights.size();
-    const int64_t rows = last ? 2 * leader.columns() : matrix_rows(weights[l]);
+    const int64_t rows = last ? heads * leader.columns() : matrix_rows(weights[l]);
     leader.matrix(weights[l], rows, read);
     leader.vector(prefixes[l], rows, torch::headeronly::ScalarType::Int);
     read = rows;
@@ -41,11 +44,11 @@ inline void require_network(const Leader& leader,
 }
 
 // `offset` gives each unit of the first layer a number for each row of the leader.
-inline void require_inversion(const Leader& y, const torch::stable::Tensor& offset,
+inline void require_inversion(const Leader& y, int heads, const torch::stable::Tensor& offset,
                               const std::vector<torch::stable::Tensor>& weights,
                               const std::vector<torch::stable::Tensor>& biases,
                               const std::vector<torch::stable::Tensor>& prefixes) {
-  require_network(y, weights, prefixes);
+  require_network(y, heads, weights, prefixes);
   require(biases.size() + 1 == weights.size());
   y.rows(offset, weights[0].size(0));
   for (size_t l = 0; l < biases.size(); ++l) y.vector(biases[l], weights[l + 1].size(0));
@@ -57,7 +60,7 @@ inline void require_solution(const Leader& g, const torch::stable::Tensor& a,
                              const std::vector<torch::stable::Tensor>& slopes,
                              const std::vector<torch::stable::Tensor>& weights,
                              const std::vector<torch::stable::Tensor>& prefixes) {
-  require_network(g, weights, prefixes);
+  require_network(g, 2, weights, prefixes);
   require(slopes.size() + 1 == weights.size());
   g.like(a).rows(heads, 2 * g.columns());
   for (size_t l = 0; l < slopes.size(); ++l) g.rows(slopes[l], weights[l].size(0));

@@ -1,11 +1,13 @@
-"""The inverse of an autoregressive affine transform y = a(s) ⊙ x + t whose (m, s) come from a MADE.
+"""The inverse of an autoregressive affine transform y = a(s) ⊙ x + t whose (m, s) come from a MADE,
+and draws x_i = [u_i < σ(s_i)] of Bernoulli variables whose logits do.
 
 h_0 = x; h_ℓ = act(W_ℓ h_{ℓ−1} + b_ℓ); (m_0, s_0, m_1, s_1, …) = W_{L+1} h_L + b_{L+1}; the first
 layer's b_1 is `offset`. Every W is a staircase: its row j reads the first prefix[j] entries. Heads
-(m_i, s_i) see x_0 … x_{i−1} only, so that J = ∂y/∂x is lower triangular.
+(m_i, s_i) see x_0 … x_{i−1} only, so that J = ∂y/∂x is lower triangular. Bernoulli variables have
+heads s_i alone.
 
-Shapes: x, y (…,d); offset (…,H_1); weights W_1 (H_1,d), …, W_{L+1} (2d,H_L); biases b_2 … b_{L+1};
-prefixes one per weight; log_det (…).
+Shapes: x, y (…,d); offset (…,H_1); weights W_1 (H_1,d), …, W_{L+1} (2d,H_L), of Bernoulli variables
+(d,H_L); biases b_2 … b_{L+1}; prefixes one per weight; log_det (…).
 """
 
 from collections.abc import Callable, Sequence
@@ -44,6 +46,9 @@ SCALES: dict[str, tuple[Callable, Callable]] = {
     ),
 }
 
+# What `scale` is called where x is drawn, and no affine transform inverted.
+BERNOULLI = "bernoulli"
+
 
 class Made(NamedTuple):
     """The parameters of a transform, in the type that arithmetic is done in, weights masked."""
@@ -77,6 +82,13 @@ class Made(NamedTuple):
             slopes.append(slope(p, read[-1]))
             p = linear(read[-1], w, b)
         return read, slopes, p
+
+    def layer_gradients(self, slopes: Sequence[Tensor], d_heads: Tensor) -> list[Tensor]:
+        """The gradients of all layers before their activations, first layer first."""
+        d_layers = [d_heads]
+        for slope, w in zip(reversed(slopes), reversed(self.weights), strict=False):
+            d_layers.append(slope * (d_layers[-1] @ w))
+        return d_layers[::-1]
 
     def log_scale(self, s: Tensor) -> Tensor:
         return SCALES[self.scale][0](s, self.bound)
@@ -123,16 +135,23 @@ def made_inverse(
 ) -> tuple[Tensor, Tensor]:
     """The sequential direction: x_i = (y_i − t_i) / a(s_i), and log|det ∂x/∂y| = −Σ log a(s_i).
 
-    One run of the whole network for each dimension, of which one pair of heads is used.
+    Of Bernoulli variables x_i = [y_i < σ(s_i)], and log p(x) = Σ log σ(±s_i), + where x_i is 1.
+
+    One run of the whole network for each dimension, of which its heads alone are used.
     """
     made = Made.of(offset, weights, biases, prefixes, activation, scale, bound)
     goal = y.to(made.offset.dtype)
     x, log_det = torch.zeros_like(goal), goal.new_zeros(goal.shape[:-1])
     for i in range(goal.shape[-1]):
         heads = made.layers(x)[2]
-        m, s = heads[..., 2 * i], heads[..., 2 * i + 1]
-        log_a = made.log_scale(s)
-        x_i = (goal[..., i] - made.shift(m, s)) * torch.exp(-log_a)
+        if scale == BERNOULLI:
+            s = heads[..., i]
+            one = goal[..., i] < torch.sigmoid(s)
+            x_i, log_a = one.to(x.dtype), -logsigmoid(torch.where(one, s, -s))
+        else:
+            m, s = heads[..., 2 * i], heads[..., 2 * i + 1]
+            log_a = made.log_scale(s)
+            x_i = (goal[..., i] - made.shift(m, s)) * torch.exp(-log_a)
         x = torch.cat([x[..., :i], x_i[..., None], x[..., i + 1 :]], -1)
         log_det = log_det - log_a
     return x.to(y.dtype), log_det
@@ -229,9 +248,12 @@ def product_gradients(
 
 
 class Adjoint(NamedTuple):
-    """∂y, and per layer the gradient of W_ℓ h_{ℓ−1} + b_ℓ beside h_{ℓ−1}: what gradients are of."""
+    """∂y, and per layer the gradient of W_ℓ h_{ℓ−1} + b_ℓ beside h_{ℓ−1}: what gradients are of.
 
-    d_y: Tensor
+    ∂y is None where x is drawn: a step function of y.
+    """
+
+    d_y: Tensor | None
     d_layers: list[Tensor]
     read: list[Tensor]
 
@@ -254,10 +276,17 @@ def made_inverse_adjoint(
     f(x; θ) = y defines x: dx = J⁻¹(dy − ∂_θ f dθ). With κ = −k ∂log a/∂s, the gradient of log_det
     with respect to s,
     Jᵀ v = g + Nᵀ(0, κ); ∂y = v; ∂(m, s) = (0, κ) − (∂y/∂m, ∂y/∂s) v, and on to the layers below it.
+
+    Where x is drawn, it is constant but for steps, g has no effect, and k is that of log p(x):
+    ∂s = k (x − σ(s)).
     """
     made = Made.of(offset, weights, biases, prefixes, activation, scale, bound)
     x = x.to(made.offset.dtype)
     read, slopes, params = made.layers(x)
+    if scale == BERNOULLI:
+        incoming = 0.0 if grad_log_det is None else grad_log_det.to(x.dtype)[..., None]
+        d_heads = incoming * (x - torch.sigmoid(params))
+        return Adjoint(None, made.layer_gradients(slopes, d_heads), read)
     m, s = pairs(params)
     a, relative = torch.exp(made.log_scale(s)), made.log_scale_slope(s)
     # y = a x + t, where the gate's t = (1−a) m.
@@ -266,33 +295,26 @@ def made_inverse_adjoint(
     else:
         heads = interleave(torch.ones_like(m), a * relative * x)
 
-    def to_layers(d_params):
-        """The gradients of all layers before their activations, first layer first; that of x."""
-        d_layers = [d_params]
-        for slope, w in zip(reversed(slopes), reversed(made.weights), strict=False):
-            d_layers.append(slope * (d_layers[-1] @ w))
-        return d_layers[::-1], d_layers[-1] @ made.weights[0]
-
     g = torch.zeros_like(x) if grad_x is None else grad_x.to(x.dtype)
     direct = torch.zeros_like(params)
     if grad_log_det is not None:
         kappa = -grad_log_det.to(x.dtype)[..., None] * relative
         direct = interleave(torch.zeros_like(m), kappa)
-        g = g + to_layers(direct)[1]
+        g = g + made.layer_gradients(slopes, direct)[0] @ made.weights[0]
     v = solve(g, a, heads, slopes, made.weights, prefixes, True)
-    d_layers, _ = to_layers(direct - heads * v.repeat_interleave(2, -1))
-    return Adjoint(v, d_layers, read)
+    d_heads = direct - heads * v.repeat_interleave(2, -1)
+    return Adjoint(v, made.layer_gradients(slopes, d_heads), read)
 
 
 def made_inverse_backward(
     grad_x, grad_log_det, x, offset, weights, biases, prefixes, activation, scale, bound
-) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+) -> tuple[Tensor | None, Tensor, list[Tensor], list[Tensor]]:
     """Gradients with respect to (y, offset, weights, biases) at x."""
     d_y, d_layers, read = made_inverse_adjoint(
         grad_x, grad_log_det, x, offset, weights, biases, prefixes, activation, scale, bound
     )
     return (
-        d_y.to(x.dtype),
+        None if d_y is None else d_y.to(x.dtype),
         d_layers[0].to(offset.dtype),
         [
             weight_gradient(d, h, p).to(w.dtype)

@@ -165,7 +165,8 @@ std::tuple<Tensor, Tensor> made_inverse(const Tensor& y, const Tensor& offset,
   network.scale = take_scale(scale);
   network.bound = bound;
   require_bound(network.scale, bound);
-  require_inversion(Leader(y), offset, weights, biases, prefixes);
+  network.outputs_a_step = heads_of(network.scale);
+  require_inversion(Leader(y), network.outputs_a_step, offset, weights, biases, prefixes);
   network.batch = row_count(y);
   network.steps = y.size(y.dim() - 1);
   network.layers = layers_of(weights, prefixes);
@@ -325,6 +326,15 @@ V<T> softplus(V<T> s) {
   return result;
 }
 
+// x = [u < σ(s)]; leaves −log p(x) in place of s.
+template <typename T>
+V<T> drawn(V<T> u, V<T>& s) {
+  const V<T> zero = {}, one = broadcast(T(1));
+  const V<T> x = u < one / (one + exponential(-s).exp) ? one : zero;
+  s = softplus<T>(x > zero ? -s : s);
+  return x;
+}
+
 // x with a(s) x + t = y; leaves log a in place of s.
 template <typename T>
 V<T> inverted(const Network& network, V<T> y, V<T> m, V<T>& s) {
@@ -378,12 +388,25 @@ struct Inversion {
     }
   }
 
+  // s of dimension i, whether there is an m before it or not.
+  static int64_t last_head(const Network& network, int64_t i) {
+    return (i + 1) * network.outputs_a_step - 1;
+  }
+
   static void step(const Slice<T>& slice, int64_t i) {
     const Network& network = slice.network;
     T* x = slice.line(0, i);
-    const T* m = slice.line(int(network.layers.size()), 2 * i);
-    T* s = slice.line(int(network.layers.size()), 2 * i + 1);
+    T* s = slice.line(int(network.layers.size()), last_head(network, i));
     slice.template gather<S>(network.y, i, x);
+    if (network.scale == Scale::kBernoulli) {
+      for (int j = 0; j < kLine<T>; j += kLanes<T>) {
+        V<T> log_p = load(s + j);
+        store(x + j, drawn<T>(load(x + j), log_p));
+        store(s + j, log_p);
+      }
+      return;
+    }
+    const T* m = slice.line(int(network.layers.size()), 2 * i);
     for (int j = 0; j < kLine<T>; j += kLanes<T>) {
       V<T> log_a = load(s + j);
       store(x + j, inverted<T>(network, load(x + j), load(m + j), log_a));
@@ -399,7 +422,7 @@ struct Inversion {
         const int64_t at = (slice.first + j) * network.steps + i;
         if constexpr (sizeof(S) == 2) put<S>(network.x, at, slice.line(0, i)[j]);
         else static_cast<S*>(network.x)[at] = slice.line(0, i)[j];
-        log_det -= slice.line(int(network.layers.size()), 2 * i + 1)[j];
+        log_det -= slice.line(int(network.layers.size()), last_head(network, i))[j];
       }
       static_cast<T*>(network.log_det)[slice.first + j] = log_det;
     }

@@ -85,6 +85,14 @@ __device__ __forceinline__ T softplus(T s) {
   return (s > T(0) ? s : T(0)) + std::log1p(std::exp(-std::abs(s)));
 }
 
+// x = [u < σ(s)]; leaves −log p(x) in place of s.
+template <typename T>
+__device__ __forceinline__ T drawn(T u, T& s) {
+  const bool x = u < T(1) / (T(1) + std::exp(-s));
+  s = softplus(x ? -s : s);
+  return x ? T(1) : T(0);
+}
+
 // x with a(s) x + t = y; leaves log a in place of s.
 template <typename T>
 __device__ __forceinline__ T inverted(Scale scale, T bound, T y, T m, T& s) {
@@ -197,10 +205,11 @@ __device__ __forceinline__ void take_step(const Walk<S>& p, Compute<S>* lines, i
     }
     if (exists) p.v.at(row, j) = S(v);
   } else {
-    T log_a = outputs[kLine];
     const T y = exists ? T(p.y.at(row, i)) : T(0);
-    const T x = inverted(p.scale, p.bound, y, outputs[0], log_a);
-    log_det -= log_a;
+    T s = outputs[(p.outputs_a_step - 1) * kLine];
+    const T x = p.scale == Scale::kBernoulli ? drawn(y, s)
+                                             : inverted(p.scale, p.bound, y, outputs[0], s);
+    log_det -= s;
     inputs[0] = x;
     if (exists) p.x.at(row, i) = S(x);
   }
@@ -344,7 +353,7 @@ std::tuple<Tensor, Tensor> made_inverse(Tensor y, Tensor offset, std::vector<Ten
   const Activation activation = take_activation(activation_name);
   const Scale scale = take_scale(scale_name);
   require_bound(scale, bound);
-  require_inversion(Leader(y), offset, weights, biases, prefixes);
+  require_inversion(Leader(y), heads_of(scale), offset, weights, biases, prefixes);
   const Device device(y);
   Tensor x = uninitialized_like(y), log_det = uninitialized_per_row(y);
   by_storage(y, [&](auto storage) {
@@ -352,6 +361,7 @@ std::tuple<Tensor, Tensor> made_inverse(Tensor y, Tensor offset, std::vector<Ten
     Walk<S> p;
     p.batch = row_count(y);
     p.steps = y.size(y.dim() - 1);
+    p.outputs_a_step = heads_of(scale);
     set_layers(p, weights, prefixes);
     for (size_t l = 0; l < biases.size(); ++l) {
       p.layer[l + 1].bias = static_cast<const S*>(biases[l].const_data_ptr());

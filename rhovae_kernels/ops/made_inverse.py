@@ -1,6 +1,6 @@
 """`made_inverse`: the sequential direction of an autoregressive transform, in one launch."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import torch
@@ -9,6 +9,7 @@ from torch.autograd import Function
 
 from python_ref.made_inverse import (
     ACTIVATIONS,
+    BERNOULLI,
     SCALES,
     bias_gradient,
     made_inverse_adjoint,
@@ -50,21 +51,28 @@ def made_inverse(
     effect. Dimension i needs the hidden units that depend on x_0 … x_{i−1} alone, so that all in
     all the inversion costs the arithmetic of one pass through the network, not of d passes.
 
+    scale="bernoulli" draws in place of inverting: of uniforms y, x_i = [y_i < σ(s_i)], and in place
+    of log_det comes log p(x) = Σ log p(x_i | x_0 … x_{i−1}). Its heads are s_0, s_1, … alone. It is
+    not differentiable in y, of which x is a step function: x carries no gradient, and that of
+    log p(x) is taken at the x that was drawn. y_i = −inf makes x_i 1, and y_i = +inf makes it 0.
+
     Args:
         y: shape (…,d); float64, float32, bfloat16 or float16.
         offset: b_1, and what a context adds to it, shape (…,H_1); an expanded view will do.
         weights: W_1 (H_1,d), …, W_L (H_L,H_{L−1}), W_{L+1} (2d,H_L), L ≥ 1; rows 2i and 2i+1 of the
-            last are the heads m_i and s_i.
-        biases: b_2 (H_2), …, b_{L+1} (2d).
+            last are the heads m_i and s_i. Of "bernoulli" it is (d,H_L), and row i is s_i.
+        biases: b_2 (H_2), …, b_{L+1} (2d), of "bernoulli" (d).
         prefixes: int32, one for each weight, (rows of it,), non-decreasing; head i must depend on
             x_0 … x_{i−1} alone. Values are checked on the CPU.
         activation: "relu", "elu", "tanh" or "sigmoid".
         scale: "exp": a = eˢ, t = m. "gate" (IAF): a = σ(s), t = (1−σ(s)) m. "softclip" (zuko):
             log a = s / (1 + |s/bound|), t = m. "softplus" (nflows): a = softplus(s) + bound, t = m.
+            "bernoulli": as said above.
         bound: of "softclip" the largest |log a|, above 0; of "softplus" the smallest a, 0 or more.
 
     Returns:
-        x, shape (…,d), of the type of y, and log_det, shape (…), float32 (float64 for float64).
+        x, shape (…,d), of the type of y, and log_det, of "bernoulli" log p(x), shape (…), float32
+        (float64 for float64).
 
     Raises:
         ValueError: a shape, type, device, name, bound or prefix does not fit.
@@ -84,14 +92,24 @@ def made_inverse(
         ... )
         >>> x, log_det
         (tensor([1.0000, 0.3679]), tensor(-1.))
+        >>> x, log_p = rk.ops.made_inverse(
+        ...     torch.tensor([0.3, 0.7]),
+        ...     torch.zeros(1),
+        ...     [torch.ones(1, 2), torch.ones(2, 1)],
+        ...     [torch.zeros(2)],
+        ...     [torch.tensor([1]).int(), torch.tensor([0, 1]).int()],
+        ...     scale="bernoulli",
+        ... )
+        >>> x, log_p
+        (tensor([1., 1.]), tensor(-1.0064))
     """
     return MADE_INVERSE.call(y, offset, weights, biases, prefixes, activation, scale, bound)
 
 
-def check_scale(scale: str, bound: float) -> None:
+def check_scale(scale: str, bound: float, known: Iterable[str] = SCALES) -> None:
     """Refuse a scale function that is none of these, or a bound that does not go with it."""
-    if scale not in SCALES:
-        checks.refuse("made_inverse", "scale", repr(scale), f"one of {', '.join(SCALES)}")
+    if scale not in known:
+        checks.refuse("made_inverse", "scale", repr(scale), f"one of {', '.join(known)}")
     if (scale == "softclip" and not bound > 0) or (scale == "softplus" and not bound >= 0):
         wanted = "above 0" if scale == "softclip" else "0 or more"
         checks.refuse("made_inverse", "bound", bound, f"{wanted} for scale={scale!r}")
@@ -102,7 +120,9 @@ def _check(y, offset, weights, biases, prefixes, activation, scale, bound) -> No
     checks.like(op, "y", y, offset=offset, **named("weights", weights), **named("biases", biases))
     if y.dim() == 0:
         checks.refuse(op, "y", "a scalar", "of shape (…,d)")
-    check_network(op, weights, prefixes, y.shape[-1], y.device)
+    check_scale(scale, bound, _SCALE_FLOPS)
+    heads = 1 if scale == BERNOULLI else 2
+    check_network(op, weights, prefixes, y.shape[-1], y.device, heads)
     per_row = torch.Size((*y.shape[:-1], weights[0].shape[0]))
     checks.shape(op, "offset", offset, per_row, "one for each row of weights[0], for each row of y")
     if len(biases) != len(weights) - 1:
@@ -112,12 +132,11 @@ def _check(y, offset, weights, biases, prefixes, activation, scale, bound) -> No
     if activation not in ACTIVATIONS:
         known = ", ".join(ACTIVATIONS)
         checks.refuse(op, "activation", repr(activation), f"one of {known}")
-    check_scale(scale, bound)
 
 
 # FLOPs of a dimension's x and of log_det, given its heads: y − t, e^−log a, their product, the sum
-# of log a, and log a and t themselves.
-_SCALE_FLOPS = {"exp": 4, "gate": 4 + 3, "softclip": 4 + 3, "softplus": 4 + 3}
+# of log a, and log a and t themselves. Of a draw: σ, a comparison, log p(x_i) and its sum.
+_SCALE_FLOPS = {"exp": 4, "gate": 4 + 3, "softclip": 4 + 3, "softplus": 4 + 3, BERNOULLI: 4}
 
 
 def _cost(y, offset, weights, biases, prefixes, activation, scale, bound) -> Cost:
@@ -147,6 +166,8 @@ class MadeInverse(Function):
         ctx.device_type = output[0].device.type
         ctx.lengths, *flat = inputs
         *tensors, ctx.activation, ctx.scale, ctx.bound = flat
+        if ctx.scale == BERNOULLI:
+            ctx.mark_non_differentiable(output[0])
         ctx.save_for_backward(output[0], *tensors)
         ctx.save_for_forward(output[0], *tensors)
 
@@ -157,7 +178,7 @@ class MadeInverse(Function):
         nested = nest(_FIRST_LIST, ctx.lengths, *tensors)
         y, offset, weights, biases, prefixes = nested
         constants = (ctx.activation, ctx.scale, ctx.bound)
-        if rounds(y):
+        if rounds(y) and ctx.scale != BERNOULLI:
             # The network at a rounded x is another one: x is computed again, and not rounded.
             y, offset = y.float(), offset.float()
             weights, biases = [w.float() for w in weights], [b.float() for b in biases]
@@ -178,7 +199,8 @@ class MadeInverse(Function):
         needs = iter(ctx.needs_input_grad[1:])
         return (
             None,
-            *(g.to(tensors[0].dtype) if next(needs) else None for g in (d_y, d_layers[0])),
+            d_y.to(tensors[0].dtype) if next(needs) and d_y is not None else None,
+            d_layers[0].to(tensors[0].dtype) if next(needs) else None,
             *(
                 weight_gradient(*of_weight).to(tensors[0].dtype) if next(needs) else None
                 for of_weight in zip(d_layers, read, prefixes, strict=True)
@@ -195,7 +217,8 @@ class MadeInverse(Function):
             ctx.scale,
             ctx.bound,
         )
-        return tangents_of_flat(_of_flat, ctx.lengths, flat, tangents)
+        of_x, of_log_det = tangents_of_flat(_of_flat, ctx.lengths, flat, tangents)
+        return None if ctx.scale == BERNOULLI else of_x, of_log_det
 
     @staticmethod
     def vmap(info, in_dims, lengths, *flat):

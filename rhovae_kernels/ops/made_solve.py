@@ -20,7 +20,7 @@ from rhovae_kernels.ops.cost import Cost
 from rhovae_kernels.ops.op import Lists, Op, register
 
 
-def _check_prefixes(op: str, prefixes: Sequence[Tensor], d: int) -> None:
+def _check_prefixes(op: str, prefixes: Sequence[Tensor], d: int, heads: int) -> None:
     """The values: staircases, and heads that see no input too many."""
     # How many inputs the first k units of a layer depend on, together; of the inputs themselves, k.
     inputs_of_first = torch.arange(d + 1, dtype=torch.int32)
@@ -35,20 +35,21 @@ def _check_prefixes(op: str, prefixes: Sequence[Tensor], d: int) -> None:
         if least < 0 or most > size:
             checks.refuse(op, name, f"from {least} to {most}", f"from 0 to {size} at most")
         inputs_of_first = inputs_of_first[torch.nn.functional.pad(prefix, (1, 0))]
-    # Entry k of what is left belongs to head k−1; two heads a dimension.
-    heads = torch.arange(-1, 2 * d, dtype=torch.int32)
-    too_many = inputs_of_first > torch.div(heads, 2, rounding_mode="floor").clamp_min_(0)
+    # Entry k of what is left belongs to head k−1.
+    head = torch.arange(-1, heads * d, dtype=torch.int32)
+    too_many = inputs_of_first > torch.div(head, heads, rounding_mode="floor").clamp_min_(0)
     if bool(too_many.any()):
         k = int(too_many.nonzero()[0])
+        i, needed = (k - 1) // heads, int(inputs_of_first[k])
         checks.refuse(
             op,
             "prefixes",
-            f"such that heads of dimension {(k - 1) // 2} need {int(inputs_of_first[k])} inputs",
+            f"such that heads of dimension {i} need {needed} inputs",
             "such that heads of dimension i need the first i inputs alone",
         )
 
 
-def check_network(op, weights, prefixes, d: int, device: torch.device) -> None:
+def check_network(op, weights, prefixes, d: int, device: torch.device, heads: int = 2) -> None:
     layers = len(weights)
     if layers < 2:
         checks.refuse(op, "weights", f"of length {layers}", "of length 2 or more: a hidden layer")
@@ -56,7 +57,7 @@ def check_network(op, weights, prefixes, d: int, device: torch.device) -> None:
         checks.refuse(op, "prefixes", f"of length {len(prefixes)}", f"of length {layers}")
     read = d
     for i, (w, p) in enumerate(zip(weights, prefixes, strict=True)):
-        rows = 2 * d if i == layers - 1 else w.shape[0] if w.dim() == 2 else 0
+        rows = heads * d if i == layers - 1 else w.shape[0] if w.dim() == 2 else 0
         reason = f"to read the {read} outputs before it"
         checks.shape(op, f"weights[{i}]", w, torch.Size((rows, read)), reason)
         if p.dtype != torch.int32 or p.shape != (rows,) or p.device != device:
@@ -68,7 +69,7 @@ def check_network(op, weights, prefixes, d: int, device: torch.device) -> None:
             )
         read = rows
     if all(checks.on_the_host(p) for p in prefixes):
-        _check_prefixes(op, prefixes, d)
+        _check_prefixes(op, prefixes, d, heads)
 
 
 def named(name: str, tensors: Sequence[Tensor]) -> dict[str, Tensor]:

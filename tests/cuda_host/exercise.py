@@ -47,7 +47,12 @@ def exercise(op: str) -> None:
         return
     if op == "made_inverse":
         # Its steps follow one another: networks narrow and wide, and several slices of the batch.
-        for contract in (test_made_inverse.TestMadeInverse(), test_made_inverse.TestMadeSolve()):
+        contracts = (
+            test_made_inverse.TestMadeInverse,
+            test_made_inverse.TestBernoulli,
+            test_made_inverse.TestMadeSolve,
+        )
+        for contract in (kind() for kind in contracts):
             for rows, d, hidden in ((3, 5, (13, 7)), (35, 3, (9, 20)), (3, 4, (140, 131))):
                 for variant in contract.variants:
                     inputs = contract.inputs(variant, (rows,), d, torch.float32, hidden=hidden)

@@ -11,7 +11,7 @@ from torch import Tensor
 from fuzz import bounds
 from fuzz.draw import Draw
 from python_ref.linear_scan import shift
-from python_ref.made_inverse import ACTIVATIONS, SCALES, Made, pairs, staircase
+from python_ref.made_inverse import ACTIVATIONS, BERNOULLI, SCALES, Made, pairs, staircase
 from python_ref.markov_smooth import Chain
 
 
@@ -134,19 +134,19 @@ def masked_linear(draw: Draw) -> list:
     ]
 
 
-def network(draw: Draw):
+def network(draw: Draw, heads_each: int = 2):
     """(batch, d, hidden sizes, weights, prefixes) of a MADE whose numbers stay near 1."""
     batch, d = draw.batch(4), draw.random.choice((0, 1, 1, 2, 3, 5, 8, 13, 24))
     hidden = [draw.random.randint(0, 40) for _ in range(draw.random.randint(1, 3))]
     if draw.chance(0.05):
         batch = (draw.random.randint(20, 90),)
-    sizes = (d, *hidden, 2 * d)
+    sizes = (d, *hidden, heads_each * d)
     degrees = [torch.arange(d)]
     for h in hidden:
         drawn = torch.randint(0, max(d - 1, 1), (h,), generator=draw.generator)
         degrees.append(drawn.sort().values)
     prefixes = [torch.searchsorted(b, e, right=True) for b, e in pairwise(degrees)]
-    heads = torch.arange(d).repeat_interleave(2)
+    heads = torch.arange(d).repeat_interleave(heads_each)
     prefixes.append(torch.searchsorted(degrees[-1], heads))
     prefixes = [draw.laid_out(p.int()) for p in prefixes]
     weights = [
@@ -157,9 +157,10 @@ def network(draw: Draw):
 
 
 def made_inverse(draw: Draw) -> list:
-    batch, d, hidden, weights, prefixes = network(draw)
-    biases = [draw.tensor((n,), 0.3, 5.0, special=False) for n in (*hidden[1:], 2 * d)]
-    scale = draw.random.choice(list(SCALES))
+    scale = draw.random.choice([*SCALES, BERNOULLI])
+    batch, d, hidden, weights, prefixes = network(draw, 1 if scale == BERNOULLI else 2)
+    heads = weights[-1].shape[0]
+    biases = [draw.tensor((n,), 0.3, 5.0, special=False) for n in (*hidden[1:], heads)]
     bound = {"softclip": 6.9, "softplus": 1e-3}.get(scale, 0.0)
     return [
         draw.tensor((*batch, d), 1.0, 10.0),
@@ -231,7 +232,8 @@ def of_made_inverse(args, actual: Tensor, rounding: float) -> tuple[Tensor, Tens
 
     An error e of what a layer reads leaves one of |W| e at most, whatever the activation, whose
     slope is at most 1; the product itself one of n u |W| |h|. log a has a slope of at most 1 in s.
-    An x below the least number of its type is 0, and leaves a times that number.
+    An x below the least number of its type is 0, and leaves a times that number. Of an x that is
+    drawn, 1 where y < σ(s), what is left is by how much it is not; the slope of σ is 1/4 at most.
     """
     flushed = torch.finfo(actual.dtype).tiny / torch.finfo(actual.dtype).eps
     actual = actual.double()
@@ -241,6 +243,9 @@ def of_made_inverse(args, actual: Tensor, rounding: float) -> tuple[Tensor, Tens
     error = torch.zeros_like(actual) if not rounding else rounding * actual.abs()
     for h, w, b in zip(read, made.weights, (offset, *made.biases), strict=True):
         error = error @ w.abs().mT + (w.shape[1] + 2) * (h.abs() @ w.abs().mT + b.abs())
+    if constants[1] == BERNOULLI:
+        short = y - torch.sigmoid(heads)
+        return torch.where(actual > 0, short, -short).clamp_min(0), 1 + error
     m, s = pairs(heads)
     d_m, d_s = pairs(error)
     a = torch.exp(made.log_scale(s))

@@ -57,8 +57,9 @@ def results(op: str, args, wanted, upstream):
     outputs = getattr(torch.ops.rhovae, op)(*args)
     outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
     leaves = [x for x in flat(args[i] for i in wanted) if is_floating(x)]
-    given = [(y, u) for y, u in zip(outputs, upstream, strict=False) if u is not None]
-    if not leaves or not given or not all(y.requires_grad for y, _ in given):
+    pairs = zip(outputs, upstream, strict=False)
+    given = [(y, u) for y, u in pairs if u is not None and y.requires_grad]
+    if not leaves or not given:
         return [y.detach() for y in outputs], []
     ys, us = zip(*given, strict=True)
     gradients = torch.autograd.grad(ys, leaves, us, allow_unused=True)

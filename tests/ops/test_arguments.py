@@ -69,6 +69,10 @@ def calls(device):
             *(x, draw(5, 2, H), weights, [draw(2 * d)], prefixes),
             *("elu", "softplus", 0.5),
         ),
+        "made_inverse/bernoulli": (
+            *(x, draw(5, 2, H), [weights[0], draw(d, H)], [draw(d)]),
+            *([prefixes[0], prefixes[1][::2]], "elu", "bernoulli", 0.0),
+        ),
         "made_solve": (x, x, draw(5, 2, 2 * d), [draw(5, 2, H)], weights, prefixes, True),
     }
 

@@ -22,11 +22,11 @@ BOUNDS = {"exp": 0.0, "gate": 0.0, "softclip": math.log(1e3), "softplus": 1e-3}
 UNWRITTEN = {"triton": "made_inverse is written in C++ and CUDA C++, not in Triton"}
 
 
-def degrees(d, hidden):
+def degrees(d, hidden, heads=2):
     """Sorted degrees of inputs, hidden units and heads: all that there can be, in turn."""
     per_layer = [torch.arange(d)]
     per_layer += [torch.arange(h).remainder(max(d - 1, 1)).sort()[0] for h in hidden]
-    return [*per_layer, torch.arange(d).repeat_interleave(2)]
+    return [*per_layer, torch.arange(d).repeat_interleave(heads)]
 
 
 def prefixes_of(per_layer):
@@ -47,13 +47,13 @@ def parameters(sizes, dtype, device, seed):
     return weights, biases
 
 
-def network(batch, d, hidden, dtype, device="cpu", seed=0):
+def network(batch, d, hidden, dtype, device="cpu", seed=0, heads=2):
     """y, offset, weights, biases, prefixes."""
-    weights, biases = parameters((d, *hidden, 2 * d), dtype, device, seed)
+    weights, biases = parameters((d, *hidden, heads * d), dtype, device, seed)
     y = normal(batch, d, dtype, device, 100 * seed + 50)
     context = 0.3 * normal(batch, hidden[0], torch.float64, "cpu", 100 * seed + 51)
     offset = (context + biases[0].cpu()).to(dtype).to(device)
-    prefixes = [p.to(device) for p in prefixes_of(degrees(d, hidden))]
+    prefixes = [p.to(device) for p in prefixes_of(degrees(d, hidden, heads))]
     return y, offset, weights, biases[1:], prefixes
 
 
@@ -204,6 +204,44 @@ class TestMadeInverse(OverLists):
         yield "a name", but(scale="sigmoid"), "scale"
         yield "no bound", but(scale="softclip", bound=0.0), "bound"
         yield "a bound below zero", but(scale="softplus", bound=-1.0), "bound"
+
+
+def bernoulli(batch, d, hidden, dtype, device="cpu", seed=0):
+    """y, offset, weights, biases, prefixes: uniforms, and heads s_i alone."""
+    y, *rest = network(batch, d, hidden, dtype, device, seed, heads=1)
+    generator = torch.Generator().manual_seed(100 * seed + 50)
+    u = torch.rand(y.shape, generator=generator, dtype=torch.float64)
+    return u.to(dtype).to(device), *rest
+
+
+class TestBernoulli(OverLists):
+    """Of draws: log p(x), which is differentiable in all but the uniforms."""
+
+    op = "made_inverse"
+    variants = ("tanh", "elu")
+    # Offset, three weights, two biases.
+    differentiable = (1, 2, 3, 4, 5, 6)
+    results = (1,)
+    rows = 2
+    names = TestMadeInverse.names
+    nested = TestMadeInverse.nested
+
+    def inputs(self, variant, batch, d, dtype, device="cpu", seed=0, hidden=None):
+        hidden = hidden or (min(2 * d + 1, 13), min(d + 2, 17))
+        y, offset, weights, biases, prefixes = bernoulli(batch, d, hidden, dtype, device, seed)
+        return [y, offset, *weights, *biases, *prefixes, variant, "bernoulli", 0.0]
+
+    def wrong_inputs(self):
+        good = self.inputs("tanh", (2,), 3, torch.float32)
+
+        def but(**changed):
+            return [changed.get(name, x) for name, x in zip(self.names, good, strict=True)]
+
+        yield "integers", but(y=good[0].bool()), "y"
+        yield "two heads", but(w3=torch.cat([good[4], good[4]])), r"weights\[2\]"
+        yield "two heads", but(b3=torch.cat([good[6], good[6]])), r"biases\[1\]"
+        yield "two heads", but(p3=torch.cat([good[9], good[9]])), r"prefixes\[2\]"
+        yield "a name", but(scale="binomial"), "scale"
 
 
 class TestMadeSolve(OverLists):
@@ -445,6 +483,55 @@ def test_the_cuda_kernels_clamp_prefixes_on_cuda_host(cuda_host_library, value):
     wrong = [torch.full_like(p, value) for p in prefixes]
     x, _ = torch.ops.rhovae_cuda.made_inverse(y, offset, weights, biases, wrong, "tanh", "exp", 0.0)
     assert x.isfinite().all()
+
+
+# Draws.
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rows,d,hidden", [(1, 1, (3,)), (40, 9, (12,)), (67, 30, (40, 150))])
+def test_draws_are_those_of_a_loop_over_dimensions_from_the_same_uniforms(
+    backend, dtype, rows, d, hidden
+):
+    args = bernoulli((rows,), d, hidden, dtype, backend.device, seed=3)
+    for activation in ("tanh", "relu"):
+        x, log_p = OPS.made_inverse(*args, activation, "bernoulli", 0.0)
+        wanted, log_wanted = python_ref.made_inverse(
+            *(double(x) for x in args), activation, "bernoulli", 0.0
+        )
+        assert x.dtype == dtype and torch.equal(x.cpu().double(), wanted)
+        assert 0 < wanted.mean() < 1 or rows == 1
+        assert_matches(log_p.cpu(), log_wanted, dtype, f"log p, {activation}")
+
+
+def test_infinite_uniforms_say_what_is_drawn(backend):
+    # So that log p(x) of every x is had, and they are probabilities.
+    _, offset, *rest = bernoulli((1,), 4, (9,), torch.float64, backend.device)
+    every = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 4)
+    y = torch.where(every > 0, -torch.inf, torch.inf).to(offset)
+    args = (y, offset.expand(16, -1), *rest)
+    x, log_p = OPS.made_inverse(*args, "tanh", "bernoulli", 0.0)
+    assert torch.equal(x.cpu(), every)
+    torch.testing.assert_close(log_p.exp().sum().item(), 1.0)
+
+
+@pytest.mark.parametrize("logit", [-3e4, -200.0, 200.0, 3e4])
+def test_draws_of_extreme_logits_are_certain_and_finite(backend, logit):
+    y, offset, weights, biases, prefixes = bernoulli((3,), 4, (9,), torch.float32, backend.device)
+    biases = [torch.full_like(biases[0], logit)]
+    x, log_p = OPS.made_inverse(y, offset, weights, biases, prefixes, "tanh", "bernoulli", 0.0)
+    assert (x == (logit > 0)).all()
+    assert_matches(log_p.cpu(), torch.zeros(3, dtype=torch.float64), torch.float32, "log p")
+
+
+def test_a_draw_carries_no_gradient_and_neither_do_its_uniforms(backend):
+    y, offset, *rest = bernoulli((3,), 4, (9,), torch.float64, backend.device)
+    y.requires_grad_()
+    offset.requires_grad_()
+    x, log_p = OPS.made_inverse(y, offset, *rest, "tanh", "bernoulli", 0.0)
+    assert not x.requires_grad
+    of_y, of_offset = torch.autograd.grad(log_p.sum(), [y, offset], allow_unused=True)
+    assert of_y is None and of_offset.any()
 
 
 def test_the_number_of_threads_does_not_change_a_bit():

@@ -331,14 +331,14 @@ RHOVAE_INLINE V<T> flipped(V<T> x, V<T> bits) {
 // x, or the bound that it is beyond; a NaN stays.
 RHOVAE_INLINE V<float> at_most(V<float> bound, V<float> x) {
 #ifdef RHOVAE_MASKED
-  return V<float>(_mm512_min_ps(bound, x));
+  return V<float>(_mm512_mask_min_ps(x, 0xffff, bound, x));
 #else
   return x > bound ? bound : x;
 #endif
 }
 RHOVAE_INLINE V<float> at_least(V<float> bound, V<float> x) {
 #ifdef RHOVAE_MASKED
-  return V<float>(_mm512_max_ps(bound, x));
+  return V<float>(_mm512_mask_max_ps(x, 0xffff, bound, x));
 #else
   return x < bound ? bound : x;
 #endif

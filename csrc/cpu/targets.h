@@ -34,7 +34,8 @@
 #define RHOVAE_TARGET avx512
 #define RHOVAE_VECTOR_BYTES 64
 // One instruction for a lane move, where the compiler's general shuffle takes a slower one.
-#define RHOVAE_ALIGN_LANES _mm512_alignr_epi32
+// (Masked, all lanes taken: the plain form of GCC 12's headers warns of a variable of its own.)
+#define RHOVAE_ALIGN_LANES(a, b, k) _mm512_mask_alignr_epi32(a, 0xffff, a, b, k)
 // Loads and stores that leave lanes out; the lesser of two in one instruction.
 #define RHOVAE_MASKED
 #include "simd.h"

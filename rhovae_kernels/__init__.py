@@ -25,6 +25,7 @@ _LAZY = {
     "fuse": "rhovae_kernels.interop.fuse:fuse",
     "data": "rhovae_kernels.data",
     "decoders": "rhovae_kernels.vae.decoders",
+    "metrics": "rhovae_kernels.metrics",
     "nets": "rhovae_kernels.vae.nets",
     "nn": "rhovae_kernels.nn",
     "objectives": "rhovae_kernels.vae.objectives",

@@ -35,6 +35,15 @@ if torch.cuda.is_available():
         PRESENT += [("cuda", "cuda")]
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Thousands of short operations: threads that wait for one another cost more than they add."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Backend:
     """One implementation on one device; `slow` where every call costs milliseconds."""
 

@@ -1,4 +1,7 @@
-"""The progress bar of a run."""
+"""The progress bar of a run, and that of any other long work."""
+
+import contextlib
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -45,3 +48,23 @@ class ProgressBar(Callback):
 
     def on_end(self, state: State) -> None:
         self.progress.stop()
+
+
+@contextlib.contextmanager
+def progress(description: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr for a block of so many steps; the block calls what it is given after some.
+
+    Args:
+        description: what the block does.
+        total: how many steps it has.
+        quiet: show nothing.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda steps: bar.advance(task, steps)

@@ -10,7 +10,7 @@ import rhovae_kernels as rk
 from rhovae_kernels.metrics import traversals
 from rhovae_kernels.papers import published
 from rhovae_kernels.vae.base import Model
-from rhovae_kernels.vae.decoders import Autoregressive, Decoder
+from rhovae_kernels.vae.decoders import Autoregressive, Decoder, Ordered
 from rhovae_kernels.vae.nets import Encoder, SequenceEncoder
 from rhovae_kernels.vae.objectives import Objective
 from rhovae_kernels.vae.objectives.base import OnKL
@@ -113,6 +113,11 @@ VAES = {
         rk.priors.StandardNormal(D),
         rk.decoders.PixelCNN(4, 2, hidden=4, likelihood="logistic-mixture", mixtures=2),
     ),
+    "NADE": lambda: vae(decoder=rk.decoders.NADE((64,))),
+    "NADE of two orders, Gaussian": lambda: vae(
+        decoder=rk.decoders.NADE((64,), ["spiral", "random-1"], "gaussian")
+    ),
+    "OrderlessNADE": lambda: vae(decoder=rk.decoders.OrderlessNADE((8,), ["raster", "columns"])),
     "BetaH": lambda: vae(objective=rk.objectives.BetaH(2.0)),
     "BetaB": lambda: vae(objective=rk.objectives.BetaB(2.0, 1.0, 10)),
     "BetaTC": lambda: vae(objective=rk.objectives.BetaTC(2.0)),
@@ -231,6 +236,7 @@ def test_every_class_of_module_is_among_them():
         SequenceEncoder,
         SequencePosterior,
         Autoregressive,
+        Ordered,
     }
 
     def below(kind: type) -> set[type]:
@@ -474,7 +480,10 @@ class _Exported(nn.Module):
         vae, q = self.vae, self.vae.posterior_for(x)
         # What is drawn comes last, as the draws of a graph are not those of eager mode.
         drawn = (q.rsample(), vae.elbo(x), vae.log_weights(x, 3), vae.sample(x.shape[0], "draw"))
-        return q.mean, vae.reconstruct(x), *drawn, *vae(x, 3), *vae(x, 3, 500)
+        again = vae.reconstruct(x)
+        if vae.decoder.autoregressive:
+            drawn, again = (again, *drawn), vae.decoder.log_prob(x, q.mean)
+        return q.mean, again, *drawn, *vae(x, 3), *vae(x, 3, 500)
 
 
 @pytest.mark.parametrize("strict", [False, True], ids=["traced", "strict"])

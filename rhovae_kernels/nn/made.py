@@ -8,8 +8,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from python_ref.made_inverse import ACTIVATIONS, SCALES
-from python_ref.precision import upcast
+from python_ref.made_inverse import ACTIVATIONS, BERNOULLI, SCALES
+from python_ref.precision import compute_dtype, upcast
 from rhovae_kernels.legacy import takes_old_keywords
 from rhovae_kernels.nn import orders
 from rhovae_kernels.nn.degrees import even_degrees, given_degrees, refuse_unread
@@ -47,13 +47,15 @@ class MADE(nn.Module):
         reverse: whether dimension i depends on those after it, in place of those before it.
         degrees: of the hidden units, a sorted sequence for each layer, in place of degrees that are
             shared out evenly.
+        order: a permutation, by which dimension order[i] depends on order[0] … order[i−1].
 
     Shapes: x (…,d); context (…,context), whose leading dimensions broadcast with those of x; out
     (…,d,heads).
 
     Raises:
         ValueError: a size is no positive integer or too small, an activation unknown; degrees that
-            decrease, are out of range, or leave an output with no input to read.
+            decrease, are out of range, or leave an output with no input to read; an order that is
+            no permutation.
 
     Source:
         Germain, Gregor, Murray and Larochelle, 2015, "MADE: Masked autoencoder for distribution
@@ -85,6 +87,7 @@ class MADE(nn.Module):
         activation: str = "elu",
         reverse: bool = False,
         degrees: Sequence[Sequence[int]] | None = None,
+        order: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         d = positive_integer("features", features)
@@ -112,6 +115,8 @@ class MADE(nn.Module):
         ]
         self._build(d, heads, context, activation, prefixes, [*sizes, heads * d])
         self.reverse = reverse
+        if order is not None:
+            self.order = torch.tensor(orders.permutation(order, d))
         refuse_unread(prefixes, d, heads)
 
     def _build(
@@ -234,7 +239,7 @@ class MADE(nn.Module):
         Returns:
             y (…,d), and log_det (…), float32 (float64 for float64).
         """
-        self._check_heads()
+        self._check_heads(2, "an affine transform takes heads m and s")
         m, s = self(x, context).unbind(-1)
         if scale == "gate":
             return iaf_gate(x.expand(m.shape), m, s)
@@ -248,18 +253,40 @@ class MADE(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """What `call_and_log_det` takes y from, each hidden unit computed once.
 
+        Of half-precision weights y may be in float32, and x then is too.
+
         Returns:
             x (…,d), and log|det ∂x/∂y| (…), float32 (float64 for float64).
         """
-        self._check_heads()
+        self._check_heads(2, "an affine transform takes heads m and s")
         self.check("y", y, context)
+        return self._in_turn(y, context, scale, bound)
+
+    def draw(self, u: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Bernoulli variables whose logits are the one head s, each hidden unit computed once.
+
+        x_i = [u_i < σ(s_i)], in turn; log p(x) = Σ log p(x_i | those before it)
+
+        Args:
+            u: uniforms, shape (…,d); for half-precision weights best in float32, since their own
+                type is coarse. −inf makes an x_i 1, and +inf makes it 0.
+            context: shape (…,context).
+
+        Returns:
+            x (…,d), which carries no gradient, and log p(x) (…), both of the type of u.
+        """
+        self._check_heads(1, "a Bernoulli variable takes one head")
+        self.check("u", u, context)
+        return self._in_turn(u, context, BERNOULLI, 0.0)
+
+    def _in_turn(self, y, context, scale, bound) -> tuple[Tensor, Tensor]:
         y, offset = expand_together(self.sort(y), self.offset(context))
-        weights = [layer.weight for layer in self.layers]
-        biases = [layer.bias for layer in self.layers[1:]]
-        prefixes = [layer.prefix for layer in self.layers]
-        x, log_det = made_inverse(
-            y, offset, weights, biases, prefixes, self.activation, scale, bound
-        )
+        weights: Sequence[Tensor] = [layer.weight for layer in self.layers]
+        biases: Sequence[Tensor] = [layer.bias for layer in self.layers[1:]]
+        if y.dtype == compute_dtype(offset.dtype):
+            (offset,), weights, biases = upcast(offset), upcast(*weights), upcast(*biases)
+        prefixes, kind = [layer.prefix for layer in self.layers], (self.activation, scale, bound)
+        x, log_det = made_inverse(y, offset, weights, biases, prefixes, *kind)
         return self.unsort(x, -1), log_det
 
     # What follows is public within the package: `IAF` joins two networks by it.
@@ -284,9 +311,9 @@ class MADE(nn.Module):
             x = x.flip(dim)
         return x if self.order is None else x.index_select(dim, orders.rank(self.order))
 
-    def _check_heads(self) -> None:
-        if self.heads != 2:
-            raise ValueError(f"an affine transform takes heads m and s; this MADE has {self.heads}")
+    def _check_heads(self, count: int, what: str) -> None:
+        if self.heads != count:
+            raise ValueError(f"{what}; this MADE has {self.heads}")
 
     def check(self, name: str, x: Tensor, context: Tensor | None) -> None:
         """Refuse an input, called `name`, or a context that does not fit."""

@@ -27,6 +27,22 @@ def common_order(keys: Sequence[Tensor]) -> Tensor | None:
     return order
 
 
+def permutation(order: Sequence[int], d: int) -> list[int]:
+    """An order of d dimensions.
+
+    Raises:
+        ValueError: it is no permutation of 0 … d−1.
+    """
+    found = [int(i) for i in order]
+    if sorted(found) != list(range(d)):
+        missing = sorted(set(range(d)) - set(found))
+        lacks = f" and lacks {missing[0]}" if missing else ""
+        raise ValueError(
+            f"order holds {len(found)} numbers{lacks}; it must be a permutation of 0 … {d - 1}"
+        )
+    return found
+
+
 def rank(order: Tensor) -> Tensor:
     """Where each unit has come to: the order that undoes `order`."""
     return order.argsort()

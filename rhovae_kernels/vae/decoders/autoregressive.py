@@ -1,5 +1,6 @@
 """`Autoregressive`: a decoder in which each dimension depends on those before it."""
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -94,7 +95,11 @@ class Autoregressive(Decoder):
             rows = torch.broadcast_shapes(rows, z.shape[:-1])
             z = z.expand(*rows, z.shape[-1]).reshape(-1, z.shape[-1])
         flat = x.expand(*rows, *self.input_shape).reshape(-1, *self.input_shape)
-        return self.conditionals(flat, z).log_prob(flat).flatten(1).sum(1).reshape(rows)
+        return self.log_prob_of_rows(flat, z).reshape(rows)
+
+    def log_prob_of_rows(self, x: Tensor, z: Tensor | None) -> Tensor:
+        """log p(x|z), (N,): x (N, *input_shape), z (N, latent), or None."""
+        return self.conditionals(x, z).log_prob(x).flatten(1).sum(1)
 
     def mean(self, z: Tensor) -> Tensor:
         """There is none in closed form.
@@ -113,7 +118,7 @@ class Autoregressive(Decoder):
         self._check_built(z)
         rows = torch.Size() if z is None else z.shape[:-1]
         flat = None if z is None else z.reshape(-1, z.shape[-1])
-        drawn = self.sample_rows(rows.numel(), flat, generator)
+        drawn = self.sample_rows(math.prod(rows), flat, generator)
         return drawn.reshape(*rows, *self.input_shape)
 
     def _check_built(self, z: Tensor | None) -> None:
@@ -166,5 +171,5 @@ class Conditional(D.Distribution):
         """Draws, (*sample_shape, …, *input_shape), from `generator`."""
         shape = torch.Size(sample_shape) + self.batch_shape
         z = None if self.z is None else self.z.expand(*shape, -1).reshape(-1, self.z.shape[-1])
-        drawn = self.decoder.sample_rows(shape.numel(), z, generator)
+        drawn = self.decoder.sample_rows(math.prod(shape), z, generator)
         return drawn.reshape(*shape, *self.event_shape)

@@ -141,29 +141,12 @@ VAES = {
 }
 
 
-class Coins(Autoregressive):
-    """p(x) of independent coins, the least that a density can be made of."""
-
-    support = torch.distributions.constraints.unit_interval
-
-    def make(self) -> None:
-        self.logits = nn.Parameter(torch.zeros(self.input_shape))
-
-    def conditionals(self, x: Tensor, z: Tensor | None) -> torch.distributions.Distribution:
-        logits = self.logits.expand(x.shape)
-        return torch.distributions.Bernoulli(logits=logits, validate_args=False)
-
-    def sample_rows(self, n: int, z: Tensor | None, generator: torch.Generator | None) -> Tensor:
-        chances = self.logits.sigmoid().expand(n, *self.input_shape)
-        return torch.bernoulli(chances, generator=generator)
-
-
 MODULES = {
     **NETWORKS,
     **TRANSFORMS,
     **FLOWS,
     **{f"VAE: {name}": make for name, make in VAES.items()},
-    "Density": lambda: rk.Density(Coins(), SHAPE),
+    "Density": lambda: rk.Density(rk.decoders.PixelCNN(channels=2, layers=4, hidden=3), SHAPE),
 }
 every_module = pytest.mark.parametrize("name", MODULES)
 

@@ -15,6 +15,7 @@ COLLAPSED_NATS = 0.01
 """A latent dimension whose KL divergence is less than this carries nothing."""
 
 
+@torch.no_grad()
 def collapse(vae: VAE, x: Tensor) -> dict[str, Any]:
     """How much of its code a VAE uses; a decoder that models x by itself ignores z.
 

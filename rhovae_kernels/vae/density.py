@@ -27,18 +27,10 @@ class Density(Model, library_name="rhovae-kernels", tags=["density"]):
 
     Example:
         >>> import torch, rhovae_kernels as rk
-        >>> class Coins(rk.decoders.Autoregressive):
-        ...     support = torch.distributions.constraints.boolean
-        ...     def make(self):
-        ...         self.logits = torch.nn.Parameter(torch.zeros(self.input_shape))
-        ...     def conditionals(self, x, z):
-        ...         return torch.distributions.Bernoulli(logits=self.logits.expand(x.shape))
-        ...     def sample_rows(self, n, z, generator):
-        ...         chances = self.logits.sigmoid().expand(n, *self.input_shape)
-        ...         return torch.bernoulli(chances, generator=generator)
-        >>> model = rk.Density(Coins(), (1, 8, 8))
-        >>> model.log_prob(model.sample(2)).detach() / 64
-        tensor([-0.6931, -0.6931])
+        >>> model = rk.Density(rk.decoders.PixelCNN(channels=4, layers=4), (1, 8, 8))
+        >>> x = model.sample(3)
+        >>> model.log_prob(x).shape, model(x).rate
+        (torch.Size([3]), tensor([0., 0., 0.], grad_fn=...))
     """
 
     part_names = ("p",)

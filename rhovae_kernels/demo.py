@@ -23,7 +23,7 @@ from rhovae_kernels.plots.tables import markdown
 from rhovae_kernels.seeding import seeded
 from rhovae_kernels.training.fit import fit
 from rhovae_kernels.vae.model import VAE
-from rhovae_kernels.vae.recipes import recipe
+from rhovae_kernels.vae.recipes import vae_recipe
 
 ROWS, COLUMNS = 512, 64
 """Size of the tensors that the ops are tried on."""
@@ -86,18 +86,18 @@ def demo(out: str | Path = "runs/demo") -> dict[str, Any]:
     vaes, curves, trained = {}, {}, {}
     for name in RECIPES:
         with seeded(torch.device("cpu"), SEED):
-            vaes[name] = recipe(name).build(test.input_shape, LATENT)
+            vaes[name] = vae_recipe(name).build(test.input_shape, LATENT)
     step_seconds = _step_seconds(
         {name: copy.deepcopy(vae).to(device) for name, vae in vaes.items()}
     )
     for name, vae in vaes.items():
-        console.print(f"{name}: {recipe(name).description}", markup=False)
+        console.print(f"{name}: {vae_recipe(name).description}", markup=False)
         history = fit(
             vae, "digits", epochs=EPOCHS, out=out / name, seed=SEED, recipe=name, resume="auto"
         )
         curves[name] = history.column("test_negative_elbo")
         result = evaluate(vae, "digits", ["elbo", "nll@256", "active-units"])
-        steps = -(-len(load("digits")) // recipe(name).batch_size)
+        steps = -(-len(load("digits")) // vae_recipe(name).batch_size)
         trained[name] = {
             **result,
             "ms_per_step": 1000 * step_seconds[name],
@@ -259,7 +259,7 @@ def _step_seconds(vaes: dict[str, VAE]) -> dict[str, float]:
     for vae in vaes.values():
         vae.validate_args = False  # as `fit` has it, which looks at the data once
     device = next(next(iter(vaes.values())).parameters()).device
-    batch = next(load("digits").batches(recipe(RECIPES[0]).batch_size)).to(device)
+    batch = next(load("digits").batches(vae_recipe(RECIPES[0]).batch_size)).to(device)
 
     def step_of(vae: VAE) -> Callable[[], None]:
         adam = torch.optim.Adam(vae.parameters(), lr=1e-3, fused=True)

@@ -24,7 +24,7 @@ from rhovae_kernels.papers.study import (
     means,
 )
 from rhovae_kernels.plots.tables import markdown
-from rhovae_kernels.vae.recipes import recipe
+from rhovae_kernels.vae.recipes import vae_recipe
 
 MODELS = {"sequence-vae": "independent steps", "sequence-rho-vae": "Markov"}
 """The posteriors of the table, by their recipes."""
@@ -48,7 +48,7 @@ def study(data: str = "jsb", *, latent: int | None = None, epochs: int | None = 
         >>> [model.label for row in study().rows for model in row]
         ['independent steps', 'Markov']
     """
-    plain = recipe(next(iter(MODELS)))
+    plain = vae_recipe(next(iter(MODELS)))
     latent = plain.latent if latent is None else latent
     models = [
         Model(
@@ -56,7 +56,7 @@ def study(data: str = "jsb", *, latent: int | None = None, epochs: int | None = 
             label,
             run=f"{name}-d{latent}",
             recipe=name,
-            build=partial(recipe(name).build, latent=latent),
+            build=partial(vae_recipe(name).build, latent=latent),
         )
         for name, label in MODELS.items()
     ]

@@ -20,8 +20,8 @@ from rhovae_kernels.papers.study import NLL, NLL_SAMPLES, Measurement, Model, Ou
 from rhovae_kernels.plots import pictures
 from rhovae_kernels.plots.tables import markdown
 from rhovae_kernels.seeding import seeded
-from rhovae_kernels.vae.model import VAE
-from rhovae_kernels.vae.recipes import recipe
+from rhovae_kernels.vae.model import VAE, vae_of
+from rhovae_kernels.vae.recipes import vae_recipe
 
 EPOCHS = {"two-moons": 150}
 """Passes over the training data where nothing else is asked for, and 20 for other data."""
@@ -84,7 +84,7 @@ def study(
     if fid_weights is not None:
         check_weights(fid_weights)
     weights = None if fid_weights is None else str(fid_weights)
-    first = recipe(objectives[0])
+    first = vae_recipe(objectives[0])
     return Study(
         name=f"dpvae-{data}",
         data=data,
@@ -202,7 +202,7 @@ def _published(name: str, data: str) -> dict[str, dict[str, float]]:
 
 
 def _model(name: str, prior: str, suffix: str) -> Model:
-    made = recipe(name + suffix)
+    made = vae_recipe(name + suffix)
     return Model(name, prior, run=made.name, recipe=made.name, build=made.build)
 
 
@@ -242,7 +242,7 @@ def _picture(data: str, out: Path, outcomes: Sequence[Outcome], x: Tensor) -> No
     if any(vae.latent != 2 for _, vae, _ in outcomes):
         return
     name = outcomes[0].model.name
-    panels = {model.label: _pockets(vae, x) for model, vae, _ in outcomes}
+    panels = {model.label: _pockets(vae_of(vae, "pockets"), x) for model, vae, _ in outcomes}
     pictures.pockets(out / f"pockets-{name}.png", panels, f"{name}, {data}")
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from rhovae_kernels.papers.runner import run
 from rhovae_kernels.papers.study import NLL_SAMPLES, Curve, Model, Outcome, Study, means, nll
 from rhovae_kernels.plots.tables import markdown
-from rhovae_kernels.vae.recipes import recipe
+from rhovae_kernels.vae.recipes import vae_recipe
 
 MODELS = {
     "-plain": "VAE",
@@ -111,7 +111,7 @@ def study(
             f"binarize is {binarize!r}; the logistic likelihood is of 256 values: it takes 'none'"
         )
     family = ("iaf-vae-cifar" if data == "cifar-10" else "iaf-vae") + LIKELIHOODS[likelihood]
-    plain = recipe(f"{family}-plain")
+    plain = vae_recipe(f"{family}-plain")
     latent = plain.latent if latent is None else latent
     models = [
         Model(
@@ -121,7 +121,9 @@ def study(
             recipe=found.name,
             build=partial(found.build, latent=latent),
         )
-        for found, label in ((recipe(family + suffix), label) for suffix, label in MODELS.items())
+        for found, label in (
+            (vae_recipe(family + suffix), label) for suffix, label in MODELS.items()
+        )
     ]
     return Study(
         name=f"iaf-{data}-{binarize}{LIKELIHOODS[likelihood]}",

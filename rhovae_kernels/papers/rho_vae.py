@@ -15,7 +15,7 @@ from rhovae_kernels.papers.runner import run
 from rhovae_kernels.papers.study import NLL_SAMPLES, Curve, Model, Outcome, Study, means, nll
 from rhovae_kernels.plots.tables import markdown
 from rhovae_kernels.vae.model import VAE
-from rhovae_kernels.vae.recipes import recipe
+from rhovae_kernels.vae.recipes import vae_recipe
 
 FORMS = {"plain": "", "beta": "beta-", "cnn": "cnn-"}
 """The paper's experiments, by the prefix of their recipes."""
@@ -48,7 +48,7 @@ def study(data: str = "mnist", form: str = "plain", *, latent: int = 10, epochs:
     """
     if form not in FORMS:
         raise ValueError(f"form is {form!r}; it must be one of {', '.join(FORMS)}")
-    plain = recipe(f"{FORMS[form]}vae")
+    plain = vae_recipe(f"{FORMS[form]}vae")
     models = [
         Model(
             name,
@@ -167,8 +167,8 @@ def _row(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 def _build(name: str, prefix: str, latent: int, input_shape: tuple[int, ...]) -> VAE:
     kinds = {"diagonal": "vae", "ar1": "rho-vae", "scaled-ar1": "scaled-rho-vae"}
     if name in kinds:
-        return recipe(prefix + kinds[name]).build(input_shape, latent)
-    exact = recipe(f"{prefix}rho-vae")
+        return vae_recipe(prefix + kinds[name]).build(input_shape, latent)
+    exact = vae_recipe(f"{prefix}rho-vae")
     same = exact.build(input_shape, latent)
     encoder, prior, decoder = same.encoder, same.prior, same.decoder
     # The parts of a VAE that is gone are free to be another's.

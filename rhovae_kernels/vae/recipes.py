@@ -1,15 +1,10 @@
 """Recipes: named combinations of parts, with the architecture and settings of their source."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from rhovae_kernels.vae import decoders, nets, objectives, posteriors, priors
-from rhovae_kernels.vae.model import VAE
-
-
-def _elbo(beta: float) -> objectives.Objective:
-    return objectives.ELBO() if beta == 1 else objectives.BetaH(beta)
+from rhovae_kernels.vae.recipe import DensityRecipe, Recipe, elbo
 
 
 def _capacity(gamma: float) -> objectives.Objective:
@@ -36,7 +31,7 @@ _FORMS: dict[str, tuple[Callable[[tuple[int, ...]], nets.Encoder], bool, str]] =
     "cnn-": (nets.Conv, False, "two convolutions of 64 and 128 filters"),
 }
 _FAMILY: dict[str, tuple[Callable[[float], objectives.Objective], float, str]] = {
-    "dpvae": (_elbo, 1.0, "ELBO"),
+    "dpvae": (elbo, 1.0, "ELBO"),
     "beta-dpvae-h": (objectives.BetaH, 4.0, "β-VAE, β = 4"),
     "beta-dpvae-b": (_capacity, 10.0, "β-VAE with a capacity, γ = 10, C = 5 nats after 5000 steps"),
     "tc-dpvae": (objectives.BetaTC, 6.0, "β-TC-VAE, β = 6"),
@@ -49,6 +44,7 @@ _ALIASES = {
     "tc-vae": "tc-dpvae-plain",
     "factor-vae": "factor-dpvae-plain",
     "info-rho-vae": "rho-info-vae",
+    "pixelcnn": "pixelvae-plain",
 }
 
 
@@ -112,70 +108,26 @@ _SEQUENCE_DECODERS: dict[str, tuple[Callable[[], decoders.Decoder], str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """A named VAE.
+_PIXELS_SAY = "gated PixelCNN of 7 layers of 32, Bernoulli likelihood"
+_PIXELS_SOURCE = (
+    "Gulrajani, Kumar, Ahmed, Taiga, Visin, Vazquez and Courville, 2017, PixelVAE: A latent "
+    "variable model for natural images, https://arxiv.org/abs/1611.05013: an autoregressive "
+    "decoder given z, and one given nothing. Its networks are larger; our warm-up and free nats "
+    "are not in it"
+)
 
-    Attributes:
-        name: its name.
-        description: what it is made of.
-        source: where that comes from.
-        encoder: makes the encoder of data of some shape.
-        posterior: makes the posterior of some number of latent dimensions.
-        beta: weight of the objective's regularizer (β, γ or λ); 1 for the ELBO.
-        prior: makes the prior of some number of latent dimensions.
-        objective: makes the objective of some weight.
-        decoder: makes the decoder of images (three dimensions), of sequences that of any.
-        sequential: whether it is of sequences (T, features).
-        variance: of the Gaussian decoder, that of other data; learned where None.
-        batch_size, lr, epochs, latent: the settings to train it with: data per step, Adam's step
-            size, passes over the data, latent dimensions.
+
+def _warm_free_nats(beta: float) -> objectives.Objective:
+    """The KL divergence costs nothing at first, and 4 nats of it never do.
+
+    A decoder that can do without the code has no reason to heed it. Free nats alone are spent on a
+    code too noisy to be read, and after a warm-up alone it is given up.
     """
-
-    name: str
-    description: str
-    source: str
-    encoder: Callable[[tuple[int, ...]], nets.Encoder]
-    posterior: Callable[[int], posteriors.Posterior]
-    beta: float = 1.0
-    prior: Callable[[int], priors.Prior] = priors.StandardNormal
-    objective: Callable[[float], objectives.Objective] = _elbo
-    decoder: Callable[[], decoders.Decoder] = decoders.Bernoulli
-    sequential: bool = False
-    variance: float | None = None
-    batch_size: int = 128
-    lr: float = 1e-3
-    epochs: int = 20
-    latent: int = 10
-
-    def build(
-        self, input_shape: tuple[int, ...], latent: int | None = None, beta: float | None = None
-    ) -> VAE:
-        """The untrained VAE: the recipe's decoder for images, a Gaussian one for other data.
-
-        Args:
-            input_shape: shape of one datum.
-            latent: dimensions of the code; the recipe's where left out.
-            beta: weight of the objective's regularizer; the recipe's where left out.
-
-        Raises:
-            ValueError: the encoder cannot take data of this shape.
-        """
-        latent = self.latent if latent is None else latent
-        beta = self.beta if beta is None else beta
-        return VAE(
-            encoder=self.encoder(tuple(input_shape)),
-            posterior=self.posterior(latent),
-            prior=self.prior(latent),
-            decoder=self.decoder()
-            if self.sequential or len(input_shape) == 3
-            else decoders.Gaussian(variance=self.variance),
-            objective=self.objective(beta),
-        )
+    return objectives.FreeBits(objectives.WarmUp(elbo(beta), steps=1000), nats=4.0)
 
 
-def _recipes() -> dict[str, Recipe]:
-    found = {}
+def _recipes() -> dict[str, Recipe | DensityRecipe]:
+    found: dict[str, Recipe | DensityRecipe] = {}
     for form, (encoder, weighted, form_says) in _FORMS.items():
         for prefix, (posterior, posterior_says) in _POSTERIORS.items():
             name = f"{form}{prefix}vae"
@@ -256,6 +208,25 @@ def _recipes() -> dict[str, Recipe]:
                 epochs=100,
                 latent=32,
             )
+    found["pixelvae"] = Recipe(
+        "pixelvae",
+        "diagonal Gaussian posterior, a warm-up of 1000 steps, 4 nats free; two convolutions of 64 "
+        f"and 128 filters; {_PIXELS_SAY}",
+        _PIXELS_SOURCE,
+        nets.Conv,
+        posteriors.Diagonal,
+        objective=_warm_free_nats,
+        decoder=decoders.PixelCNN,
+        batch_size=32,
+        latent=16,
+    )
+    found["pixelvae-plain"] = DensityRecipe(
+        "pixelvae-plain",
+        f"no latent code; {_PIXELS_SAY}",
+        _PIXELS_SOURCE,
+        decoders.PixelCNN,
+        batch_size=32,
+    )
     return found
 
 
@@ -263,7 +234,7 @@ RECIPES = _recipes()
 """Every recipe by its name."""
 
 
-def recipe(name: str) -> Recipe:
+def recipe(name: str) -> Recipe | DensityRecipe:
     """The recipe of that name; `rho-beta-vae` is `beta-rho-vae`, and so for each prefix pair.
 
     The twin of a dpVAE with N(0, I) for its prior, or of an IAF-VAE with a diagonal posterior, is
@@ -271,7 +242,8 @@ def recipe(name: str) -> Recipe:
     `iaf-vae-cifar` is the IAF-VAE of CIFAR-10, and `-logistic` behind `iaf-vae` or behind that one
     has a discretized logistic likelihood in place of a Bernoulli's: `iaf-vae-cifar-logistic-plain`.
     `sequence-vae`, `sequence-rho-vae` and `sequence-smooth-vae` are of sequences of zeros and ones;
-    `-gaussian` behind one of them is of real numbers.
+    `-gaussian` behind one of them is of real numbers. `pixelvae-plain`, `pixelcnn` by another name,
+    has no latent code.
 
     Raises:
         ValueError: there is none.
@@ -288,3 +260,15 @@ def recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise ValueError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}")
     return RECIPES[name]
+
+
+def vae_recipe(name: str) -> Recipe:
+    """The recipe of that name, of a model with a latent code.
+
+    Raises:
+        ValueError: there is none, or it is of a model without a code.
+    """
+    found = recipe(name)
+    if not isinstance(found, Recipe):
+        raise ValueError(f"recipe {name!r} is of a model without a latent code; one with is wanted")
+    return found

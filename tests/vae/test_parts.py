@@ -750,7 +750,7 @@ class TestRecipes:
         # The rows of a digit, from the top, as the steps of a sequence.
         x = x[:, 0] if recipe(name).sequential else x
         torch.manual_seed(0)
-        vae = recipe(name).build(x.shape[1:], latent=LATENT)
+        vae = recipe(name).build(x.shape[1:], latent=LATENT if recipe(name).latent else None)
         optimizer = torch.optim.Adam(vae.parameters(), recipe(name).lr)
         losses = []
         for step in range(10):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,40 @@ def test_evaluate_prints_for_readers_what_the_numbers_are_of(capsys, monkeypatch
     assert "50 data of digits, test, grey; nats" in shown
     for name in ("−ELBO", "nll@16", "effective sample size", "active-units"):
         assert name in shown
+
+
+SMALL_GAP = "--limit 3 --samples 20 --chains 2 --temperatures 4 --families full,ar1 --quiet"
+
+
+@pytest.mark.parametrize("data", ["test", "simulated"])
+def test_gap_prints_a_table_and_draws_a_picture(capsys, monkeypatch, run, tmp_path, data):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    status, shown, _ = rhovae(capsys, monkeypatch, "gap", copy, SMALL_GAP, "--data", data)
+    assert status == 0
+    assert "3 data, " + {"test": "digits, test, grey"}.get(data, "drawn from the model") in shown
+    assert "| full   |" in shown and "approximation gap" in shown
+    assert ("at most" in shown) == (data == "simulated")
+    picture = copy / f"gap-{data}.png"
+    assert str(picture) in shown and picture.read_bytes().startswith(b"\x89PNG")
+    status, shown, _ = rhovae(capsys, monkeypatch, "gap", copy, SMALL_GAP, "--json --data", data)
+    assert status == 0
+    assert json.loads(shown) == json.loads((copy / f"gap-{data}.json").read_text("utf-8"))
+    assert set(json.loads(shown)["families"]) == {"full", "ar1"}
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ("--data train", "data is 'train'; it must be one of test, simulated"),
+        ("--families full,laplace", "families holds 'laplace'"),
+        ("--temperatures 1", "temperatures is 1; 2 at least"),
+    ],
+    ids=["data", "family", "temperatures"],
+)
+def test_gap_names_what_it_does_not_take(capsys, monkeypatch, run, option, says):
+    status, shown, error = rhovae(capsys, monkeypatch, "gap", run, option)
+    assert (status, shown) == (1, "") and says in error
 
 
 @pytest.mark.parametrize("mode", ["--mean", "--draw"])

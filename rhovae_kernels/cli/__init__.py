@@ -1,6 +1,6 @@
 """The command `rhovae`."""
 
-from rhovae_kernels.cli import measure, reproduce, tools, train
+from rhovae_kernels.cli import gap, measure, reproduce, tools, train
 from rhovae_kernels.cli.app import app, main
 
-__all__ = ["app", "main", "measure", "reproduce", "tools", "train"]
+__all__ = ["app", "gap", "main", "measure", "reproduce", "tools", "train"]

@@ -1,4 +1,4 @@
-"""Pictures: loss curves, samples and reconstructions (images, points, sequences), series."""
+"""Pictures: loss curves, samples, reconstructions (images, points, sequences), series, bars."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -197,6 +197,47 @@ def bands(
         axes.set(yscale="log", ylabel=ylabels[1])
         axes.sharey(below[0])
         axes.legend(loc="upper left", fontsize="small")
+    _save(figure, path)
+
+
+class Part(NamedTuple):
+    """A part of a stacked bar.
+
+    Attributes:
+        mean: its height; below 0 it hangs from the part before it.
+        standard_error: of the mean.
+    """
+
+    mean: float
+    standard_error: float
+
+
+def stacked_bars(
+    path: str | Path,
+    bars: Mapping[str, Mapping[str, Part]],
+    ylabel: str,
+    title: str = "",
+) -> None:
+    """A bar for each label, its parts on top of one another, each with its standard error.
+
+    Args:
+        path: the picture's file; its suffix is its format.
+        bars: the parts of each bar, by their name in the legend, from the bottom up.
+        ylabel: what the heights are, with their unit.
+        title: above the picture.
+    """
+    figure, axes = _figure(max(5, 1.3 * len(bars) + 1.5), 4.5)
+    labels, tops = list(bars), [0.0] * len(bars)
+    names = dict.fromkeys(name for parts in bars.values() for name in parts)
+    for name in names:
+        parts = [bars[label].get(name, Part(0.0, 0.0)) for label in labels]
+        heights, errors = zip(*parts, strict=True)
+        axes.bar(labels, heights, bottom=tops, yerr=errors, capsize=3, label=name, alpha=0.85)
+        tops = [top + height for top, height in zip(tops, heights, strict=True)]
+    axes.axhline(0, color="0.3", linewidth=0.8)
+    axes.set(ylabel=ylabel, title=title)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend()
     _save(figure, path)
 
 

@@ -12,20 +12,23 @@ from rhovae_kernels.cli.app import AsJson, DataRoot, FidWeights, app, numbers_of
 
 @app.command()
 def reproduce(
-    paper: Annotated[str, typer.Argument(help="rho-vae, iaf, dpvae, volatility or chorales.")],
+    paper: Annotated[
+        str, typer.Argument(help="rho-vae, iaf, dpvae, volatility, chorales or gaps.")
+    ],
     dataset: Annotated[
         str | None,
         typer.Option(
             "--data",
             help="mnist (if not given), fashion-mnist, kmnist, cifar-10, digits or two-moons; of "
-            "chorales jsb.",
+            "chorales jsb; of gaps digits if not given.",
         ),
     ] = None,
     form: Annotated[str | None, typer.Option(help="Of rho-vae: plain, beta or cnn.")] = None,
     latent: Annotated[
         int | None,
         typer.Option(
-            help="Dimensions of the code: 10 for rho-vae, 128 for iaf on cifar-10, else 32."
+            help="Dimensions of the code: 10 for rho-vae and gaps, 128 for iaf on cifar-10, else "
+            "32."
         ),
     ] = None,
     binarize: Annotated[
@@ -41,7 +44,10 @@ def reproduce(
     ] = None,
     fid_weights: FidWeights = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training data; 20, two-moons 150, jsb 100.")
+        int | None,
+        typer.Option(
+            help="Passes over the training data; 20, two-moons 150, jsb 100, gaps of digits 60."
+        ),
     ] = None,
     days: Annotated[
         str | None, typer.Option(help="Of volatility: all, or 100, the last; both if not given.")

@@ -8,7 +8,7 @@ its options that the function takes. What trains no VAE runs itself, and has a l
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from rhovae_kernels.papers import chorales, dpvae, iaf, rho_vae, volatility
+from rhovae_kernels.papers import chorales, dpvae, gaps, iaf, rho_vae, volatility
 from rhovae_kernels.papers.study import Study
 
 PAPERS: dict[str, Callable[..., Study]] = {
@@ -16,6 +16,7 @@ PAPERS: dict[str, Callable[..., Study]] = {
     "iaf": iaf.study,
     "dpvae": dpvae.study,
     "chorales": chorales.study,
+    "gaps": gaps.study,
 }
 """What describes the study of each."""
 

@@ -39,7 +39,8 @@ def run(
         seeds: one training of each model per seed.
         out: directory for all of it.
         data_root: directory of the data sets.
-        limit: measure the first `limit` samples of the test split; all where left out.
+        limit: measure the first `limit` samples of the test split; the study's number where left
+            out.
         quiet: show no progress bar.
 
     Returns:
@@ -61,6 +62,7 @@ def run(
         raise ValueError(f"limit is {limit}; a standard error takes 2 data at least")
     if not seeds:
         raise ValueError("seeds is empty; it must hold one seed at least")
+    limit = study.limit if limit is None else limit
     out = Path(out)
     test = load(study.data, data_root, study.binarize, "test")
     x = test.images[:limit]
@@ -74,7 +76,7 @@ def run(
             for seed in seeds:
                 trained = _train(study, model, seed, out, test.input_shape, data_root, quiet)
                 histories[model.label].append(trained.history)
-                measured = _measure(study, trained, data_root, limit)
+                measured = _measure(study, trained, data_root, limit, quiet)
                 quantities = study.read(_measured_epoch(study, trained.history), measured)
                 if not entries:
                     first = trained.vae
@@ -138,7 +140,11 @@ def _measured_epoch(study: Study, history: History) -> dict[str, float]:
 
 
 def _measure(
-    study: Study, trained: _Trained, data_root: str | Path | None, limit: int | None
+    study: Study,
+    trained: _Trained,
+    data_root: str | Path | None,
+    limit: int | None,
+    quiet: bool,
 ) -> dict[str, Any]:
     """The measurement of a trained model: what was asked before is read, as it takes long."""
     measurement = study.measurement
@@ -152,15 +158,16 @@ def _measure(
     path = trained.run / measurement.file
     if path.exists() and (before := read_json(path))["asked"] == asked:
         return before[measurement.key]
-    result = evaluate(
-        trained.vae,
-        study.data,
-        measurement.metrics,
-        limit=limit,
-        data_root=data_root,
-        binarize=study.binarize,
-        fid_weights=measurement.fid_weights,
-    )
+    options: dict[str, Any] = {"limit": limit, "data_root": data_root, "binarize": study.binarize}
+    if measurement.measure is not None:
+        result = measurement.measure(
+            trained.vae, study.data, **options, out=trained.run, quiet=quiet
+        )
+    else:
+        weights = measurement.fid_weights
+        result = evaluate(
+            trained.vae, study.data, measurement.metrics, **options, fid_weights=weights
+        )
     measured = measurement.read(result)
     write_json(path, {"asked": asked, measurement.key: measured})
     return measured

@@ -8,7 +8,6 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from rhovae_kernels.metrics.evaluate import Result
 from rhovae_kernels.vae.model import VAE
 
 NLL = "nll@256"
@@ -40,22 +39,25 @@ class Measurement:
 
     Attributes:
         metrics: as `evaluate` takes them.
-        read: what is cached of the result of `evaluate`.
+        read: what is cached of the result of `evaluate`, or of `measure`.
         file: its name in the directory of the run.
         key: what the file calls the cached result.
         counted: what table.json calls the number of samples measured on.
         asked: what the result depends on and the runner does not know of: beside the model, the
             data and their directory, the epochs and the limit.
         fid_weights: as `evaluate` takes them.
+        measure: what measures in place of `evaluate`: given the trained model, the name of the data
+            set, `limit`, `data_root`, `binarize`, the run's directory `out` and `quiet`.
     """
 
     metrics: Sequence[str]
-    read: Callable[[Result], dict[str, Any]]
+    read: Callable[[Any], dict[str, Any]]
     file: str
     key: str
     counted: str
     asked: Mapping[str, Any] = field(default_factory=dict)
     fid_weights: str | None = None
+    measure: Callable[..., Any] | None = None
 
 
 class Outcome(NamedTuple):
@@ -108,6 +110,8 @@ class Study:
         curves: pictures of the training.
         variant: which of the paper's experiments, for the titles of the curves.
         facts: what table.json says beside: options of the paper, its published figures.
+        limit: how many test samples are measured, where no other number is asked for; all where
+            left out.
     """
 
     name: str
@@ -127,6 +131,7 @@ class Study:
     curves: Sequence[Curve] = ()
     variant: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    limit: int | None = None
 
 
 def nll(**asked: Any) -> Measurement:

@@ -251,6 +251,18 @@ ERRORS = {
     "sample": ("sample nowhere", "nowhere holds no run"),
     "paper": ("reproduce vae", "there is no reproduction of 'vae'; there are rho-vae, iaf, dpvae"),
     "objectives": ("reproduce dpvae --objectives vae", "objectives is vae; there are dpvae, beta"),
+    "models": (
+        "reproduce pixelvae --models vae",
+        "models holds 'vae'; there are pixelcnn, mlp-vae, pixelvae, pixelvae-7, pixelvae-3",
+    ),
+    "models of dpvae": (
+        "reproduce dpvae --models vae",
+        "models is 'vae'; a reproduction of dpvae takes none",
+    ),
+    "latent of a density": (
+        "train digits --recipe pixelcnn --latent 3",
+        "latent is 3; pixelvae-plain has no latent code",
+    ),
     "traversal": ("traverse nowhere", "nowhere holds no run"),
     "form": ("reproduce rho-vae --form info", "form is 'info'"),
     "form of iaf": ("reproduce iaf --form cnn", "form is 'cnn'; a reproduction of iaf takes none"),

@@ -13,22 +13,23 @@ from rhovae_kernels.cli.app import AsJson, DataRoot, FidWeights, app, numbers_of
 @app.command()
 def reproduce(
     paper: Annotated[
-        str, typer.Argument(help="rho-vae, iaf, dpvae, volatility, chorales or gaps.")
+        str,
+        typer.Argument(help="rho-vae, iaf, dpvae, volatility, chorales, gaps or pixelvae."),
     ],
     dataset: Annotated[
         str | None,
         typer.Option(
             "--data",
             help="mnist (if not given), fashion-mnist, kmnist, cifar-10, digits or two-moons; of "
-            "chorales jsb; of gaps digits if not given.",
+            "chorales jsb; of gaps and pixelvae digits if not given.",
         ),
     ] = None,
     form: Annotated[str | None, typer.Option(help="Of rho-vae: plain, beta or cnn.")] = None,
     latent: Annotated[
         int | None,
         typer.Option(
-            help="Dimensions of the code: 10 for rho-vae and gaps, 128 for iaf on cifar-10, else "
-            "32."
+            help="Dimensions of the code: 10 for rho-vae and gaps, 128 for iaf on cifar-10, 16 for "
+            "pixelvae, else 32."
         ),
     ] = None,
     binarize: Annotated[
@@ -42,11 +43,19 @@ def reproduce(
     objectives: Annotated[
         str | None, typer.Option(help="Of dpvae: recipes, with commas between; all six else.")
     ] = None,
+    models: Annotated[
+        str | None,
+        typer.Option(
+            help="Of pixelvae: pixelcnn, mlp-vae, pixelvae, pixelvae-15, pixelvae-7, pixelvae-3, "
+            "with commas between; all if not given."
+        ),
+    ] = None,
     fid_weights: FidWeights = None,
     epochs: Annotated[
         int | None,
         typer.Option(
-            help="Passes over the training data; 20, two-moons 150, jsb 100, gaps of digits 60."
+            help="Passes over the training data; 20, two-moons 150, jsb 100; of gaps of digits 60; "
+            "of pixelvae 6, digits 40."
         ),
     ] = None,
     days: Annotated[
@@ -79,6 +88,7 @@ def reproduce(
         "binarize": binarize,
         "likelihood": likelihood,
         "objectives": objectives,
+        "models": models,
         "fid_weights": fid_weights,
         "epochs": epochs,
         "days": days,
@@ -91,8 +101,9 @@ def reproduce(
         page = fits.describe(table)
     else:
         given = _given(paper, PAPERS[paper], own)
-        if "objectives" in given:
-            given["objectives"] = given["objectives"].split(",")
+        for several in ("objectives", "models"):
+            if several in given:
+                given[several] = given[several].split(",")
         numbers = numbers_of("seeds", seeds or "0,1", int)
         study = PAPERS[paper](**given)
         table = run(

@@ -17,7 +17,7 @@ from rhovae_kernels.seeding import seeded
 from rhovae_kernels.training.checkpoint import Checkpoint
 from rhovae_kernels.training.fit import fit
 from rhovae_kernels.training.run import LAST, RUN, History
-from rhovae_kernels.vae.model import VAE
+from rhovae_kernels.vae import base
 
 
 def run(
@@ -76,7 +76,7 @@ def run(
             for seed in seeds:
                 trained = _train(study, model, seed, out, test.input_shape, data_root, quiet)
                 histories[model.label].append(trained.history)
-                measured = _measure(study, trained, data_root, limit, quiet)
+                measured = _measure(study, model, trained, data_root, limit, quiet)
                 quantities = study.read(_measured_epoch(study, trained.history), measured)
                 if not entries:
                     first = trained.vae
@@ -94,7 +94,7 @@ def run(
 class _Trained(NamedTuple):
     """A model that was trained from one seed, with the weights that the study measures."""
 
-    vae: VAE
+    vae: base.Model
     run: Path
     history: History
 
@@ -112,13 +112,11 @@ def _train(
     with seeded(torch.device("cpu"), seed):
         vae = model.build(input_shape)
     directory = out / f"{model.run}-seed{seed}"
+    settings = {"epochs": study.epochs, "batch_size": study.batch_size, "lr": study.lr}
     history = fit(
         vae,
         study.data,
-        epochs=study.epochs,
         out=directory,
-        batch_size=study.batch_size,
-        lr=study.lr,
         seed=seed,
         data_root=data_root,
         binarize=study.binarize,
@@ -126,6 +124,7 @@ def _train(
         recipe=model.recipe,
         resume="auto",
         quiet=quiet,
+        **{**settings, **study.settings, **model.changes},
     )
     if study.weights == "last":
         Checkpoint.load(directory / LAST).restore(directory / LAST, vae)
@@ -141,6 +140,7 @@ def _measured_epoch(study: Study, history: History) -> dict[str, float]:
 
 def _measure(
     study: Study,
+    model: Model,
     trained: _Trained,
     data_root: str | Path | None,
     limit: int | None,
@@ -154,7 +154,10 @@ def _measure(
         "epochs": study.epochs,
         "limit": limit,
         **measurement.asked,
+        **model.changes,
     }
+    if model.metrics is not None:
+        asked["metrics"] = list(model.metrics)
     path = trained.run / measurement.file
     if path.exists() and (before := read_json(path))["asked"] == asked:
         return before[measurement.key]
@@ -164,10 +167,9 @@ def _measure(
             trained.vae, study.data, **options, out=trained.run, quiet=quiet
         )
     else:
+        metrics = measurement.metrics if model.metrics is None else model.metrics
         weights = measurement.fid_weights
-        result = evaluate(
-            trained.vae, study.data, measurement.metrics, **options, fid_weights=weights
-        )
+        result = evaluate(trained.vae, study.data, metrics, **options, fid_weights=weights)
     measured = measurement.read(result)
     write_json(path, {"asked": asked, measurement.key: measured})
     return measured
@@ -203,12 +205,17 @@ def _draw_curves(
     """Draw the study's curves, each the mean over seeds."""
     where = [f"{study.data} ({table['label']})", study.variant, f"d = {table['latent']}"]
     title = ", ".join(filter(None, where))
-    for file, quantity, ylabel in study.curves:
+    panels: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for file, quantity, ylabel, labels in study.curves:
         series = {}
         for label, of_seeds in histories.items():
-            columns = [history.column(quantity) for history in of_seeds]
-            series[label] = [mean(at_epoch) for at_epoch in zip(*columns, strict=True)]
-        pictures.curves(out / file, series, ylabel, title)
+            if labels is None or label in labels:
+                columns = [history.column(quantity) for history in of_seeds]
+                series[label] = [mean(at_epoch) for at_epoch in zip(*columns, strict=True)]
+        if series:
+            panels.setdefault(file, {})[ylabel] = series
+    for file, of_file in panels.items():
+        pictures.panels(out / file, of_file, title)
 
 
 def _picture_samples(out: Path, outcomes: Sequence[Outcome], x: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from rhovae_kernels.vae.model import VAE
+from rhovae_kernels.vae import base
 
 NLL = "nll@256"
 NLL_SAMPLES = NLL.removeprefix("nll@")
@@ -24,13 +24,17 @@ class Model:
         run: path of its runs in the study's directory, without the "-seedN" of each.
         recipe: what a run records that it was built from.
         build: makes the untrained model of samples of some shape.
+        changes: how it is trained otherwise than the study's other models, as `fit` takes it.
+        metrics: what is measured of it in place of what the study's measurement names.
     """
 
     name: str
     label: str
     run: str
     recipe: str
-    build: Callable[[tuple[int, ...]], VAE]
+    build: Callable[[tuple[int, ...]], base.Model]
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Outcome(NamedTuple):
     """
 
     model: Model
-    vae: VAE
+    vae: base.Model
     entries: list[dict[str, Any]]
 
 
@@ -78,14 +82,16 @@ class Curve(NamedTuple):
     """A picture of one quantity over the epochs, a curve for each label, mean over seeds.
 
     Attributes:
-        file: the picture's name.
+        file: the picture's name; curves of one file are drawn side by side.
         quantity: column of the history.
         ylabel: what the values are, with their unit.
+        labels: the models that are drawn; all where left out.
     """
 
     file: str
     quantity: str
     ylabel: str
+    labels: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,7 @@ class Study:
         data: name of the data set, see `data.load`.
         rows: the models of each row of the table.
         epochs, batch_size, lr: as `fit` takes them.
+        settings: what else it takes of all of them, by name.
         weights: of which epoch is measured: the one of least −ELBO on the validation split, or the
             last, as sources report it that hold out nothing to choose by.
         measurement: what is measured of every trained model.
@@ -130,6 +137,7 @@ class Study:
     train_split: Literal["train", "train+valid"] = "train"
     curves: Sequence[Curve] = ()
     variant: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     limit: int | None = None
 

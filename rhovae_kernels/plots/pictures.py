@@ -31,12 +31,29 @@ def curves(
         ylabel: what the values are, with their unit.
         title: above the picture.
     """
-    figure, axes = _figure(7, 4.5)
-    for name, values in series.items():
-        axes.plot(range(1, len(values) + 1), values, marker=".", label=name)
-    axes.set(xlabel="epoch", ylabel=ylabel, title=title)
-    axes.grid(alpha=0.3)
-    axes.legend()
+    panels(path, {ylabel: series}, title)
+
+
+def panels(
+    path: str | Path,
+    quantities: Mapping[str, Mapping[str, Sequence[float]]],
+    title: str = "",
+) -> None:
+    """`curves` of several quantities side by side.
+
+    Args:
+        path: the picture's file; its suffix is its format.
+        quantities: for each, by what its values are, with their unit, the series of `curves`.
+        title: above the picture.
+    """
+    figure = Figure(figsize=(7 * len(quantities), 4.5), layout="tight")
+    (row,) = figure.subplots(1, len(quantities), squeeze=False)
+    for axes, (ylabel, series) in zip(row, quantities.items(), strict=True):
+        for name, values in series.items():
+            axes.plot(range(1, len(values) + 1), values, marker=".", label=name)
+        axes.set(xlabel="epoch", ylabel=ylabel, title=title)
+        axes.grid(alpha=0.3)
+        axes.legend()
     _save(figure, path)
 
 

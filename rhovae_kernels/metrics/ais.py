@@ -18,7 +18,7 @@ from rhovae_kernels.metrics.annealing import ACCEPTANCE, Chains
 from rhovae_kernels.metrics.stages import Stages
 from rhovae_kernels.seeding import seeded
 from rhovae_kernels.training.progress import progress
-from rhovae_kernels.vae.model import VAE
+from rhovae_kernels.vae.model import VAE, vae_of
 from rhovae_kernels.vae.parts import positive_integers
 
 LEAST_ACCEPTANCE = 0.4
@@ -191,7 +191,7 @@ def ais(
         >>> found.lower.shape, found.notes
         (torch.Size([4]), [])
     """
-    refuse_sequences(vae, "annealed importance sampling")
+    refuse_sequences(vae_of(vae, "annealed importance sampling"), "annealed importance sampling")
     betas = schedule(temperatures)
     positive_integers("chains", (chains,))
     positive_integers("leapfrog", (leapfrog,))

@@ -21,7 +21,8 @@ from rhovae_kernels.plots.tables import markdown
 from rhovae_kernels.seeding import seeded
 from rhovae_kernels.training.progress import progress
 from rhovae_kernels.training.run import load_run
-from rhovae_kernels.vae.model import VAE
+from rhovae_kernels.vae.base import Model
+from rhovae_kernels.vae.model import VAE, vae_of
 from rhovae_kernels.vae.objectives import ELBO, BetaH, Objective, WarmUp
 from rhovae_kernels.vae.parts import positive_integers
 
@@ -120,9 +121,9 @@ def inference_gap(
 
     Raises:
         FileNotFoundError: no such run.
-        ValueError: the model is one of sequences, or its objective another bound than the ELBO;
-            data are given and simulated ones asked for; an unknown family; temperatures that do not
-            rise from 0 to 1; another argument or data that do not fit.
+        ValueError: the model has no code, or is one of sequences, or its objective is another
+            bound than the ELBO; data are given and simulated ones asked for; an unknown family;
+            temperatures that do not rise from 0 to 1; another argument or data that do not fit.
         FloatingPointError: a result is not finite.
 
     Source:
@@ -146,7 +147,10 @@ def inference_gap(
         raise ValueError(f"limit is {limit}; a standard error takes 2 data at least")
     if simulated and data is not None:
         raise ValueError("data is given, and simulated data are asked for; one of them is wanted")
-    vae, run = (vae_or_run, {}) if isinstance(vae_or_run, VAE) else load_run(vae_or_run, **parts)
+    model, run = (
+        (vae_or_run, {}) if isinstance(vae_or_run, Model) else load_run(vae_or_run, **parts)
+    )
+    vae = vae_of(model, "the gap of inference")
     refuse_sequences(vae, "the gap of inference")
     _check_objective(vae.objective)
     device = next(vae.parameters()).device

@@ -240,6 +240,12 @@ def test_other_bad_arguments_are_named(small, change, says):
         ais(**{"vae": vae, "x": x, "z": z, **change})
 
 
+def test_a_model_without_a_code_is_refused_by_name():
+    model = rk.Density(rk.decoders.PixelCNN(4, 3, hidden=4), (1, 4, 4))
+    with pytest.raises(ValueError, match="annealed importance sampling is of a latent code; .* a Density"):
+        ais(model, torch.zeros(2, 1, 4, 4))
+
+
 def test_a_model_of_sequences_is_refused_by_name():
     vae = rk.recipes.recipe("sequence-rho-vae").build((4, 2), latent=2)
     with pytest.raises(ValueError, match=r"annealed importance sampling .* sequences \(Markov\)"):

@@ -289,6 +289,12 @@ def test_bad_arguments_are_named(run, change, says):
         inference_gap(**{"vae_or_run": run, "data": "digits", **FAST, **change})
 
 
+def test_a_model_without_a_code_is_refused_by_name():
+    model = rk.Density(rk.decoders.PixelCNN(4, 3, hidden=4), (1, 4, 4))
+    with pytest.raises(ValueError, match="the gap of inference is of a latent code; .* a Density"):
+        inference_gap(model, torch.zeros(2, 1, 4, 4))
+
+
 def test_a_model_of_sequences_is_refused_by_name():
     vae = rk.recipes.recipe("sequence-vae").build((4, 2), latent=2)
     with pytest.raises(ValueError, match=r"the gap of inference .* sequences \(DiagonalSteps\)"):

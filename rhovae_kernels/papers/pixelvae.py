@@ -126,7 +126,7 @@ def reproduce(
 
     Images are statically binarized. The decoders are of one depth and width; the fewer pixels one
     sees, the more of an image only the code can tell it. The recipe `pixelvae` warms the KL
-    divergence up and leaves 4 nats of it free, as else a decoder that sees all ignores the code.
+    divergence up and leaves 2 nats of it free, as else a decoder that sees all ignores the code.
     Measured are the NLL (exact of the PixelCNN, else by importance samples), −ELBO, its parts and
     what `collapse` says, of the epoch of least validation −ELBO, on the test split. Writes
     table.json, table.md, rate and distortion over the training of the PixelVAEs, samples of each

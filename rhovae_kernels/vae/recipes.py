@@ -118,12 +118,12 @@ _PIXELS_SOURCE = (
 
 
 def _warm_free_nats(beta: float) -> objectives.Objective:
-    """The KL divergence costs nothing at first, and 4 nats of it never do.
+    """The KL divergence costs nothing at first, and 2 nats of it never do.
 
     A decoder that can do without the code has no reason to heed it. Free nats alone are spent on a
     code too noisy to be read, and after a warm-up alone it is given up.
     """
-    return objectives.FreeBits(objectives.WarmUp(elbo(beta), steps=1000), nats=4.0)
+    return objectives.FreeBits(objectives.WarmUp(elbo(beta), steps=1000), nats=2.0)
 
 
 def _recipes() -> dict[str, Recipe | DensityRecipe]:
@@ -210,7 +210,7 @@ def _recipes() -> dict[str, Recipe | DensityRecipe]:
             )
     found["pixelvae"] = Recipe(
         "pixelvae",
-        "diagonal Gaussian posterior, a warm-up of 1000 steps, 4 nats free; two convolutions of 64 "
+        "diagonal Gaussian posterior, a warm-up of 1000 steps, 2 nats free; two convolutions of 64 "
         f"and 128 filters; {_PIXELS_SAY}",
         _PIXELS_SOURCE,
         nets.Conv,

@@ -66,6 +66,13 @@ class Leader {
     return rows(x, x.dim() == dims_ && x.sizes()[dims_ - 1] == 1 ? 1 : columns());
   }
 
+  // (…,d,n)
+  const Leader& each(const Tensor& x, int64_t n) const {
+    require(x.scalar_type() == type_ && device_of(x) == device_ && x.dim() == dims_ + 1 &&
+            std::equal(sizes_, sizes_ + dims_, x.sizes().data()) && x.sizes()[dims_] == n);
+    return *this;
+  }
+
   // (…), of the type of per-row results
   const Leader& per_row(const Tensor& x) const {
     require(x.scalar_type() == per_row_type() && device_of(x) == device_ &&

@@ -20,6 +20,7 @@ from python_ref.markov_reparam import markov_reparam, markov_reparam_backward
 from python_ref.markov_smooth import markov_smooth, markov_smooth_backward
 from python_ref.masked_linear import masked_linear, masked_linear_backward
 from python_ref.philox import philox
+from python_ref.rq_spline import rq_spline, rq_spline_backward
 
 __all__ = [
     "affine_coupling",
@@ -44,4 +45,6 @@ __all__ = [
     "masked_linear",
     "masked_linear_backward",
     "philox",
+    "rq_spline",
+    "rq_spline_backward",
 ]

@@ -197,6 +197,10 @@ def _cases(device: str) -> dict[str, tuple[Callable[..., Any], list[Tensor]]]:
             lambda x, s, t: ops.affine_coupling(x, s, t, alternate, bound="tanh"),
             [normal(COLUMNS) for _ in range(3)],
         ),
+        "rq_spline": (
+            ops.rq_spline,
+            [normal(COLUMNS), *(normal(COLUMNS * n).view(ROWS, COLUMNS, n) for n in (8, 8, 7))],
+        ),
         "philox": (lambda state: ops.philox(state, ROWS, COLUMNS), [state]),
     }
 

@@ -10,6 +10,7 @@ from rhovae_kernels.ops.markov_reparam import markov_reparam
 from rhovae_kernels.ops.markov_smooth import markov_smooth
 from rhovae_kernels.ops.masked_linear import masked_linear
 from rhovae_kernels.ops.philox import philox
+from rhovae_kernels.ops.rq_spline import rq_spline
 
 __all__ = [
     "affine_coupling",
@@ -23,4 +24,5 @@ __all__ = [
     "markov_smooth",
     "masked_linear",
     "philox",
+    "rq_spline",
 ]

@@ -29,6 +29,7 @@ WARPS_OF = {
     "_log_prob_backward PER_STEP": (8, WARPS),
     "_markov_reparam": (8, WARPS),
     "_markov_reparam_backward": (16, 8),
+    "_spline_backward": (8, WARPS),
 }
 # What a thread may take where a row is a loop over tiles, (float64, other types): left to itself,
 # the assembler aims for more threads at once than these kernels have registers for, and spills
@@ -59,10 +60,11 @@ class Tiling(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def tiling(rows: int, columns: int) -> Tiling:
-    """The fixed choice for a shape, the same on every machine."""
-    block_columns = next((c for c in TILE_COLUMNS if columns <= c), TILE_COLUMNS[-1])
-    block_rows = TILE_ELEMENTS // block_columns
+def tiling(rows: int, columns: int, elements: int = TILE_ELEMENTS) -> Tiling:
+    """The fixed choice for a shape, the same on every machine, with tiles of so many elements."""
+    fitting = next((c for c in TILE_COLUMNS if columns <= c), TILE_COLUMNS[-1])
+    block_columns = min(fitting, elements)
+    block_rows = elements // block_columns
     tiles = triton.cdiv(columns, block_columns)
     chunks = 1
     if tiles >= TILES_WORTH_SPLITTING:
@@ -296,8 +298,9 @@ def configuration(
     dtype: str,
     columns: int,
     pointers: Mapping[str, str | None],
-    flags: Mapping[str, bool],
+    flags: Mapping[str, Any],
     tiles: bool = False,
+    elements: int = TILE_ELEMENTS,
 ) -> Configuration:
     """How `kernel` is compiled for contiguous operands with rows of at most `columns`.
 
@@ -306,8 +309,9 @@ def configuration(
         pointers: pointer arguments with another element type, or None where they are left out.
         flags: the constants beside those of the tile.
         tiles: whether each tile of a row has a program of its own.
+        elements: how many are in a tile.
     """
-    t = tiling(TILE_ELEMENTS, columns)
+    t = tiling(TILE_ELEMENTS, columns, elements)
     if tiles:
         t = by_tiles(t)
     constexprs: dict[str, Any] = {
@@ -326,7 +330,7 @@ def configuration(
     types |= {name: f"*{kind}" for name, kind in pointers.items()}
     types |= {name: "constexpr" for name in constexprs}
     signature = {name: types.get(name, f"*{dtype}") for name in kernel.arg_names}
-    settings = [f"columns={columns}", *(name for name, on in flags.items() if on)]
+    settings = [f"columns={columns}", *(name for name, on in flags.items() if on is True)]
     settings += [f"{name}={kind}" for name, kind in pointers.items()]
     name = f"{kernel.__name__} {dtype} {' '.join(settings)}"
     warps = warps_of(kernel, dtype == "fp64", flags)

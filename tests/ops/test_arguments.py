@@ -35,6 +35,8 @@ def calls(device):
     prefixes = [prefix(0, 1, 1, 2), prefix(0, 0, 3, 3, 4, 4)]
     row, needs = draw(H), [True, True, True]
     coupling = (x, x, x, mask, False, "tanh")
+    bins, settings = draw(5, 2, d, H), (False, 5.0, "linear", 0.1, 0.1, 0.1, 1.0, 0.0, "unit")
+    spline = (x, bins, bins, bins[..., 1:], *settings)
     return {
         "linear_scan": (column, x, False, column),
         "linear_scan_backward": (x, x, x, column, True, needs),
@@ -63,6 +65,8 @@ def calls(device):
         "iaf_gate_backward": (x, per_row, x, x, x, needs),
         "affine_coupling": coupling,
         "affine_coupling_backward": (x, per_row, *coupling, needs),
+        "rq_spline": spline,
+        "rq_spline_backward": (x, per_row, *spline, [*needs, True]),
         "masked_linear": (x, weights[0], row, prefixes[0]),
         "masked_linear_backward": (draw(5, 2, H), x, weights[0], prefixes[0], needs),
         "made_inverse": (
@@ -107,7 +111,7 @@ def changed(x):
         for i, element in enumerate(x):
             yield from ([*x[:i], other, *x[i + 1 :]] for other in changed(element))
     elif isinstance(x, str):
-        yield from ("", "Tanh", "none", "exp", "softclip")
+        yield from ("", "Tanh", "none", "exp", "softclip", "bounded")
     elif isinstance(x, float):
         yield from (0.0, -0.5, float("nan"))
     elif isinstance(x, int) and not isinstance(x, bool):

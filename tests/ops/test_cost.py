@@ -19,6 +19,7 @@ import python_ref
 import rhovae_kernels as rk
 from rhovae_kernels.ops.cost import Cost, cost, stored
 from rhovae_kernels.ops.op import REGISTRY
+from rhovae_kernels.ops.rq_spline import SplineConvention
 
 OPS = torch.ops.rhovae
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -41,6 +42,8 @@ OPERANDS = {
     "iaf_gate_backward": ("grad_z", "grad_kl", "z", "m", "s"),
     "affine_coupling": ("x", "log_scale", "shift", "mask"),
     "affine_coupling_backward": ("grad_z", "grad_kl", "x", "log_scale", "shift", "mask"),
+    "rq_spline": ("x", "widths", "heights", "derivatives"),
+    "rq_spline_backward": ("grad_z", "grad_kl", "x", "widths", "heights", "derivatives"),
     "markov_reparam": ("mu", "log_var", "step_logit", "prior_logit", "eps"),
     "markov_reparam_backward": (
         *("grad_z", "grad_kl", "mu", "log_var", "step_logit", "prior_logit", "eps"),
@@ -48,6 +51,8 @@ OPERANDS = {
     "ar1_log_prob": ("z", "mu", "log_var", "rho_logit"),
     "ar1_log_prob_backward": ("grad", "z", "mu", "log_var", "rho_logit"),
 }
+# Operands of several numbers an element.
+NUMBERS = {"widths": 5, "heights": 5, "derivatives": 4}
 # Stands for that operand where it comes after a constant.
 INITIAL = "initial"
 # How often a kernel loads an element of an operand as long as a row, where not once; the rest of
@@ -77,6 +82,8 @@ def operand(
             (), rows, torch.float64 if dtype == torch.float64 else torch.float32, "cpu", 1
         )
     of_row = ("log_var", "gates", "step_logit", "prior_logit")
+    if name in NUMBERS:
+        return normal((rows, d), NUMBERS[name], dtype, "cpu", seed)
     one = name == INITIAL or (per_row and name in of_row)
     one |= name == "rho_logit" and not per_step
     return 0.5 * normal((rows,), 1 if one else d, dtype, "cpu", seed)
@@ -178,6 +185,12 @@ CALLS: list[tuple[str, tuple]] = [
     ("affine_coupling_backward", (True, "tanh", (True, True, True))),
     ("affine_coupling_backward", (False, "tanh", (True, False, True))),
     ("affine_coupling_backward", (True, "tanh", (False, False, True))),
+    ("rq_spline", (False, *SplineConvention())),
+    ("rq_spline", (True, *SplineConvention.zuko())),
+    ("rq_spline_backward", (False, *SplineConvention(), (True, True, True, True))),
+    ("rq_spline_backward", (True, *SplineConvention.nflows(8), (True, True, True, True))),
+    ("rq_spline_backward", (True, *SplineConvention.zuko(), (True, True, True, True))),
+    ("rq_spline_backward", (False, *SplineConvention(), (True, False, True, False))),
     ("ar1_log_prob", ()),
     ("ar1_log_prob_backward", ((True, True, True, True),)),
     ("ar1_log_prob_backward", ((False, False, True, True),)),
@@ -189,8 +202,10 @@ CALLS: list[tuple[str, tuple]] = [
 
 # What the specification finds for an element and drops: of the noise that is drawn, ∂ε; of the
 # sample, its KL to N(0, I), and of what both passes make of a correlation or a scale for it, what
-# is found twice or is of no use here.
+# is found twice or is of no use here; of what rounding put beyond an end, to bring it back.
 DROPPED = {
+    "rq_spline": 4,
+    "rq_spline_backward": 2,
     "ar1_reparam_rng_backward": 1,
     "markov_reparam": 6 + 19 + 7 + 4 + 5,
     "markov_reparam_backward": 7 + 19 + 7 + 7 + 2 * 19,
@@ -219,7 +234,7 @@ def test_the_bytes_that_a_kernel_touches_are_the_models(op, rest, per_row):
             loaded = sum(within(x, touched.loads)[0] for x in operands)
             written = sum(within(x, touched.stores)[0] for x in outputs) + copied
             model = cost(op, *args)
-            if op.startswith("markov_reparam") and shape != SHAPES[0]:
+            if op.startswith(("markov_reparam", "rq_spline")) and shape != SHAPES[0]:
                 # A row of several tiles leaves their ends and sums in a workspace.
                 assert loaded == model.bytes_read, dtype
                 continue
@@ -345,6 +360,7 @@ class Flops(TorchDispatchMode):
         "tanh",
         "sigmoid",
         "log_sigmoid_forward",
+        "softplus",
     )
 
     def __init__(self):
@@ -358,7 +374,7 @@ class Flops(TorchDispatchMode):
         if isinstance(result, Tensor) and result.is_floating_point():
             if name in self.ARITHMETIC + self.ELEMENTARY:
                 self.count += result.numel()
-            elif name == "sum":
+            elif name in ("sum", "cumsum"):
                 self.count += args[0].numel()
         return outputs
 

@@ -31,6 +31,7 @@ ROOMS = (
     "philox",
     "iaf_gate",
     "affine_coupling",
+    "rq_spline",
     "masked_linear",
     "markov_smooth",
 )

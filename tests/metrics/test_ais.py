@@ -242,7 +242,7 @@ def test_other_bad_arguments_are_named(small, change, says):
 
 def test_a_model_without_a_code_is_refused_by_name():
     model = rk.Density(rk.decoders.PixelCNN(4, 3, hidden=4), (1, 4, 4))
-    with pytest.raises(ValueError, match="annealed importance sampling is of a latent code; .* a Density"):
+    with pytest.raises(ValueError, match="sampling is of a latent code"):
         ais(model, torch.zeros(2, 1, 4, 4))
 
 

@@ -291,7 +291,7 @@ def test_bad_arguments_are_named(run, change, says):
 
 def test_a_model_without_a_code_is_refused_by_name():
     model = rk.Density(rk.decoders.PixelCNN(4, 3, hidden=4), (1, 4, 4))
-    with pytest.raises(ValueError, match="the gap of inference is of a latent code; .* a Density"):
+    with pytest.raises(ValueError, match="the gap of inference is of a latent code"):
         inference_gap(model, torch.zeros(2, 1, 4, 4))
 
 

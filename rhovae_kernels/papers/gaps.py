@@ -167,9 +167,9 @@ def describe(table: dict[str, Any]) -> str:
         f"{table['hidden']}, d = {table['latent']}, {table['epochs']} epochs, of which the one of "
         f"least validation −ELBO counts, batch {table['batch_size']}, Adam {table['lr']:g}, seeds "
         f"{seeds} (means), nats an image, first {table['test_data']} test images. log p(x): the "
-        f"highest of AIS ({table['chains']} chains, {table['temperatures']} temperatures) and IWAE "
-        f"({table['samples']} samples of the encoder's q or of a q*), all bounds from below; the "
-        "bracket is AIS forwards "
+        f"estimate of least noise among AIS ({table['chains']} chains, {table['temperatures']} "
+        f"temperatures) and IWAE ({table['samples']} samples of the encoder's q or of a q*), all "
+        "of them bounds from below; the bracket is AIS forwards "
         "and backwards on as many images drawn from the model. ±: standard error over images, the "
         "greatest of the seeds."
     )

@@ -1,5 +1,6 @@
 """The gap of inference and its parts, against a model where all of them are known."""
 
+import importlib
 import json
 import math
 from itertools import pairwise
@@ -308,3 +309,26 @@ def test_a_decoder_that_gives_no_number_is_not_given_a_gap():
     with pytest.raises(FloatingPointError, match="not finite"):
         inference_gap(vae, torch.zeros(4, 2), families=["full"], **FAST)
     assert not Joint(vae, torch.zeros(1, 2))(torch.zeros(1, 2))[1].isfinite().all()
+
+
+def made_up(mean: float, noise: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Bounds of 50 data as those of an estimate: the ELBO plays no part."""
+    values = mean + 0.1 * torch.randn(50, generator=torch.Generator().manual_seed(0))
+    return values, values, torch.full((50,), noise)
+
+
+@pytest.mark.parametrize(
+    ("ais", "chosen"),
+    [(-10.0, "iwae of full"), (-9.0, "ais"), (-11.0, "iwae of full")],
+    ids=["alike", "AIS far above", "AIS far below"],
+)
+def test_gaps_are_counted_from_the_least_noise_but_from_ais_where_samples_miss_a_mode(ais, chosen):
+    module = importlib.import_module("rhovae_kernels.metrics.inference_gap")
+    noisy = torch.randn(50, generator=torch.Generator().manual_seed(1))
+    of_ais = made_up(ais, 0.05)
+    weighted = {
+        "ais": module._Bounds(of_ais[0], of_ais[1] + noisy, of_ais[2]),
+        "iwae": module._Bounds(*made_up(-9.9, 0.2)),
+        "iwae of full": module._Bounds(*made_up(-10.0, 0.01)),
+    }
+    assert module._least_noise(weighted) == chosen

@@ -90,6 +90,7 @@ def test_evaluate_prints_for_readers_what_the_numbers_are_of(capsys, monkeypatch
 SMALL_GAP = "--limit 3 --samples 20 --chains 2 --temperatures 4 --families full,ar1 --quiet"
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("data", ["test", "simulated"])
 def test_gap_prints_a_table_and_draws_a_picture(capsys, monkeypatch, run, tmp_path, data):
     copy = tmp_path / "run"

@@ -40,7 +40,7 @@ EVERYWHERE = ("diagonal", "ar1", "scaled-ar1", "full")
 
 SETTINGS: dict[str, dict[str, int]] = {
     "digits": {"hidden": 200, "epochs": 60, "limit": 64, "temperatures": 100},
-    "mnist": {"hidden": 400, "epochs": 20, "limit": 100, "temperatures": 300},
+    "mnist": {"hidden": 400, "epochs": 20, "limit": 40, "temperatures": 200},
 }
 """What differs between data sets; of others MNIST's."""
 

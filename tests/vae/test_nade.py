@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import rhovae_kernels as rk
+from rhovae_kernels.training.run import load_run
 from rhovae_kernels.vae import parts
 from rhovae_kernels.vae.decoders.orders import check_orders
 
@@ -272,3 +273,15 @@ def test_it_is_described_and_built_again():
 def test_what_does_not_fit_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("kind", [rk.decoders.NADE, rk.decoders.OrderlessNADE])
+def test_a_density_without_a_code_is_trained_and_measured(kind, tmp_path):
+    torch.manual_seed(0)
+    x = (torch.rand(60, 5).cumsum(1) % 1 < 0.5).float()
+    model = rk.Density(kind((16,), ["raster", "random-1"]), (5,))
+    rk.fit(model, x, x[:20], epochs=1, out=tmp_path / "run", quiet=True, batch_size=20)
+    measured = rk.evaluate(tmp_path / "run", x, ["nll"])["nll"]
+    best, _ = load_run(tmp_path / "run")
+    exact = -best.log_prob(x)
+    assert measured["mean"] == pytest.approx(exact.mean().item(), rel=1e-5)

@@ -17,7 +17,7 @@ def evaluate(
         typer.Option(
             help="Some of elbo, nll@K, active-units, collapse, skl, leakage, mi, tc, fid and "
             "fid-low-posterior, with commas between; elbo,nll@5000,active-units if not given. nll, "
-            "the exact one, of a model without a code."
+            "the exact one, and orders are of a model without a code."
         ),
     ] = None,
     thresholds: Annotated[

@@ -16,6 +16,8 @@ from rhovae_kernels.metrics.collapse import COLLAPSED_NATS, collapse
 from rhovae_kernels.metrics.data import data_of_run
 from rhovae_kernels.metrics.fid import check_weights, fid
 from rhovae_kernels.metrics.likelihood import elbo, exact_nll, nll
+from rhovae_kernels.metrics.orders import lines as lines_of_orders
+from rhovae_kernels.metrics.orders import orders
 from rhovae_kernels.seeding import seeded
 from rhovae_kernels.training.run import load_run
 from rhovae_kernels.vae.base import Model
@@ -27,7 +29,7 @@ T = TypeVar("T")
 METRICS: dict[type[Model], str] = {
     VAE: "elbo, nll@K (K importance samples, for example nll@5000), active-units, collapse, "
     "skl, leakage, mi, tc, fid, fid-low-posterior",
-    Density: "nll",
+    Density: "nll, orders",
 }
 """What can be measured of each kind of model."""
 
@@ -68,6 +70,8 @@ class Result(dict[str, Any]):
             elif name == "nll":
                 shown.append((name, _with_error(entry)))
                 shown.append(("  bits per dimension", f"{entry['bits_per_dimension']:.4f}"))
+            elif name == "orders":
+                shown += lines_of_orders(entry)
             elif name == "active-units":
                 shown.append((name, f"{entry['active']} of {entry['latent']}"))
             elif name == "collapse":
@@ -121,7 +125,8 @@ def evaluate(
             the aggregate posterior of the same data. "leakage", "mi", "tc": see `aggregate`.
             "fid", "fid-low-posterior": see `fid`.
             Of a `Density` "nll": −log p(x), exact, with its standard error over the data, and in
-            bits by the dimension.
+            bits by the dimension; "orders", of `NADE` and `OrderlessNADE`: the same of each order,
+            the mean over orders, and the ensemble, −log of the mean of p(x) over orders.
         limit: only so many data, the first ones.
         data_root: directory of the data sets; the run's where left out.
         binarize: "none", "round", "static" or "dynamic"; the run's, or "none", where left out.
@@ -180,7 +185,8 @@ def evaluate(
             with vae.unvalidated(), seeded(device, seed), torch.no_grad():
                 result[name] = metric.measure(vae, x.to(device))
             for quantity, value in result[name].items():
-                if not all(map(math.isfinite, value if isinstance(value, list) else [value])):
+                numbers = value if isinstance(value, list) else [value]
+                if not all(isinstance(x, str) or math.isfinite(x) for x in numbers):
                     raise FloatingPointError(f"{name}: {quantity} is {value}, not finite")
     finally:
         vae.train(training)
@@ -202,6 +208,7 @@ class _Metric(NamedTuple):
 _PLAIN = {
     "elbo": _Metric(elbo),
     "nll": _Metric(exact_nll, Density),
+    "orders": _Metric(orders, Density),
     "active-units": _Metric(active_units),
     "collapse": _Metric(collapse),
     "skl": _Metric(aggregate.skl),

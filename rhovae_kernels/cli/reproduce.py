@@ -14,14 +14,14 @@ from rhovae_kernels.cli.app import AsJson, DataRoot, FidWeights, app, numbers_of
 def reproduce(
     paper: Annotated[
         str,
-        typer.Argument(help="rho-vae, iaf, dpvae, volatility, chorales, gaps or pixelvae."),
+        typer.Argument(help="rho-vae, iaf, dpvae, volatility, chorales, gaps, orders or pixelvae."),
     ],
     dataset: Annotated[
         str | None,
         typer.Option(
             "--data",
             help="mnist (if not given), fashion-mnist, kmnist, cifar-10, digits or two-moons; of "
-            "chorales jsb; of gaps and pixelvae digits if not given.",
+            "chorales jsb; of gaps, orders and pixelvae digits if not given.",
         ),
     ] = None,
     form: Annotated[str | None, typer.Option(help="Of rho-vae: plain, beta or cnn.")] = None,
@@ -34,7 +34,10 @@ def reproduce(
     ] = None,
     binarize: Annotated[
         str | None,
-        typer.Option(help="Of iaf: round, none (grey; of cifar-10 if not given), static, dynamic."),
+        typer.Option(
+            help="Of iaf and orders: round, static, dynamic; of iaf none too (grey; of cifar-10 if "
+            "not given)."
+        ),
     ] = None,
     likelihood: Annotated[
         str | None,

@@ -8,7 +8,7 @@ its options that the function takes. What trains no VAE runs itself, and has a l
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from rhovae_kernels.papers import chorales, dpvae, gaps, iaf, pixelvae, rho_vae, volatility
+from rhovae_kernels.papers import chorales, dpvae, gaps, iaf, orders, pixelvae, rho_vae, volatility
 from rhovae_kernels.papers.study import Study
 
 PAPERS: dict[str, Callable[..., Study]] = {
@@ -17,6 +17,7 @@ PAPERS: dict[str, Callable[..., Study]] = {
     "dpvae": dpvae.study,
     "chorales": chorales.study,
     "gaps": gaps.study,
+    "orders": orders.study,
     "pixelvae": pixelvae.study,
 }
 """What describes the study of each."""

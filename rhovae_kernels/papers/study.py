@@ -22,7 +22,7 @@ class Model:
         name: in the names of its pictures.
         label: in tables and pictures.
         run: path of its runs in the study's directory, without the "-seedN" of each.
-        recipe: what a run records that it was built from.
+        recipe: what a run records that it was built from; None for no recipe.
         build: makes the untrained model of samples of some shape.
         changes: how it is trained otherwise than the study's other models, as `fit` takes it.
         metrics: what is measured of it in place of what the study's measurement names.
@@ -31,7 +31,7 @@ class Model:
     name: str
     label: str
     run: str
-    recipe: str
+    recipe: str | None
     build: Callable[[tuple[int, ...]], base.Model]
     changes: Mapping[str, Any] = field(default_factory=dict)
     metrics: Sequence[str] | None = None

@@ -189,14 +189,14 @@ class GatedPixelCNN(nn.Module):
         colours: channels of the image.
         outputs: how many outputs each colour has.
         channels: features of every layer, one for each colour at least.
-        dilations: of each layer, the first of which must be 1; see `spread`.
+        dilations: of each layer, 1 in the first, 0 in none but the last ones; see `spread`.
         hidden: width of the layer before the outputs, one for each colour at least.
         latent: dimensions of z; 0 for none.
 
     Shapes: x (N,colours,H,W), z (N,latent); out (N,Σ outputs,H,W), colour after colour.
 
     Raises:
-        ValueError: a size is no positive integer, or too small; the first dilation is not 1.
+        ValueError: a size is no positive integer, or too small; dilations are not as said.
 
     Source:
         van den Oord, Kalchbrenner, Vinyals, Espeholt, Graves and Kavukcuoglu, 2016, "Conditional
@@ -238,8 +238,11 @@ class GatedPixelCNN(nn.Module):
         for name, width in (("channels", channels), ("hidden", hidden)):
             if positive_integer(name, width) < colours:
                 raise ValueError(f"{name} is {width}; one at least for each of {colours} colours")
-        if not dilations or dilations[0] != 1:
-            raise ValueError(f"dilations is {tuple(dilations)}; the first must be 1")
+        far = [d > 0 for d in dilations]
+        if not far or dilations[0] != 1 or min(dilations) < 0 or far != sorted(far, reverse=True):
+            raise ValueError(
+                f"dilations is {tuple(dilations)}; the first must be 1, and layers of 0 the last"
+            )
         self.colours, self.outputs, self.latent = colours, tuple(outputs), latent
         self.channels, self.hidden = channels, hidden
         image, features = group_ends(colours, colours), group_ends(channels, colours)

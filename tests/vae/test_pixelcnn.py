@@ -10,6 +10,7 @@ from torch import Tensor
 import rhovae_kernels as rk
 from rhovae_kernels.nn.gated_pixel_cnn import GatedPixelCNN, spread
 from rhovae_kernels.vae import parts
+from rhovae_kernels.vae.decoders.pixel_likelihoods import CategoricalLevels
 
 LATENT = 2
 FORMS = {
@@ -68,6 +69,18 @@ def dependence(decoder: rk.decoders.PixelCNN) -> Tensor:
     return (found.movedim(2, -1).flatten(2) != 0).any(1)
 
 
+@torch.no_grad()
+def one_by_one(decoder, z: Tensor | None, uniform: Tensor) -> Tensor:
+    """The draw that these uniform numbers stand for, by a pass of the network for each place."""
+    colours, height, width = decoder.input_shape
+    x = torch.zeros_like(uniform)
+    for i, j, c in itertools.product(range(height), range(width), range(colours)):
+        out = decoder.net(x, z)[..., i, j].split(decoder.net.outputs, -1)[c]
+        parameters = decoder._form.parameters(out, x[:, :c, i, j])
+        x[:, c, i, j] = decoder._form.quantile(uniform[:, c, i, j], *parameters)
+    return x
+
+
 class TestOrder:
     @every_form
     @every_colour
@@ -98,7 +111,7 @@ class TestOrder:
         assert decoder.receptive_field == side
         decoder.build(None, 0, (1, 28, 28))
         assert decoder.receptive_field == (side or 2 * 27 + 1)
-        out = decoder.net(x := torch.rand(64, 1, 28, 28, requires_grad=True))
+        out = decoder.net(x := torch.rand(8, 1, 28, 28, requires_grad=True))
         (of_last,) = torch.autograd.grad(out[:, 0, 27, 27].sum(), x)
         rows, columns = of_last.sum(0)[0].nonzero().T
         reach = side // 2 if side else 27
@@ -194,6 +207,30 @@ class TestLikelihood:
         torch.testing.assert_close(compiled(x, z), decoder.log_prob(x, z))
 
 
+class TestCategoricalLevels:
+    P = CategoricalLevels(torch.tensor([[0.0, 1.0, -1.0], [2.0, 0.0, 0.5]]).double())
+
+    def test_values_and_logits_broadcast(self):
+        x = torch.tensor([0.0, 0.5, 1.0]).double()[:, None]
+        torch.testing.assert_close(self.P.log_prob(x), self.P.logits.log_softmax(-1).T)
+
+    def test_samples_come_as_often_as_their_probability_says(self):
+        drawn = self.P.sample((20_000,), torch.Generator().manual_seed(0))
+        for k, p in enumerate(self.P.logits.softmax(-1).T):
+            error = (p * (1 - p) / 20_000).sqrt()
+            assert (((drawn == k / 2).double().mean(0) - p).abs() < 5 * error).all()
+
+    def test_expanded_it_is_the_same_of_each_row(self):
+        x = torch.tensor([0.5, 1.0]).double()
+        many = self.P.expand((4, 2))
+        assert many.batch_shape == (4, 2)
+        assert torch.equal(many.log_prob(x), self.P.log_prob(x).expand(4, 2))
+
+    def test_values_that_are_none_of_the_levels_are_refused(self):
+        with pytest.raises(ValueError, match="within the support"):
+            self.P.log_prob(torch.tensor([0.5, 0.7]).double())
+
+
 class TestDraws:
     @every_form
     @every_latent
@@ -208,6 +245,18 @@ class TestDraws:
         p = decoder.log_prob(images, z).exp().detach()
         assert ((found.mean(0) - p).abs() < 5 * (p * (1 - p) / n).sqrt()).all()
 
+    @every_form
+    @every_colour
+    @every_latent
+    @pytest.mark.parametrize("side", [3, None], ids=str)
+    def test_they_are_those_of_a_pass_for_each_place(self, form, colours, latent, side):
+        decoder = built((colours, 3, 5), latent, receptive_field=side, layers=4, **FORMS[form])
+        z = codes(9, latent)
+        uniform = random(9, colours, 3, 5, seed=5)
+        drawn = decoder.sample_rows(9, z, torch.Generator().manual_seed(5))
+        assert torch.equal(drawn, one_by_one(decoder, z, uniform))
+        assert len(drawn.unique()) > 1
+
     def test_a_generator_gives_the_same_draws_again(self):
         decoder = built((2, 3, 3), LATENT)
         z = codes(6, LATENT).view(2, 3, LATENT)
@@ -216,6 +265,76 @@ class TestDraws:
         )
         assert one.shape == (2, 3, 2, 3, 3)
         assert torch.equal(one, same) and not torch.equal(one, other)
+
+
+class TestCompletion:
+    @every_form
+    @every_latent
+    @pytest.mark.parametrize("count", [0, 1, 7, 10, 15, 29, 30], ids=str)
+    def test_the_first_places_are_kept_and_the_others_drawn_given_them(self, form, latent, count):
+        """Drawn as in the draw that has the same first places, from the same numbers."""
+        decoder = built((2, 3, 5), latent, **FORMS[form])
+        z = codes(4, latent)
+        expected = decoder.sample_rows(4, z, torch.Generator().manual_seed(5))
+        known = (torch.arange(30) < count).view(3, 5, 2).permute(2, 0, 1)
+        x = expected.masked_fill(~known, torch.nan)
+        found = decoder.complete(x, known, z, torch.Generator().manual_seed(5))
+        assert torch.equal(found, expected)
+
+    def test_what_is_known_decides_what_is_drawn(self):
+        decoder = built((1, 4, 4))
+        upper = torch.tensor([True, True, False, False])[:, None].expand(4, 4)
+        x = torch.stack([torch.zeros(1, 4, 4), torch.ones(1, 4, 4)]).double()
+        found = decoder.complete(
+            x[:, None].expand(2, 500, 1, 4, 4), upper, generator=torch.Generator().manual_seed(0)
+        )
+        assert found.shape == (2, 500, 1, 4, 4)
+        assert torch.equal(found[..., :2, :], x[:, None, ..., :2, :].expand(2, 500, 1, 2, 4))
+        # The first pixel below: its probability given the upper half, from the network.
+        p = torch.sigmoid(decoder.net(x))[:, 0, 2, 0]
+        error = (p * (1 - p) / 500).sqrt()
+        assert ((found[:, :, 0, 2, 0].mean(1) - p).abs() < 5 * error).all()
+
+    LOWER = torch.tensor([False, True, True])[:, None].expand(3, 4)
+    HOLE = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 1], [0, 0, 0, 0]]).bool()
+
+    @pytest.mark.parametrize(
+        "given,says",
+        [
+            ({"known": LOWER}, r"behind colour 0 of pixel \(0, 0\), which is not known: only the"),
+            ({"known": HOLE}, r"behind colour 0 of pixel \(1, 2\), which is not known: only the"),
+            (
+                {"known": torch.tensor([False, True])[:, None, None].expand(2, 3, 4)},
+                r"behind colour 0 of pixel \(0, 0\), which is not known: only the first ones",
+            ),
+            ({"known": ~LOWER.T}, r"of shape \(4, 3\); it must be torch.bool of shape \(3, 4\) or"),
+            ({"known": torch.ones(3, 4)}, r"known is torch.float32 of shape \(3, 4\); it must be"),
+            ({"x": torch.zeros(1, 2, 4, 3).double()}, r"x is of shape \(1, 2, 4, 3\); p\(x\|z\)"),
+            ({"x": torch.zeros(1, 2, 3, 4)}, "x is of type torch.float32; this decoder computes"),
+            ({"x": torch.full((1, 2, 3, 4), 0.4).double()}, r"outside the support, \{k/2\}"),
+            ({"z": torch.zeros(2, LATENT).double()}, r"z is of shape \(2, 2\); it must be of"),
+            ({"z": None}, r"z is left out; it must be of shape \(…, 2\)"),
+        ],
+        ids=[
+            "the lower half",
+            "a hole",
+            "the second colour alone",
+            "known of other sides",
+            "known of another type",
+            "x of other sides",
+            "x of another type",
+            "x of other values",
+            "z of other rows",
+            "no z",
+        ],
+    )
+    def test_what_it_cannot_be_given_is_refused(self, given, says):
+        decoder = built((2, 3, 4), LATENT, **FORMS["categorical"])
+        right = {"x": torch.zeros(1, 2, 3, 4), "known": ~self.LOWER, "z": torch.zeros(1, LATENT)}
+        right |= {"x": right["x"].double(), "z": right["z"].double()}
+        decoder.complete(**right)
+        with pytest.raises(ValueError, match=says):
+            decoder.complete(**(right | given))
 
 
 class TestInAVAE:
@@ -319,6 +438,7 @@ class TestRefusals:
             ({"colours": 1, "outputs": [0]}, r"outputs\[0\] is 0; a positive integer"),
             ({"colours": 1, "outputs": [1], "dilations": (2, 1)}, "the first must be 1"),
             ({"colours": 1, "outputs": [1], "dilations": ()}, "the first must be 1"),
+            ({"colours": 1, "outputs": [1], "dilations": (1, 0, 1)}, "and layers of 0 the last"),
         ],
     )
     def test_networks_that_are_none(self, given, says):

@@ -84,13 +84,9 @@ class Autoregressive(Decoder):
             ValueError: x is of another shape than the data that the decoder was built for.
         """
         self._check_built(z)
-        dims = len(self.input_shape)
-        if x.dim() < dims or x.shape[x.dim() - dims :] != self.input_shape:
-            raise ValueError(
-                f"x is of shape {tuple(x.shape)}; p(x|z) is of data of shape {self.input_shape}"
-            )
+        self._check_shape(x)
         (x,) = upcast(x)
-        rows = x.shape[: x.dim() - dims]
+        rows = x.shape[: x.dim() - len(self.input_shape)]
         if z is not None:
             rows = torch.broadcast_shapes(rows, z.shape[:-1])
             z = z.expand(*rows, z.shape[-1]).reshape(-1, z.shape[-1])
@@ -131,6 +127,13 @@ class Autoregressive(Decoder):
             got = "left out" if z is None else f"of shape {tuple(z.shape)}"
             wanted = f"of shape (…, {self.latent})" if self.latent else "left out"
             raise ValueError(f"z is {got}; it must be {wanted}")
+
+    def _check_shape(self, x: Tensor) -> None:
+        dims = len(self.input_shape)
+        if x.dim() < dims or x.shape[x.dim() - dims :] != self.input_shape:
+            raise ValueError(
+                f"x is of shape {tuple(x.shape)}; p(x|z) is of data of shape {self.input_shape}"
+            )
 
 
 class Conditional(D.Distribution):

@@ -1,15 +1,15 @@
 """`PixelCNN`: a decoder of images, each pixel given those before it."""
 
-import itertools
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 from torch import distributions as D
 
-from python_ref.precision import compute_dtype
+from python_ref.precision import compute_dtype, upcast
 from rhovae_kernels.distributions.draws import source
 from rhovae_kernels.nn.gated_pixel_cnn import GatedPixelCNN, spread
+from rhovae_kernels.nn.pixel_sampling import sample
 from rhovae_kernels.vae.decoders.autoregressive import Autoregressive
 from rhovae_kernels.vae.decoders.pixel_likelihoods import pixel_likelihood
 from rhovae_kernels.vae.parts import positive_integers
@@ -114,18 +114,99 @@ class PixelCNN(Autoregressive):
         """A draw for each of n rows; the uniform numbers (n, *input_shape) that it is made of are
         drawn from `generator` at once.
         """
-        like = self._network().last.weight
-        dtype = compute_dtype(like.dtype)
-        uniform = torch.rand(
-            n, *self.input_shape, dtype=dtype, device=like.device, **source(generator)
+        return self._sample(self._uniform(n, generator), z)
+
+    @torch.no_grad()
+    def complete(
+        self,
+        x: Tensor,
+        known: Tensor,
+        z: Tensor | None = None,
+        generator: Generator | None = None,
+    ) -> Tensor:
+        """Images whose first places are kept, and whose others are drawn from p(x|z) given these.
+
+        Args:
+            x: images, (…,channels,height,width); what they hold where they are not known is of no
+                effect.
+            known: which pixels are, bool (height,width), or which colours of them, (channels,
+                height,width); the first ones in raster order, colours in order within a pixel. Its
+                values are read, for which a GPU is waited for.
+            z: (…,latent), a code for each image; None where the decoder takes none.
+            generator: of the decoder's device; PyTorch's own where left out.
+
+        Raises:
+            ValueError: x or z is of another shape or type; known is not bool, of another shape, or
+                does not hold the first places alone: given those, a draw in raster order would not
+                be one of p(x|z) given what is known. A known value is outside the support.
+
+        Example:
+            >>> import torch, rhovae_kernels as rk
+            >>> decoder = rk.decoders.PixelCNN(channels=8, layers=3)
+            >>> decoder.build(None, 0, (1, 4, 4))
+            >>> upper = torch.zeros(4, 4, dtype=torch.bool)
+            >>> upper[:2] = True
+            >>> decoder.complete(torch.ones(5, 1, 4, 4), upper)[:, 0, :2].unique()
+            tensor([1.])
+        """
+        self._check_built(z)
+        self._check_shape(x)
+        rows = x.shape[:-3]
+        if z is not None and z.shape[:-1] != rows:
+            raise ValueError(
+                f"z is of shape {tuple(z.shape)}; it must be of shape "
+                f"{(*rows, self.latent)}, a code for each image"
+            )
+        count = self._known_places(known)
+        uniform = self._uniform(rows.numel(), generator)
+        (given,) = upcast(x)
+        if given.dtype != uniform.dtype:
+            raise ValueError(f"x is of type {x.dtype}; this decoder computes in {uniform.dtype}")
+        kept = given[..., known.expand(self.input_shape)]
+        if not bool(self.support.check(kept).all()):
+            raise ValueError(f"x holds a known value outside the support, {self.support}")
+        given = given.reshape(-1, *self.input_shape)
+        flat = None if z is None else z.reshape(-1, self.latent)
+        return self._sample(uniform, flat, given, count).reshape(x.shape)
+
+    def _known_places(self, known: Tensor) -> int:
+        """How many places are known, the first ones in raster order."""
+        shape = self.input_shape
+        if known.dtype != torch.bool or known.shape not in (shape, shape[1:]):
+            raise ValueError(
+                f"known is {known.dtype} of shape {tuple(known.shape)}; it must be torch.bool of "
+                f"shape {shape[1:]} or {shape}"
+            )
+        places = known.expand(shape).permute(1, 2, 0).flatten()
+        count = int(places.sum())
+        if not bool(places[:count].all()):
+            first = int(places.int().argmin())
+            pixel, colour = divmod(first, shape[0])
+            raise ValueError(
+                f"known holds places behind colour {colour} of pixel {divmod(pixel, shape[2])}, "
+                "which is not known: only the first ones in raster order can be given, as each "
+                "place is drawn given those before it alone"
+            )
+        return count
+
+    def _sample(
+        self, uniform: Tensor, z: Tensor | None, given: Tensor | None = None, known: int = 0
+    ) -> Tensor:
+        def draw(colour: int, out: Tensor, before: Tensor, u: Tensor) -> Tensor:
+            return self._form.quantile(u, *self._form.parameters(out, before))
+
+        net = self._network()
+        return sample(net, None if z is None else as_stored(z, net), uniform, draw, given, known)
+
+    def _uniform(self, n: int, generator: Generator | None) -> Tensor:
+        weight = self._network().last.weight
+        return torch.rand(
+            n,
+            *self.input_shape,
+            dtype=compute_dtype(weight.dtype),
+            device=weight.device,
+            **source(generator),
         )
-        x = torch.zeros_like(uniform)
-        colours, height, width = self.input_shape
-        for i, j, c in itertools.product(range(height), range(width), range(colours)):
-            out = self._outputs(x, z)[..., i, j].split(self._network().outputs, -1)[c]
-            parameters = self._form.parameters(out, x[:, :c, i, j])
-            x[:, c, i, j] = self._form.quantile(uniform[:, c, i, j], *parameters)
-        return x
 
     def _outputs(self, x: Tensor, z: Tensor | None) -> Tensor:
         """The network's outputs (N,Σ outputs,H,W), in float32 at least."""

@@ -4,10 +4,11 @@ import math
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from torch import distributions as D
 from torch.distributions import constraints
 
+from rhovae_kernels.distributions.draws import source
 from rhovae_kernels.vae.decoders.discretized import Discretized
 
 
@@ -34,7 +35,7 @@ class CategoricalLevels(D.Distribution):
 
     Example:
         >>> import torch
-        >>> p = CategoricalLevels(torch.tensor([0.0, 0.0, 2.0]).exp().log())
+        >>> p = CategoricalLevels(torch.tensor([0.0, 0.0, 2.0]))
         >>> p.log_prob(torch.tensor([0.0, 0.5, 1.0])).exp()
         tensor([0.1065, 0.1065, 0.7870])
     """
@@ -55,7 +56,25 @@ class CategoricalLevels(D.Distribution):
         if self._validate_args:
             self._validate_sample(value)
         k = torch.round(value * (self.logits.shape[-1] - 1)).long()
-        return self.logits.log_softmax(-1).gather(-1, k[..., None])[..., 0]
+        k, log_p = k[..., None], self.logits.log_softmax(-1)
+        rows = torch.broadcast_shapes(k.shape[:-1], self.batch_shape)
+        return log_p.expand(*rows, -1).gather(-1, k.expand(*rows, 1))[..., 0]
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """The value that a uniform draw in [0, 1) stands for."""
+        return _index(value, self.logits).to(value.dtype) / (self.logits.shape[-1] - 1)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> "CategoricalLevels":
+        batch = torch.Size(batch_shape)
+        logits = self.logits.expand(*batch, self.logits.shape[-1])
+        return CategoricalLevels(logits, validate_args=False)
+
+    def sample(self, sample_shape: Any = (), generator: Generator | None = None) -> Tensor:
+        """A sample, drawn from `generator`, of the device of the logits."""
+        shape, like = self._extended_shape(sample_shape), self.logits
+        uniform = torch.rand(shape, dtype=like.dtype, device=like.device, **source(generator))
+        with torch.no_grad():
+            return self.icdf(uniform)
 
 
 class PixelLikelihood:
@@ -123,7 +142,7 @@ class CategoricalPixels(PixelLikelihood):
         return CategoricalLevels(parameters[0], validate_args=False)
 
     def quantile(self, uniform: Tensor, *parameters: Tensor) -> Tensor:
-        return _index(uniform, parameters[0]).to(uniform.dtype) / (self.levels - 1)
+        return CategoricalLevels(parameters[0], validate_args=False).icdf(uniform)
 
 
 class LogisticMixturePixels(PixelLikelihood):

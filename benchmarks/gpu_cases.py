@@ -29,6 +29,7 @@ import python_ref
 from python_ref.ar1 import draw
 from python_ref.markov_smooth import information_by_doubling
 from python_ref.masked_linear import staircase_mask
+from python_ref.rq_spline import SplineConvention
 
 OPS = torch.ops.rhovae
 DIRECTIONS = ("forward", "backward", "both")
@@ -304,6 +305,29 @@ def affine_coupling(shape, dtype, device, inverse=False) -> Work:
     return Work(ours, others, spent)
 
 
+def rq_spline(shape, dtype, device, inverse=False) -> Work:
+    """Eight bins, in our own convention; few elements lie in the tails, beyond ±5."""
+    sizes = ((), (8,), (8,), (7,))
+    arguments = tuple(
+        randn(*shape, *size, dtype=dtype, device=device, seed=i).requires_grad_()
+        for i, size in enumerate(sizes)
+    )
+    x = arguments[0]
+    k = x.new_empty(shape[0], dtype=torch.float32)
+    settings = (inverse, *SplineConvention())
+    spent = costs("rq_spline", (*arguments, *settings), (x, k, *arguments, *settings, (True,) * 4))
+
+    def formula(*args):
+        return python_ref.rq_spline(*args, *settings)
+
+    ours = Way(lambda *args: OPS.rq_spline(*args, *settings), arguments, formula)
+    others = {
+        "eager formula": ours._replace(function=formula),
+        "compiled formula": ours._replace(function=compiled(formula, device)),
+    }
+    return Work(ours, others, spent)
+
+
 def masked_linear(shape, dtype, device) -> Work:
     """A layer as wide as its input, degrees as even as they come; dense where a mask is taken."""
     batch, width = shape
@@ -468,6 +492,15 @@ ENTRIES = [
         partial(affine_coupling, inverse=True),
         ((65536, 512),),
         uses=("affine_coupling",),
+    ),
+    Entry("rq_spline", rq_spline, ((65536, 64),), (torch.float32,), tensors=200),
+    Entry(
+        "rq_spline_inverse",
+        partial(rq_spline, inverse=True),
+        ((65536, 64),),
+        (torch.float32,),
+        tensors=200,
+        uses=("rq_spline",),
     ),
     Entry("masked_linear", masked_linear, WIDTHS, by_row=False, tf32=True),
     Entry(

@@ -279,12 +279,12 @@ def _spline_backward(
             derivatives_row, derivatives_each_row, derivatives_step, KNOTS,
         )  # fmt: skip
         if grad_out is None:
-            given = tl.zeros_like(v)
+            given = tl.full(v.shape, 0.0, v.dtype)
         else:
             pointers = grad_out + row * grad_out_row + column * grad_out_step
             given = upcast(tl.load(pointers, mask=there, other=0.0))
         if grad_log_det is None:
-            of_log_det = tl.zeros_like(v)
+            of_log_det = tl.full(v.shape, 0.0, v.dtype)
         else:
             pointers = grad_log_det + row * grad_log_det_row
             of_log_det = upcast(tl.load(pointers, mask=there, other=0.0))

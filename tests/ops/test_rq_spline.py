@@ -181,7 +181,7 @@ def knots_of(widths, heights, derivatives, convention):
 @DIRECTIONS
 @pytest.mark.parametrize("kind", ["even", "steep", "least"])
 def test_the_inverse_undoes_the_spline_to_rounding_at_every_edge(backend, kind, inverse):
-    convention, bins, d = SplineConvention(), 8, 40
+    convention, bins, d = SplineConvention(), 8, 6
     scale = {"even": 0.3, "steep": 3.0, "least": 1.0}[kind]
     parameters = raw((3,), d, bins, convention, torch.float32, scale=scale)
     if kind == "least":

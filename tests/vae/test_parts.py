@@ -763,6 +763,8 @@ class TestRecipes:
         falls = 0.9 if "beta-dpvae-b" not in name else 2.0
         # What a Gaussian of variance 1 says of pixels hardly falls before that does.
         falls = 0.95 if name.startswith("sequence") and name.endswith("gaussian") else falls
+        # What all places share learns slowly how often each pixel is on.
+        falls = 0.95 if name.startswith("pixelvae") else falls
         assert losses[-1] < falls * losses[0]
 
     @pytest.mark.parametrize("prefix", ["", "rho-", "scaled-rho-"])

@@ -176,7 +176,8 @@ struct ScanPass {
       // Reversed, a short vector comes first, and in it the lanes that hold no step: the state
       // enters by the last of those.
       if constexpr (with_initial && reverse && std::is_same_v<N, int>) {
-        b[n] = std::exchange(scan.carry, V<T>{})[0];
+        b[n] = scan.carry[0];
+        scan.carry = V<T>{};
       }
       if constexpr (gate_per_row) return scan(b);
       else return scan(load_within(gates, j + shift, n, length), b);

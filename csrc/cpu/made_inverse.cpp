@@ -328,7 +328,7 @@ V<T> softplus(V<T> s) {
 
 // x = [u < σ(s)]; leaves −log p(x) in place of s.
 template <typename T>
-V<T> drawn(V<T> u, V<T>& s) {
+RHOVAE_INLINE V<T> drawn(V<T> u, V<T>& s) {
   const V<T> zero = {}, one = broadcast(T(1));
   const V<T> x = u < one / (one + exponential(-s).exp) ? one : zero;
   s = softplus<T>(x > zero ? -s : s);

@@ -198,11 +198,15 @@ RHOVAE_INLINE void transpose_squares(V<T>* square) {
   }
 }
 
-// n < 8 numbers.
-template <typename S>
+// n < size numbers.
+template <int size, typename S>
 RHOVAE_INLINE void copy_few(S* to, const S* from, int n) {
-  if (n & 4) std::memcpy(to, from, 4 * sizeof(S)), to += 4, from += 4;
-  if (n & 2) std::memcpy(to, from, 2 * sizeof(S)), to += 2, from += 2;
+  if constexpr (size > 4) {
+    if (n & 4) std::memcpy(to, from, 4 * sizeof(S)), to += 4, from += 4;
+  }
+  if constexpr (size > 2) {
+    if (n & 2) std::memcpy(to, from, 2 * sizeof(S)), to += 2, from += 2;
+  }
   if (n & 1) *to = *from;
 }
 
@@ -279,7 +283,7 @@ RHOVAE_INLINE void load_numbers(const Numbers& numbers, const Elements& at,
         from[s] = data + offset;
         // What follows the numbers of an element is read with them, unless it is not the operand's.
         if (offset + size > numbers.extent) {
-          copy_few(few[s], data + offset, n);
+          copy_few<size>(few[s], data + offset, n);
           from[s] = few[s];
         }
       }
@@ -310,7 +314,7 @@ RHOVAE_INLINE void store_numbers(S* out, int64_t count, const Elements& at,
         if (lane >= at.count) continue;
         S* const to = out + (at.first + lane) * count + j;
         if (n == size) std::memcpy(to, line + s * size, size * sizeof(S));
-        else copy_few(to, line + s * size, n);
+        else copy_few<size>(to, line + s * size, n);
       }
     }
   }

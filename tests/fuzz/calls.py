@@ -13,6 +13,7 @@ from fuzz.draw import Draw
 from python_ref.linear_scan import shift
 from python_ref.made_inverse import ACTIVATIONS, BERNOULLI, SCALES, Made, pairs, staircase
 from python_ref.markov_smooth import Chain
+from python_ref.rq_spline import SplineConvention
 
 
 class Op(NamedTuple):
@@ -22,7 +23,7 @@ class Op(NamedTuple):
         arguments: of a `Draw`, the op's arguments.
         differentiable: which of them have gradients.
         bound: of (arguments, incoming gradients) in float64, the bounds of outputs and gradients;
-            None where results are compared bit for bit.
+            None where `check` judges the results its own way.
     """
 
     arguments: Callable[[Draw], list]
@@ -112,6 +113,25 @@ def affine_coupling(draw: Draw) -> list:
     x, t = (draw.tensor((*batch, d), 2.0, 1e3) for _ in range(2))
     log_scale = draw.tensor((*batch, d), 1.0, 20.0)
     return [x, log_scale, t, mask, draw.chance(0.5), draw.random.choice(("none", "tanh"))]
+
+
+def rq_spline(draw: Draw) -> list:
+    # Where a knot is an edge of what is drawn, and x too, rounding chooses the bin: with these
+    # bounds and odd numbers of bins no even knot is.
+    batch, d = draw.batch(), min(draw.columns(), 700)
+    bound, bins = draw.random.choice((1.0, 2.7)), draw.random.choice((1, 3, 5, 9, 17))
+    tails = draw.random.choice(("linear", "bounded"))
+    convention = draw.random.choice(
+        (
+            SplineConvention(bound, tails, clip=draw.random.choice((0.0, 3.0))),
+            SplineConvention.nflows(16, bound)._replace(tails=tails),
+            SplineConvention.zuko(bound)._replace(tails=tails),
+        )
+    )
+    knots = bins - 1 if tails == "linear" else bins + 1
+    scale = draw.random.choice((0.3, 2.0))
+    raw = (draw.tensor((*batch, d, n), scale, 8.0, special=d > 0) for n in (bins, bins, knots))
+    return [draw.tensor((*batch, d), 1.5, 1e3), *raw, draw.chance(0.5), *convention]
 
 
 def prefix_of(draw: Draw, rows: int, columns: int) -> Tensor:
@@ -285,6 +305,7 @@ OPS = {
     "made_solve": Op(made_solve, (0, 1, 2, 3, 4), None),
     "iaf_gate": Op(iaf_gate, (0, 1, 2), bounds.of_iaf_gate),
     "affine_coupling": Op(affine_coupling, (0, 1, 2), bounds.of_affine_coupling),
+    "rq_spline": Op(rq_spline, (0, 1, 2, 3), None),
     "philox": Op(philox, (), None),
     "markov_smooth": Op(markov_smooth, (0, 1, 2, 3, 4), None),
 }

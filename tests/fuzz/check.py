@@ -120,6 +120,16 @@ def right(draw: Draw, op: str, args: list) -> None:
         if all(x.isfinite().all() for x in (seen, *prior, *exact_upstream) if x is not None):
             smoothed(op, args, wanted, exact, exact_upstream, outputs, gradients, draw.dtype)
         return
+    if op == "rq_spline":
+        # log_det is a sum of logarithms of either sign, gradients are sums of such products.
+        sizes = [
+            u.nan_to_num(0, 0, 0).abs().max() for u in exact_upstream if u is not None and u.numel()
+        ]
+        least = max(columns, *sizes, 1.0)
+        as_rounded(
+            op, args, wanted, exact, exact_upstream, outputs, gradients, draw.dtype, 64, least
+        )
+        return
     if op in RESIDUALS:
         if all(x.isfinite().all() for x in flat((*exact, *exact_upstream)) if is_floating(x)):
             network(op, args, wanted, exact, exact_upstream, outputs, gradients, draw.dtype)
@@ -188,23 +198,32 @@ def network(op, args, wanted, exact, upstream, outputs, gradients, dtype) -> Non
 
 
 def smoothed(op, args, wanted, exact, upstream, outputs, gradients, dtype) -> None:
-    """A posterior and its gradients, which are as far off as the problem's condition lets them be.
+    """A posterior and its gradients; the mean leaves a residual of rounding in its equations."""
+    rounding = ROUNDING.get(dtype, 0.0)
+    residual, bound = RESIDUALS[op](exact, outputs[0], rounding)
+    close(f"{op} residual", residual, torch.zeros_like(residual), bound, dtype, rounding)
+    with rk.use_backend("reference"):
+        _, terms = results(op, [x.expand_as(exact[0]) for x in exact], wanted, upstream)
+    as_rounded(op, args, wanted, exact, upstream, outputs, gradients, dtype, terms=terms)
 
-    The mean leaves a residual of rounding in its own equations; of everything else, a few times
-    what the specification itself is off in float32 tells how far, a tensor's largest value being
-    the scale; of a sum over a row, whose terms may cancel, the sum of their magnitudes.
+
+def as_rounded(
+    op, args, wanted, exact, upstream, outputs, gradients, dtype, times=16, least=0.0, terms=None
+) -> None:
+    """Results that are as far off as the problem's condition lets them be.
+
+    Some `times` what the specification itself is off in float32 tells how far, a tensor's largest
+    value being the scale, `least` one where such values are sums that cancel. (Of few elements the
+    specification may be off by little, by chance.) Of a gradient that is a sum over a row of
+    `terms`, which may cancel, it is the sum of their magnitudes.
     """
     rounding = ROUNDING.get(dtype, 0.0)
     with rk.use_backend("reference"):
         whole, expected = results(op, exact, wanted, upstream)
         rounded, of_rounded = results(op, *(mapped(single, x) for x in (exact, wanted, upstream)))
-    residual, bound = RESIDUALS[op](exact, outputs[0], rounding)
-    close(f"{op} residual", residual, torch.zeros_like(residual), bound, dtype, rounding)
-    with rk.use_backend("reference"):
-        _, terms = results(op, [x.expand_as(exact[0]) for x in exact], wanted, upstream)
     sums = [
         t.abs().sum(-1, keepdim=True) if e is not None and e.shape != t.shape else e
-        for t, e in zip(terms, expected, strict=True)
+        for t, e in zip(expected if terms is None else terms, expected, strict=True)
     ]
     kinds = (
         ("output", outputs, whole, rounded, whole),
@@ -213,8 +232,10 @@ def smoothed(op, args, wanted, exact, upstream, outputs, gradients, dtype) -> No
     for kind, ours, theirs, theirs_rounded, sizes in kinds:
         for i, (y, e, r, s) in enumerate(zip(ours, theirs, theirs_rounded, sizes, strict=True)):
             if y is not None and e.numel():
-                off = (r.double() - e).abs().max() / UNIT[torch.float32]
-                scale = (16 * off + OF_MAX[dtype] / UNIT[dtype] * s.abs().max()) / C
+                finite = e.isfinite() & r.isfinite()
+                off = torch.where(finite, r - e, 0.0).abs().max() / UNIT[torch.float32]
+                of_most = torch.where(finite, s, 0.0).abs().max()
+                scale = max(least, (times * off + OF_MAX[dtype] / UNIT[dtype] * of_most) / C)
                 lost = rounding if y.dtype == dtype else 0.0
                 close(f"{op} {kind} {i}", y, e, scale + s.abs(), dtype, lost)
 

@@ -30,7 +30,7 @@ class Density(Model, library_name="rhovae-kernels", tags=["density"]):
         >>> model = rk.Density(rk.decoders.PixelCNN(channels=4, layers=4), (1, 8, 8))
         >>> x = model.sample(3)
         >>> model.log_prob(x).shape, model(x).rate
-        (torch.Size([3]), tensor([0., 0., 0.], grad_fn=...))
+        (torch.Size([3]), tensor([0., 0., 0.]))
     """
 
     part_names = ("p",)

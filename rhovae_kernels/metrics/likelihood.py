@@ -12,7 +12,7 @@ from rhovae_kernels.vae.density import Density
 from rhovae_kernels.vae.model import VAE
 
 CHUNK_NUMBERS = 2**23
-"""Importance samples are taken so many at a time that the decoder puts out this many numbers."""
+"""Importance samples are taken so many at a time that the decoder holds this many numbers."""
 
 
 def standard_error(values: Tensor) -> float:
@@ -58,7 +58,7 @@ def log_mean_weights(vae: VAE, x: Tensor, samples: int) -> tuple[Tensor, Tensor]
         x: data, (B, *input_shape).
         samples: K.
     """
-    chunk = max(1, CHUNK_NUMBERS // x.numel())
+    chunk = max(1, CHUNK_NUMBERS // (x.numel() * vae.decoder.footprint))
     first = torch.full((len(x),), -math.inf, dtype=torch.float64, device=x.device)
     second = first.clone()
     for start in range(0, samples, chunk):
@@ -81,7 +81,7 @@ def exact_nll(model: Density, x: Tensor) -> dict[str, Any]:
 
 def nll(vae: VAE, x: Tensor, samples: int) -> dict[str, Any]:
     # Few data at a time where even one sample of each is much.
-    rows = max(1, min(BATCH, CHUNK_NUMBERS // x[0].numel()))
+    rows = max(1, min(BATCH, CHUNK_NUMBERS // (x[0].numel() * vae.decoder.footprint)))
     parts = [log_mean_weights(vae, batch, samples) for batch in batches_of(vae, x, rows)]
     bound = -torch.cat([log_p for log_p, _ in parts])
     ess = torch.cat([size for _, size in parts])

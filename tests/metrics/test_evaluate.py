@@ -117,6 +117,24 @@ def test_exactly_k_weights_are_taken_whatever_the_chunk(monkeypatch, x, chunk):
 
 
 @torch.no_grad()
+def test_a_decoder_with_wide_layers_is_given_fewer_samples_at_a_time(monkeypatch):
+    decoder = rk.decoders.PixelCNN(channels=4, layers=4, hidden=4)
+    vae = rk.VAE(
+        rk.nets.MLP((1, 4, 4), hidden=(4,)),
+        rk.posteriors.Diagonal(2),
+        rk.priors.StandardNormal(2),
+        decoder,
+    )
+    given, log_prob = [], decoder.log_prob
+    monkeypatch.setattr(likelihood, "CHUNK_NUMBERS", 6 * 16 * decoder.footprint)
+    monkeypatch.setattr(
+        decoder, "log_prob", lambda x, z: given.append(z.shape[:-1].numel()) or log_prob(x, z)
+    )
+    likelihood.nll(vae, torch.zeros(10, 1, 4, 4), 5)
+    assert max(given) <= 6 and sum(given) == 50
+
+
+@torch.no_grad()
 def test_weights_far_below_what_exp_can_hold_are_averaged_in_log_space(x):
     vae = linear_gaussian(rk.posteriors.Diagonal(LATENT), exact=True)
     far = x + 1e3

@@ -23,12 +23,18 @@ class Decoder(Part):
         sequential: whether data and codes are sequences, of as many steps.
         autoregressive: whether a dimension depends on those before it: p(x|z) then has draws and
             no mean in closed form.
+        footprint: numbers that the density holds in memory at once for each number of a datum,
+            about: how many data `evaluate` takes at a time goes by it.
     """
 
     net: nn.Module | None
     support: D.constraints.Constraint = D.constraints.real
     sequential: ClassVar[bool] = False
     autoregressive: ClassVar[bool] = False
+
+    @property
+    def footprint(self) -> int:
+        return 1
 
     def __init__(self, net: nn.Module | None = None) -> None:
         super().__init__()

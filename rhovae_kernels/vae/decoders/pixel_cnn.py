@@ -87,6 +87,11 @@ class PixelCNN(Autoregressive):
         side = 2 * max(*self.input_shape[1:], 2) - 1 if len(self.input_shape) == 3 else None
         return self._side or side
 
+    @property
+    def footprint(self) -> int:
+        # Both stacks, the gates of both and what these are made of.
+        return 8 * self.channels
+
     def make(self) -> None:
         shape, side = self.input_shape, self.receptive_field
         if side is None or len(shape) != 3:

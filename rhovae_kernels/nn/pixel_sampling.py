@@ -23,6 +23,7 @@ def sample(
     draw: Draw,
     given: Tensor | None = None,
     known: int = 0,
+    added: Tensor | None = None,
 ) -> Tensor:
     """Images (N,colours,H,W) drawn pixel by pixel, at the arithmetic of one pass in all.
 
@@ -37,6 +38,7 @@ def sample(
         draw: gives a colour's value.
         given: (N,colours,H,W) whose first places, in raster order, are kept.
         known: how many are.
+        added: what is added to the network's outputs, (N,Σ outputs,H,W); nothing where left out.
 
     Source:
         Ramachandran, Paine, Khorrami, Babaeizadeh, Chang, Zhang, Hasegawa-Johnson, Campbell and
@@ -49,6 +51,7 @@ def sample(
     if given is not None:
         kept = torch.where(_first(known, uniform.shape[1:], x.device), given, 0)
         x.copy_(kept.permute(2, 3, 0, 1))
+    of_places = None if added is None else added.to(x.dtype).permute(2, 3, 0, 1)
     of_z = net.of_z(z)
     of_z = None if of_z is None else of_z.to(x.dtype)
     vertical, horizontal = _Vertical(net, of_z, x), _Horizontal(net, of_z, x)
@@ -58,7 +61,8 @@ def sample(
         if left < width * colours:
             horizontal.start(gates)
             for j in range(width):
-                horizontal.next(j, x[i, j], u[i, j], draw, left - j * colours)
+                of_place = None if of_places is None else of_places[i, j]
+                horizontal.next(j, x[i, j], u[i, j], draw, left - j * colours, of_place)
     return x.permute(2, 3, 0, 1).contiguous()
 
 
@@ -176,10 +180,12 @@ class _Outputs(NamedTuple):
     all_hidden: Tensor
     last_weight: Tensor
     last_bias: Tensor
+    own: slice
 
-    def run(self) -> Tensor:
+    def run(self, of_place: Tensor | None) -> Tensor:
         torch.addmm(self.bias, torch.relu(self.read), self.weight, out=self.hidden).relu_()
-        return torch.addmm(self.last_bias, self.all_hidden, self.last_weight)
+        out = torch.addmm(self.last_bias, self.all_hidden, self.last_weight)
+        return out if of_place is None else out + of_place[:, self.own]
 
 
 class _Horizontal:
@@ -229,6 +235,7 @@ class _Horizontal:
                 all_hidden=hidden[:, :he],
                 last_weight=last[:he, s:t],
                 last_bias=last_bias[s:t],
+                own=slice(s, t),
             )
             for (_, e), (hs, he), (s, t) in zip(groups, of_hidden, of_outputs, strict=True)
         ]
@@ -259,14 +266,18 @@ class _Horizontal:
         """Begin a row, of what the vertical stack adds to the gates of each layer."""
         torch.add(torch.stack(gates), self.added, out=self.gates[:, : gates[0].shape[0]])
 
-    def next(self, j: int, x: Tensor, u: Tensor, draw: Draw, known: int) -> None:
-        """Draw pixel j (N,colours) from its uniform numbers, all but the first `known` colours."""
+    def next(
+        self, j: int, x: Tensor, u: Tensor, draw: Draw, known: int, of_place: Tensor | None
+    ) -> None:
+        """Draw pixel j (N,colours) from its uniform numbers, all but the first `known` colours;
+        of_place (N,Σ outputs) is added to its outputs.
+        """
         self.pixel.copy_(x)
         for c, (steps, outputs) in enumerate(zip(self.steps, self.outputs, strict=True)):
             for step in steps:
                 step.run(j)
             # What is hidden of a known colour is read by those behind it.
-            out = outputs.run() if known < len(self.steps) else None
+            out = outputs.run(of_place) if known < len(self.steps) else None
             if out is not None and c >= known:
                 self.pixel[:, c] = draw(c, out, self.pixel[:, :c], u[c])
         x.copy_(self.pixel)

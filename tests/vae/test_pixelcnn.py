@@ -75,7 +75,7 @@ def one_by_one(decoder, z: Tensor | None, uniform: Tensor) -> Tensor:
     colours, height, width = decoder.input_shape
     x = torch.zeros_like(uniform)
     for i, j, c in itertools.product(range(height), range(width), range(colours)):
-        out = decoder.net(x, z)[..., i, j].split(decoder.net.outputs, -1)[c]
+        out = decoder._outputs(x, z)[..., i, j].split(decoder.net.outputs, -1)[c]
         parameters = decoder._form.parameters(out, x[:, :c, i, j])
         x[:, c, i, j] = decoder._form.quantile(uniform[:, c, i, j], *parameters)
     return x
@@ -208,7 +208,10 @@ class TestLikelihood:
 
 
 class TestCategoricalLevels:
-    P = CategoricalLevels(torch.tensor([[0.0, 1.0, -1.0], [2.0, 0.0, 0.5]]).double())
+    # Compiling turns validation off by default in PyTorch's distributions.
+    P = CategoricalLevels(
+        torch.tensor([[0.0, 1.0, -1.0], [2.0, 0.0, 0.5]]).double(), validate_args=True
+    )
 
     def test_values_and_logits_broadcast(self):
         x = torch.tensor([0.0, 0.5, 1.0]).double()[:, None]
@@ -229,6 +232,18 @@ class TestCategoricalLevels:
     def test_values_that_are_none_of_the_levels_are_refused(self):
         with pytest.raises(ValueError, match="within the support"):
             self.P.log_prob(torch.tensor([0.5, 0.7]).double())
+
+
+@every_form
+@torch.no_grad()
+def test_a_code_tells_each_place_its_own_where_all_that_places_see_is_alike(form):
+    decoder = built((1, 9, 9), LATENT, receptive_field=3, **FORMS[form])
+    x, (one, other) = torch.zeros(1, 1, 9, 9).double(), codes(2, LATENT).split(1)
+    # Inside, with a row and columns to spare, every place sees zeros alone.
+    found = (decoder._outputs(x, one) - decoder._outputs(x, other))[..., 4:, 4:7].flatten(2)
+    assert (found.std(-1) > 1e-3).all()
+    alike = decoder.net(x, one)[..., 4:, 4:7].flatten(2)
+    assert (alike - alike[..., :1]).abs().max() < 1e-9
 
 
 class TestDraws:

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch import distributions as D
 
 from python_ref.precision import compute_dtype, upcast
@@ -15,10 +15,15 @@ from rhovae_kernels.vae.decoders.pixel_likelihoods import pixel_likelihood
 from rhovae_kernels.vae.parts import positive_integers
 from rhovae_kernels.vae.precision import as_stored
 
+FEATURES_OF_A_PLACE = 8
+"""Where a place has more outputs, what a code adds to them is mixed from so many numbers."""
+
 
 class PixelCNN(Autoregressive):
     """p(x|z) = Π_i p(x_i | x_<i, z) of images, in raster order, colours in order within a pixel.
 
+    z adds to the gates of every layer, alike in all places, and to the outputs of each place its
+    own: B relu(A z + a) + b, so that a decoder that sees little of the image is told of the rest.
     Built with latent=0 it has no z: a density of images by itself.
 
     Args:
@@ -26,7 +31,8 @@ class PixelCNN(Autoregressive):
         layers: gated layers.
         receptive_field: side of the square around a pixel of which it sees the half before it, odd,
             3 at least: 3 for its four neighbours. None for the whole image.
-        hidden: width of the layer before the outputs, one for each colour at least.
+        hidden: width of the layer before the outputs, one for each colour at least; of relu(A z +
+            a) too.
         likelihood: "bernoulli", of values 0 and 1 (of grey values in [0, 1] the cross-entropy, as
             `Bernoulli`); "categorical", of the values k/(levels − 1), a probability for each;
             "logistic-mixture", of the same values, a mixture of discretized logistics.
@@ -39,7 +45,8 @@ class PixelCNN(Autoregressive):
             that do not reach as far, fewer features than colours.
 
     Source:
-        See `GatedPixelCNN` for the network, and `LogisticMixturePixels` for that likelihood.
+        See `GatedPixelCNN` for the network, whose source has a part that depends on the place too;
+        that it is added to the outputs is ours. See `LogisticMixturePixels` for that likelihood.
 
     Example:
         >>> import torch, rhovae_kernels as rk
@@ -50,6 +57,7 @@ class PixelCNN(Autoregressive):
     """
 
     net: GatedPixelCNN | None
+    of_places: nn.Sequential | None
 
     def __init__(
         self,
@@ -73,6 +81,7 @@ class PixelCNN(Autoregressive):
         self.channels, self.layers, self.hidden = channels, layers, hidden
         self.likelihood, self.levels, self.mixtures = likelihood, levels, mixtures
         self._side = receptive_field
+        self.of_places = None
         self._form = pixel_likelihood(likelihood, levels, mixtures)
         self.support = self._form.support
 
@@ -104,6 +113,22 @@ class PixelCNN(Autoregressive):
             self.hidden,
             self.latent,
         )
+        self.of_places = self._map_of_places(sum(self.net.outputs)) if self.latent else None
+
+    def _map_of_places(self, outputs: int) -> nn.Sequential:
+        """From z to what it adds to the outputs of each place, (N,Σ outputs,H,W); many of these are
+        mixed from a few.
+        """
+        _, height, width = self.input_shape
+        few = min(outputs, FEATURES_OF_A_PLACE)
+        layers = [
+            nn.Linear(self.latent, self.hidden),
+            nn.ReLU(),
+            nn.Linear(self.hidden, few * height * width),
+            nn.Unflatten(1, (few, height, width)),
+        ]
+        mixed = [nn.Conv2d(few, outputs, 1, bias=False)] if outputs > few else []
+        return nn.Sequential(*layers, *mixed)
 
     def conditionals(self, x: Tensor, z: Tensor | None) -> D.Distribution:
         out = self._outputs(x, z).movedim(1, -1)
@@ -201,7 +226,8 @@ class PixelCNN(Autoregressive):
             return self._form.quantile(u, *self._form.parameters(out, before))
 
         net = self._network()
-        return sample(net, None if z is None else as_stored(z, net), uniform, draw, given, known)
+        z = None if z is None else as_stored(z, net)
+        return sample(net, z, uniform, draw, given, known, self._added(z))
 
     def _uniform(self, n: int, generator: Generator | None) -> Tensor:
         weight = self._network().last.weight
@@ -216,8 +242,14 @@ class PixelCNN(Autoregressive):
     def _outputs(self, x: Tensor, z: Tensor | None) -> Tensor:
         """The network's outputs (N,Σ outputs,H,W), in float32 at least."""
         net = self._network()
-        out = net(as_stored(x, net), None if z is None else as_stored(z, net))
-        return out.to(compute_dtype(out.dtype))
+        z = None if z is None else as_stored(z, net)
+        out, added = net(as_stored(x, net), z), self._added(z)
+        out = out.to(compute_dtype(out.dtype))
+        return out if added is None else out + added
+
+    def _added(self, z: Tensor | None) -> Tensor | None:
+        """What z adds to the outputs of each place, (N,Σ outputs,H,W)."""
+        return None if self.of_places is None else self.of_places(z)
 
     def _network(self) -> GatedPixelCNN:
         assert self.net is not None  # `_check_built` refused it

@@ -126,8 +126,15 @@ def right(draw: Draw, op: str, args: list) -> None:
             u.nan_to_num(0, 0, 0).abs().max() for u in exact_upstream if u is not None and u.numel()
         ]
         least = max(columns, *sizes, 1.0)
+        # A knot is a sum over the bins: x lies elsewhere in its bin by as many roundings of 2B.
+        x, bins, bound = exact[0], args[1].shape[-1], args[5]
+        away = 2 * bound * bins * UNIT[draw.dtype]
+        with rk.use_backend("reference"):
+            near = [
+                results(op, [x + way, *exact[1:]], wanted, exact_upstream) for way in (away, -away)
+            ]
         as_rounded(
-            op, args, wanted, exact, exact_upstream, outputs, gradients, draw.dtype, 64, least
+            op, args, wanted, exact, exact_upstream, outputs, gradients, draw.dtype, 64, least, near
         )
         return
     if op in RESIDUALS:
@@ -208,14 +215,26 @@ def smoothed(op, args, wanted, exact, upstream, outputs, gradients, dtype) -> No
 
 
 def as_rounded(
-    op, args, wanted, exact, upstream, outputs, gradients, dtype, times=16, least=0.0, terms=None
+    op,
+    args,
+    wanted,
+    exact,
+    upstream,
+    outputs,
+    gradients,
+    dtype,
+    times=16,
+    least=0.0,
+    near=(),
+    terms=None,
 ) -> None:
     """Results that are as far off as the problem's condition lets them be.
 
     Some `times` what the specification itself is off in float32 tells how far, a tensor's largest
     value being the scale, `least` one where such values are sums that cancel. (Of few elements the
     specification may be off by little, by chance.) Of a gradient that is a sum over a row of
-    `terms`, which may cancel, it is the sum of their magnitudes.
+    `terms`, which may cancel, it is the sum of their magnitudes. To this comes how far the results
+    are from those `near`, of arguments that rounding does not tell from these.
     """
     rounding = ROUNDING.get(dtype, 0.0)
     with rk.use_backend("reference"):
@@ -226,18 +245,20 @@ def as_rounded(
         for t, e in zip(expected if terms is None else terms, expected, strict=True)
     ]
     kinds = (
-        ("output", outputs, whole, rounded, whole),
-        ("gradient", gradients, expected, of_rounded, sums),
+        ("output", outputs, whole, rounded, whole, [of[0] for of in near]),
+        ("gradient", gradients, expected, of_rounded, sums, [of[1] for of in near]),
     )
-    for kind, ours, theirs, theirs_rounded, sizes in kinds:
+    for kind, ours, theirs, theirs_rounded, sizes, those_near in kinds:
         for i, (y, e, r, s) in enumerate(zip(ours, theirs, theirs_rounded, sizes, strict=True)):
             if y is not None and e.numel():
                 finite = e.isfinite() & r.isfinite()
                 off = torch.where(finite, r - e, 0.0).abs().max() / UNIT[torch.float32]
                 of_most = torch.where(finite, s, 0.0).abs().max()
                 scale = max(least, (times * off + OF_MAX[dtype] / UNIT[dtype] * of_most) / C)
+                apart = sum(torch.nan_to_num(n[i] - e, 0, 0, 0).abs() for n in those_near)
                 lost = rounding if y.dtype == dtype else 0.0
-                close(f"{op} {kind} {i}", y, e, scale + s.abs(), dtype, lost)
+                of_all = scale + s.abs() + apart / (C * UNIT[dtype])
+                close(f"{op} {kind} {i}", y, e, of_all, dtype, lost)
 
 
 def without_logit(args, expected: list) -> None:

@@ -26,7 +26,12 @@ def test_a_call_is_a_function_of_its_seed_and_number(op):
 
 @pytest.mark.parametrize(
     "op,seed,number",
-    [pytest.param("markov_smooth", 31, 54527, id="a gradient of a row whose terms cancel")],
+    [
+        pytest.param("markov_smooth", 31, 54527, id="a gradient of a row whose terms cancel"),
+        pytest.param(
+            "rq_spline", 52, 972, id="a place in a bin that is hardly wider than rounding"
+        ),
+    ],
 )
 def test_a_call_that_was_misjudged_is_right(op, seed, number):
     call(op, Draw(seed, number))

@@ -280,8 +280,9 @@ def of_markov_smooth(args, actual: Tensor, rounding: float) -> tuple[Tensor, Ten
     """What is left of the normal equations at the mean μ' as it came, and its bound.
 
     With u = (μ'−μ)/√s, (u_j − ρ_j u_{j−1})/q_j − ρ_{j+1} (u_{j+1} − ρ_{j+1} u_j)/q_{j+1}
-    + w_j (u_j − x_j) = 0.
+    + w_j (u_j − x_j) = 0. A μ' below the least normal number of its type is rounded as that is.
     """
+    least = torch.finfo(actual.dtype).tiny
     c, mu = Chain.of(*args), args[2]
 
     def balance(u, x, rho, sign):
@@ -290,7 +291,8 @@ def of_markov_smooth(args, actual: Tensor, rounding: float) -> tuple[Tensor, Ten
 
     residual = balance((actual.double() - mu) / c.scale, c.x, c.rho, -1.0)
     y = torch.where(c.observed, args[0], 0.0)
-    sizes = (actual.double().abs() + mu.abs()) / c.scale, (y.abs() + mu.abs()) / c.scale
+    rounded = actual.double().abs() + least
+    sizes = (rounded + mu.abs()) / c.scale, (y.abs() + mu.abs()) / c.scale
     return residual, balance(*sizes, c.rho.abs(), 1.0)
 
 

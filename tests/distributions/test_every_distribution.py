@@ -26,6 +26,8 @@ from rhovae_kernels.distributions import (
 from rhovae_kernels.distributions.constraints import OpenInterval
 from rhovae_kernels.papers.published import RandomWalkNormal
 from rhovae_kernels.vae.decoders import Discretized
+from rhovae_kernels.vae.decoders.autoregressive import Conditional
+from rhovae_kernels.vae.decoders.pixel_likelihoods import CategoricalLevels
 
 B, D = 2, 3
 
@@ -91,6 +93,8 @@ def test_every_distribution_of_the_package_is_among_them():
 
     public = {kind for kind in below(Distribution) if not kind.__name__.startswith("_")}
     wanted = {kind for kind in public if kind.__module__.startswith("rhovae_kernels.")}
+    # No transform of torch's leads to the values of these: tests/vae judges them with their decoder.
+    wanted -= {Conditional, CategoricalLevels}
     assert wanted == {type(make()) for make in DISTRIBUTIONS.values()}
 
 

@@ -93,7 +93,7 @@ def test_every_distribution_of_the_package_is_among_them():
 
     public = {kind for kind in below(Distribution) if not kind.__name__.startswith("_")}
     wanted = {kind for kind in public if kind.__module__.startswith("rhovae_kernels.")}
-    # No transform of torch's leads to the values of these: tests/vae judges them with their decoder.
+    # No transform of torch's leads to the values of these: tests/vae judges them.
     wanted -= {Conditional, CategoricalLevels}
     assert wanted == {type(make()) for make in DISTRIBUTIONS.values()}
 

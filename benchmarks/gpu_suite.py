@@ -1,13 +1,15 @@
 """Every op on a GPU: built, tested, verified, timed; into one JSON and one log.
 
-    python benchmarks/gpu_suite.py OUT [--ops ar1_reparam,linear_scan] [--minutes 9] [--dry-run]
+    python benchmarks/gpu_suite.py OUT [--ops ar1_reparam,linear_scan] [--minutes 9] [--no-tests]
+        [--dry-run]
 
 It needs CUDA's compiler, torch ≥ 2.11, triton ≥ 3.6 and pytest, and no network. In this order,
 while time is left: the extension is built for the card that is there; the ops' tests run on it; the
 bandwidth of a copy and the rates of matrix products are measured; every case of `gpu_cases.py` is
 verified against float64, then timed by device events beside what else does that work, in turns:
 launched one by one ("eager"), and replayed from a CUDA graph ("graph"). What time does not suffice
-for is named. `--dry-run` goes the same way on the CPU with tiny shapes: its times are no figures.
+for is named. `--no-tests` leaves the tests out, where they have run before. `--dry-run` goes the same
+way on the CPU with tiny shapes: its times are no figures.
 
 A row of the JSON is one backend of ours beside one competitor, or none. ratio: competitor_ms / ms.
 percent_of_limit: of ms, the least time that the op's bytes and FLOPs (`rhovae_kernels/ops/cost.py`)
@@ -118,8 +120,10 @@ class Case(NamedTuple):
 class Suite:
     """One run: what it may spend, what it found, and where that is written."""
 
-    def __init__(self, out: Path, ops: list[str] | None, minutes: float, dry_run: bool):
-        self.out, self.ops, self.dry_run = out, ops, dry_run
+    def __init__(
+        self, out: Path, ops: list[str] | None, minutes: float, dry_run: bool, tests: bool = True
+    ):
+        self.out, self.ops, self.dry_run, self.tested = out, ops, dry_run, tests
         self.device = "cpu" if dry_run else "cuda"
         self.end = time.monotonic() + 60 * minutes
         out.mkdir(parents=True, exist_ok=True)
@@ -408,13 +412,21 @@ class Suite:
         return "\n".join(lines)
 
     def cases(self) -> list[tuple[Entry, tuple[int, int], torch.dtype]]:
-        """Each entry that was asked for, at each shape and type; in a rehearsal, a tiny one."""
-        return [
-            (entry, (4, 8) if self.dry_run else shape, dtype)
+        """Each entry that was asked for, at each shape and type; in a rehearsal, a tiny one.
+
+        The first case of each comes before the others: a run that is cut short has seen every op.
+        """
+        of_entries = [
+            [
+                (entry, (4, 8) if self.dry_run else shape, dtype)
+                for shape in entry.shapes[: 1 if self.dry_run else None]
+                for dtype in entry.dtypes
+            ]
             for entry in gpu_cases.ENTRIES
             if self.ops is None or entry.op in self.ops
-            for shape in entry.shapes[: 1 if self.dry_run else None]
-            for dtype in entry.dtypes
+        ]
+        return [case for cases in of_entries for case in cases[:1]] + [
+            case for cases in of_entries for case in cases[1:]
         ]
 
     def test_files(self) -> list[str]:
@@ -435,7 +447,9 @@ class Suite:
         self.step("build", self.build)
         self.step("machine", lambda: self.result.update(machine=harness.machine()))
         files = self.test_files()
-        if files:
+        if not self.tested:
+            self.result["tests"] = "left out, as was asked"
+        elif files:
             self.step("tests", lambda: self.tests(files))
         self.step("limits", self.measure_limits)
         for entry, shape, dtype in self.cases():
@@ -507,7 +521,13 @@ def captured(way, direction: str, upstream, bound: float | None) -> tuple[Callab
     torch.cuda.synchronize()
     if bound is not None:
         harness.verify(map(some_elements, results), map(some_elements, plain), bound)
-    return graph.replay, repeats
+
+    # What the graph reads and writes lives as long as its replay: to begin another capture unmaps
+    # memory that nobody holds.
+    def replay(held=(call, results)) -> None:
+        graph.replay()
+
+    return replay, repeats
 
 
 def some_elements(x: torch.Tensor) -> torch.Tensor:
@@ -548,6 +568,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="folder for gpu_suite.json and gpu_suite.log")
     parser.add_argument("--ops", help="only these, with commas between")
     parser.add_argument("--minutes", type=float, default=9.0, help="time it may take: 9")
+    parser.add_argument("--no-tests", action="store_true", help="leave the tests out")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, with tiny shapes")
     given = parser.parse_args(arguments)
     ops = given.ops.split(",") if given.ops else None
@@ -559,7 +580,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("no CUDA device is here; --dry-run goes through the suite without one")
     # A backward pass that is timed alone runs many times over the same saved tensors.
     with torch._functorch.config.patch(donated_buffer=False):
-        return Suite(given.out, ops, given.minutes, given.dry_run).run()
+        return Suite(given.out, ops, given.minutes, given.dry_run, not given.no_tests).run()
 
 
 if __name__ == "__main__":

@@ -68,6 +68,13 @@ def detached(inputs, requires_grad=()):
     ]
 
 
+def placed(inputs, device):
+    """The same inputs, tensors and lists of them, with what lies on the CPU on the device."""
+    if isinstance(inputs, list | tuple):
+        return type(inputs)(placed(x, device) for x in inputs)
+    return inputs.to(device) if isinstance(inputs, Tensor) and inputs.is_cpu else inputs
+
+
 class Contract:
     op: str
     variants: tuple[str, ...]
@@ -476,7 +483,8 @@ class Contract:
         raise NotImplementedError
 
     def test_a_wrong_argument_is_named_with_what_came_and_what_is_wanted(self, backend):
-        for what, inputs, argument in self.wrong_inputs():
+        for what, wrong, argument in self.wrong_inputs():
+            inputs = placed(wrong, backend.device)
             with pytest.raises(ValueError, match=rf"{self.op}: {argument} is .*it must be"):
                 self.call(*inputs)
             with (

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from contract import SPLIT_SHAPES, Contract, detached, double, is_floating, normal
+from contract import SPLIT_SHAPES, Contract, detached, double, is_floating, normal, placed
 from hypothesis import given
 from hypothesis import strategies as st
 from tolerance import assert_matches
@@ -451,12 +451,14 @@ def test_saturated_networks_stay_finite_where_the_specification_does(backend, dt
 def test_prefixes_that_are_no_autoregressive_staircases_are_refused(
     backend, layer, values, message
 ):
-    y, offset, weights, biases, _ = network((2,), 2, (3,), torch.float32)
-    prefixes = [torch.tensor([1, 1, 2]).int(), torch.tensor([0, 0, 2, 2]).int()]
+    given = network((2,), 2, (3,), torch.float32)
+    y, offset, weights, biases, _ = placed(given, backend.device)
+    right = [torch.tensor([1, 1, 2]).int(), torch.tensor([0, 0, 2, 2]).int()]
+    prefixes = placed(right, backend.device)
     kinds = ("tanh", "exp", 0.0)
     OPS.made_inverse(y, offset, weights, biases, prefixes, *kinds)
-    prefixes[layer] = torch.tensor(values).int()
-    if backend.name == "cuda_host":
+    prefixes[layer] = torch.tensor(values, dtype=torch.int32, device=backend.device)
+    if backend.name in ("cuda", "cuda_host"):
         # A GPU's kernel does not wait to look at them: it clamps, and reads nothing outside.
         x, log_det = OPS.made_inverse(y, offset, weights, biases, prefixes, *kinds)
         assert x.shape == y.shape and log_det.shape == y.shape[:-1]
@@ -466,7 +468,8 @@ def test_prefixes_that_are_no_autoregressive_staircases_are_refused(
 
 
 def test_lists_of_the_wrong_length_are_named(backend):
-    y, offset, weights, biases, prefixes = network((2,), 2, (3,), torch.float32)
+    given = network((2,), 2, (3,), torch.float32)
+    y, offset, weights, biases, prefixes = placed(given, backend.device)
     kinds = ("tanh", "exp", 0.0)
     with pytest.raises(ValueError, match=r"weights is of length 1; it must be .* a hidden layer"):
         OPS.made_inverse(y, y, weights[1:], [], prefixes[1:], *kinds)

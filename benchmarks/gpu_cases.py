@@ -27,7 +27,7 @@ from torch import Tensor
 
 import python_ref
 from python_ref.ar1 import draw
-from python_ref.markov_smooth import information_by_doubling
+from python_ref.markov_smooth import BY_DOUBLING
 from python_ref.masked_linear import staircase_mask
 from python_ref.rq_spline import SplineConvention
 
@@ -257,7 +257,7 @@ def markov_smooth(shape, dtype, device) -> Work:
     spent = costs("markov_smooth", arguments, (y, y, y, k, *arguments, (True,) * 5))
 
     def formula(*args):
-        return python_ref.markov_smooth(*args, scan=doubling, information=information_by_doubling)
+        return python_ref.markov_smooth(*args, scan=doubling, riccati=BY_DOUBLING)
 
     ours = Way(OPS.markov_smooth, arguments, formula)
     # In float64, as its products of many maps ask for, and in the log₂ d steps of `doubling`.

@@ -8,8 +8,8 @@ while time is left: the extension is built for the card that is there; the ops' 
 bandwidth of a copy and the rates of matrix products are measured; every case of `gpu_cases.py` is
 verified against float64, then timed by device events beside what else does that work, in turns:
 launched one by one ("eager"), and replayed from a CUDA graph ("graph"). What time does not suffice
-for is named. `--no-tests` leaves the tests out, where they have run before. `--dry-run` goes the same
-way on the CPU with tiny shapes: its times are no figures.
+for is named. `--no-tests` leaves the tests out, where they have run before. `--dry-run` goes the
+same way on the CPU with tiny shapes: its times are no figures.
 
 A row of the JSON is one backend of ours beside one competitor, or none. ratio: competitor_ms / ms.
 percent_of_limit: of ms, the least time that the op's bytes and FLOPs (`rhovae_kernels/ops/cost.py`)

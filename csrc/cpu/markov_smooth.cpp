@@ -386,7 +386,7 @@ struct Block {
 // What a step is made of, given Λ and η behind it.
 template <typename T>
 struct Step {
-  V<T> known, driven, t, inverse_t, kept, phi, innovation;
+  V<T> known, driven, informed, t, inverse_t, kept, phi, innovation;
 
   template <typename B>
   static RHOVAE_INLINE Step of(const B& b, int i, V<T> information, V<T> eta) {
@@ -394,10 +394,10 @@ struct Step {
     const V<T> sech = b.sech[i];
     s.known = b.w[i] + information;
     s.driven = b.w[i] * b.x[i] + eta;
-    const V<T> informed = sech * (sech * s.known);
-    s.t = 1 + informed;
+    s.informed = sech * (sech * s.known);
+    s.t = 1 + s.informed;
     s.inverse_t = 1 / s.t;
-    s.kept = informed * s.inverse_t;
+    s.kept = s.informed * s.inverse_t;
     s.phi = b.rho[i] * s.inverse_t;
     s.innovation = sech * (sech * s.inverse_t);
     return s;
@@ -428,7 +428,8 @@ struct Scratch {
       : memory(new Values<T>[size_t(kinds * blocks_)]), blocks(blocks_) {}
   Values<T>& of(int kind, int64_t block) const { return memory[kind * blocks + block]; }
 };
-enum Kind { kX, kW, kInformation, kEta, kMean, kVariance, kLost, kOfMeanAfter, kOfVariance };
+enum Kind { kX, kW, kInformation, kEta, kMean, kVariance, kLost, kKindsForward };
+enum KindBackward { kFiltered = kEta + 1, kOfMeanAfter, kOfVarianceAfter };
 
 // A few rows, or one.
 template <typename S, bool alone>
@@ -492,15 +493,14 @@ struct Passes {
     return T(-0.5) * total;
   }
 
-  // Along time: m̃, s̃, 1 − s̃ of the step before each, from those of Λ and η; then f(block, steps).
-  template <typename F>
-  void forth(const F& f) {
+  // Along time: m̃, s̃ and 1 − s̃, from those of Λ and η, and the posterior.
+  void forth() {
     Moments<X> m{X{}, X{} + 1, X{}};
     Values<T> phi, moved, innovation, gained;
     Step<T> made[kBlock];
     for (int64_t block = 0; block < rows.blocks(); ++block) {
       read_again(block);
-      if (p.mu_out) rows.read(p.mu, block * steps, b.mu);
+      rows.read(p.mu, block * steps, b.mu);
       for (int i = 0; i < kBlock; ++i) {
         const Step<T> s = made[i] = step(block, i);
         phi.set(i, s.phi);
@@ -518,7 +518,7 @@ struct Passes {
         m = m.after(phi.template step<X>(i), moved.template step<X>(i),
                     innovation.template step<X>(i), gained.template step<X>(i));
       }
-      f(block, made);
+      write_posterior(block, made);
     }
   }
 
@@ -574,7 +574,22 @@ struct Passes {
     return b.a[i] < 0 ? -result : result;
   }
 
-  // Against time: λ' and β.
+  // Along time: P of the step before each.
+  void filter() {
+    X variance = X{} + 1;
+    for (int64_t block = 0; block < rows.blocks(); ++block) {
+      read_again(block);
+      Values<T>& before = scratch.of(kFiltered, block);
+      for (int i = 0; i < steps; ++i) {
+        before.set_step(i, variance);
+        const X rho = b.rho.template step<X>(i), sech = b.sech.template step<X>(i);
+        const X predicted = rho * (rho * variance) + sech * sech;
+        variance = predicted / (1 + b.w.template step<X>(i) * predicted);
+      }
+    }
+  }
+
+  // Against time: λ' and β'.
   void adjoint_back() {
     Values<T> g, v, half, phi, rho2;
     X of_mean = {}, of_variance = {};  // what step j+1 adds to those of step j
@@ -586,21 +601,20 @@ struct Passes {
       read_grad_rho_logit(j, half);
       for (int i = 0; i < kBlock; ++i) {
         const Step<T> s = step(block, i);
-        const Moments<V<T>> m = before(block, i);
-        const V<T> rho = b.rho[i] * of_logit(s, m, after(m, s, i));
+        const V<T> rho = b.rho[i] * met(block, i, s).of_logit;
         g.set(i, b.scale[i] * g[i]);
         half.set(i, T(0.5) * rho * half[i]);
         phi.set(i, s.phi);
         rho2.set(i, rho * rho);
       }
       Values<T>& of_means_after = scratch.of(kOfMeanAfter, block);
-      Values<T>& of_variances = scratch.of(kOfVariance, block);
+      Values<T>& of_variances_after = scratch.of(kOfVarianceAfter, block);
       for (int i = steps - 1; i >= 0; --i) {
-        of_variance += v.template step<X>(i);
         of_means_after.set_step(i, of_mean);
-        of_variances.set_step(i, of_variance);
+        of_variances_after.set_step(i, of_variance);
         of_mean = phi.template step<X>(i) * (g.template step<X>(i) + of_mean);
-        of_variance = rho2.template step<X>(i) * of_variance + half.template step<X>(i);
+        of_variance = rho2.template step<X>(i) * (v.template step<X>(i) + of_variance) +
+                      half.template step<X>(i);
       }
     }
   }
@@ -611,18 +625,27 @@ struct Passes {
     if (j == 0) std::fill(to.at, to.at + (alone ? 1 : kLanes<T>), T(0));
   }
 
-  // D = √(s̃_{j−1}/s̃_j)/t_j
-  RHOVAE_INLINE V<T> of_logit(const Step<T>& s, const Moments<V<T>>& before,
-                              const Moments<V<T>>& now) const {
-    return square_root<T>(before.variance / now.variance) * s.inverse_t;
+  // Where the observations before a step and those from it on meet.
+  struct Met {
+    V<T> predicted, inverse, variance, of_logit;  // V, 1/T, s̃, D
+  };
+  RHOVAE_INLINE Met met(int64_t block, int i, const Step<T>& s) const {
+    const V<T> rho = b.rho[i], sech = b.sech[i], filtered = scratch.of(kFiltered, block)[i];
+    Met m;
+    m.predicted = rho * (rho * filtered) + sech * sech;
+    m.inverse = 1 / (1 + s.known * m.predicted);
+    m.variance = m.predicted * m.inverse;
+    m.of_logit = square_root<T>(filtered * s.inverse_t / m.predicted);
+    return m;
   }
 
-  // Along time: κ and ξ, and the gradients.
+  // Along time: f, l, f^g and ξ', and the gradients.
   void adjoint_forth() {
-    Values<T> g, v, grad_logit, phi, driven, spread, eta_before, information_before;
+    Values<T> g, v, b_logit, phi, gate, of_lost_gate, pulled, of_lost, of_pulled, spread;
+    Values<T> mean_before, lost_before, of_mean_before, information_before;
     Values<T> d_y, d_log_r, d_mu, d_log_s, d_a;
     RowSums<T, alone> of_log_r, of_log_s, of_a;
-    X of_eta = {}, of_information = {};
+    X mean = {}, lost = {}, of_mean = {}, of_information = {};
     const bool adjoint = p.has_adjoint(), likelihood = p.grad_log_marginal.data;
     for (int64_t block = 0; block < rows.blocks(); ++block) {
       const int64_t j = block * steps;
@@ -630,67 +653,80 @@ struct Passes {
       rows.read(p.log_r, j, b.log_r, std::numeric_limits<T>::infinity());
       rows.read(p.grad_mu, j, g);
       rows.read(p.grad_log_var, j, v);
-      read_grad_rho_logit(j, grad_logit);
-      if (adjoint) {
-        for (int i = 0; i < kBlock; ++i) {
-          const Step<T> s = step(block, i);
-          const Moments<V<T>> m = before(block, i);
-          const V<T> rho = b.rho[i] * of_logit(s, m, after(m, s, i));
-          const V<T> of_variance = scratch.of(kOfVariance, block)[i];
-          phi.set(i, s.phi);
-          driven.set(i, s.innovation * (b.scale[i] * g[i] + scratch.of(kOfMeanAfter, block)[i]));
-          spread.set(i, -s.innovation * (of_variance * (1 + rho * rho) +
-                                         T(0.5) * rho * grad_logit[i]));
-        }
-        for (int i = 0; i < steps; ++i) {
-          const X gate = phi.template step<X>(i);
-          eta_before.set_step(i, of_eta);
-          information_before.set_step(i, of_information);
-          of_eta = gate * of_eta + driven.template step<X>(i);
-          of_information = gate * gate * of_information + spread.template step<X>(i);
-        }
+      read_grad_rho_logit(j, b_logit);
+      for (int i = 0; i < kBlock; ++i) {
+        const Step<T> s = step(block, i);
+        const Met m = met(block, i, s);
+        const V<T> rho = b.rho[i], w = b.w[i], forgetting = 1 / (1 + w * m.predicted);
+        const V<T> gain = m.predicted * forgetting;
+        gate.set(i, rho * forgetting);
+        of_lost_gate.set(i, rho * (rho * forgetting));
+        pulled.set(i, gain * (w * b.x[i]));
+        of_lost.set(i, gain * w);
+        if (!adjoint) continue;
+        phi.set(i, s.phi);
+        of_pulled.set(i, gain * (b.scale[i] * g[i]));
+        spread.set(i, -m.variance * (v[i] + T(0.5) * (rho * m.of_logit) * b_logit[i]));
+      }
+      for (int i = 0; i < steps; ++i) {
+        const X kept = gate.template step<X>(i);
+        mean_before.set_step(i, mean);
+        lost_before.set_step(i, lost);
+        mean = kept * mean + pulled.template step<X>(i);
+        lost = of_lost_gate.template step<X>(i) * lost + of_lost.template step<X>(i);
+        if (!adjoint) continue;
+        const X along = phi.template step<X>(i);
+        of_mean_before.set_step(i, of_mean);
+        information_before.set_step(i, of_information);
+        of_mean = kept * of_mean + of_pulled.template step<X>(i);
+        of_information = along * along * of_information + spread.template step<X>(i);
       }
       for (int i = 0; i < kBlock; ++i) {
         const Step<T> s = step(block, i);
-        const Moments<V<T>> m = before(block, i), now = after(m, s, i);
-        const V<T> w = b.w[i], rho = b.rho[i], zero = {};
-        const V<T> residual = residual_of(block, i, s, m);
-        const V<T> weight = w * residual, score = s.driven - rho * (s.known * m.mean);
-        const V<T> known_before = s.phi * (rho * s.known);
-        V<T> of_x = {}, left = {}, log_r = {}, log_s = v[i], of_a = {}, of_kept = {};
+        const Met m = met(block, i, s);
+        const V<T> w = b.w[i], rho = b.rho[i], q = b.sech[i] * b.sech[i], zero = {};
+        const V<T> information = scratch.of(kInformation, block)[i];
+        const V<T> eta = scratch.of(kEta, block)[i], x = b.x[i];
+        const V<T> alone_share = (1 + information * m.predicted) * m.inverse;
+        const V<T> expected = rho * mean_before[i], rho_lost = rho * lost_before[i];
+        const V<T> posterior_mean = (expected + m.predicted * s.driven) * m.inverse;
+        const V<T> force = (s.driven - s.known * expected) * m.inverse;
+        const V<T> residual = (x - expected + m.predicted * (information * x - eta)) * m.inverse;
+        const V<T> weight = w * residual;
+        V<T> of_x = {}, left = {}, log_r = {}, log_s = {}, logit = {}, of_lost_now = {};
         if (adjoint) {
-          const V<T> of_mean_after = scratch.of(kOfMeanAfter, block)[i];
-          const V<T> g_whitened = b.scale[i] * g[i], of_mean = g_whitened + of_mean_after;
-          const V<T> of_eta = s.phi * eta_before[i] + driven[i];
-          const V<T> of_information = s.phi * s.phi * information_before[i] + spread[i];
-          const V<T> d = of_logit(s, m, now), rho2 = rho * rho * d * d, sech = b.sech[i];
-          of_x = w * of_eta;
-          left = g_whitened * (1 + sech * (sech * scratch.of(kInformation, block)[i]));
-          left = (left - w * (sech * (sech * of_mean_after))) * s.inverse_t - w * s.phi * eta_before[i];
-          log_s += w * of_information + T(0.5) * (now.mean * left + of_eta * weight);
-          log_r = -w * of_information - of_eta * weight;
-          of_a = of_mean * (m.mean - 2 * rho * (score * s.inverse_t));
-          of_a = s.innovation * (of_a + eta_before[i] * (1 + 2 * known_before) * score);
-          of_kept = 2 * information_before[i] * (1 + known_before) - eta_before[i] * m.mean;
-          const V<T> of_variance =
-              scratch.of(kOfVariance, block)[i] *
-              (2 * s.kept * rho2 - s.innovation / now.variance * m.lost * s.inverse_t);
-          of_a += 2 * rho * of_variance + grad_logit[i] * d * (1 + rho * rho * s.kept);
+          const V<T> own = b.scale[i] * g[i], of_mean_after = scratch.of(kOfMeanAfter, block)[i];
+          const V<T> of_expected = rho * of_mean_before[i], of_mean_now = own + of_mean_after;
+          const V<T> kappa = (of_expected + m.predicted * of_mean_now) * m.inverse;
+          const V<T> of_force = (of_mean_now - s.known * of_expected) * m.inverse;
+          const V<T> after = scratch.of(kOfVarianceAfter, block)[i], d = m.of_logit;
+          const V<T> of_variance = v[i] + after;
+          const V<T> of_known = s.phi * s.phi * information_before[i] -
+                                m.variance * (T(0.5) * (rho * d) * b_logit[i]);
+          of_x = w * kappa;
+          left = own * alone_share - w * ((of_expected + m.predicted * of_mean_after) * m.inverse);
+          log_s = v[i] * alone_share + w * (of_known - m.variance * after);
+          log_s += T(0.5) * (posterior_mean * left + kappa * weight);
+          log_r = w * (m.variance * of_variance - of_known) - kappa * weight;
+          logit = mean_before[i] * of_force + of_mean_before[i] * force;
+          logit = q * (logit - 2 * rho_lost * of_force * force) + b_logit[i] * d;
+          logit += 2 * rho * s.kept * information_before[i] * (1 + s.phi * (rho * s.known));
+          of_lost_now = s.informed * (rho * b_logit[i] * d) - 2 * q * (of_variance / m.predicted);
         }
         if (likelihood) {
           of_x -= k * weight;
           left += k * weight;
-          log_s += T(0.5) * k * (weight * now.mean - w * now.variance);
-          log_r += T(0.5) * k * (weight * residual + w * now.variance - 1);
-          of_kept += k * (m.lost - known_before * m.variance);
-          of_a += k * (s.innovation * score * (m.mean - rho * (score * s.inverse_t)));
+          log_s += T(0.5) * k * (weight * posterior_mean - w * m.variance);
+          log_r += T(0.5) * k * (weight * residual - alone_share);
+          logit += k * (q * force * (mean_before[i] - rho_lost * force));
+          of_lost_now += k * s.informed;
         }
         const auto observed = b.log_r[i] != std::numeric_limits<T>::infinity();
         d_y.set(i, observed ? of_x / b.scale[i] : zero);
         d_mu.set(i, left / b.scale[i]);
         d_log_r.set(i, observed ? log_r : zero);
         d_log_s.set(i, log_s);
-        d_a.set(i, of_a + rho * s.kept * of_kept);
+        d_a.set(i, logit + rho_lost * m.inverse * of_lost_now);
       }
       if (j == 0) std::fill(d_a.at, d_a.at + (alone ? 1 : kLanes<T>), T(0));
       rows.write(p.d_y, j, d_y);
@@ -702,14 +738,6 @@ struct Passes {
     write_sum(p.log_r, p.d_log_r, of_log_r);
     write_sum(p.log_var, p.d_log_var, of_log_s);
     write_sum(p.rho_logit, p.d_rho_logit, of_a);
-  }
-
-  // x − m̃
-  RHOVAE_INLINE V<T> residual_of(int64_t block, int i, const Step<T>& s,
-                                 const Moments<V<T>>& before) const {
-    const V<T> x = b.x[i], sech = b.sech[i], information = scratch.of(kInformation, block)[i];
-    const V<T> pull = information * x - scratch.of(kEta, block)[i];
-    return (x - b.rho[i] * before.mean + sech * (sech * pull)) * s.inverse_t;
   }
 
   // The gradient of a parameter over a block: written, or added to those of its rows.
@@ -734,10 +762,9 @@ struct Forward {
 
   template <bool alone>
   static void rows(const Smoother& p, int64_t first, int count) {
-    Passes<S, alone> passes(p, first, count, kLost + 1);
+    Passes<S, alone> passes(p, first, count, kKindsForward);
     passes.back();
-    passes.forth(
-        [&](int64_t block, const Step<T>* made) { passes.write_posterior(block, made); });
+    passes.forth();
   }
 };
 
@@ -748,9 +775,9 @@ struct Backward {
   template <bool alone>
   static void rows(const Smoother& p, int64_t first, int count) {
     const bool adjoint = p.has_adjoint();
-    Passes<S, alone> passes(p, first, count, adjoint ? kOfVariance + 1 : kLost + 1);
+    Passes<S, alone> passes(p, first, count, adjoint ? kOfVarianceAfter + 1 : kFiltered + 1);
     passes.back();
-    passes.forth([](int64_t, const Step<T>*) {});
+    passes.filter();
     if (adjoint) passes.adjoint_back();
     passes.adjoint_forth();
   }

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from python_ref.markov_smooth import information_by_doubling
+from python_ref.markov_smooth import BY_DOUBLING
 from python_ref.markov_smooth import markov_smooth as specification
 from python_ref.markov_smooth import markov_smooth_backward as specification_backward
 from rhovae_kernels.ops import autograd, checks
@@ -120,13 +120,13 @@ def _cost_backward(grad_mu, grad_log_var, grad_rho_logit, grad_log_marginal, *in
         grad_mu is not None and (needs[1] or needs[3] or needs[4])
     )
     y, log_r, mu, *rest = inputs
-    # Both passes again, 59, and 125 for the adjoints and the gradients, which share them; one more
-    # for each that is summed over the row.
+    # What is known ahead of each step and behind it, 74, and 121 for the adjoints and the gradients
+    # that share it; one more for each that is summed over the row.
     sums = sum(x.shape[-1] == 1 for x in wanted((log_r, *rest), (needs[1], *needs[3:])))
     return Cost.of(
         read=(*grads, log_r, *rest, *((y, mu) if values else ())),
         written=wanted(inputs, needs),
-        flops=(184 + sums) * y.numel(),
+        flops=(195 + sums) * y.numel(),
     )
 
 
@@ -141,7 +141,7 @@ def _composed(formula: Callable) -> Callable:
         return formula(
             *wide,
             scan=torch.ops.rhovae.linear_scan,
-            information=information_by_doubling,
+            riccati=BY_DOUBLING,
         )
 
     return composed

@@ -3,8 +3,8 @@
 The recurrences against time and those along it are each a launch, in which a program has the whole
 of its rows, tile after tile; what they leave at every step for the launches after them is in
 whitened units, in the type of arithmetic. In the last launch every tile has a program. Within a
-tile a recurrence is an associative scan; Λ's composes matrices, in float64, which holds products of
-any number of them.
+tile a recurrence is an associative scan; those of Λ and P compose matrices, in float64, which holds
+products of any number of them.
 """
 
 import math
@@ -320,9 +320,49 @@ def _posterior(
 
 
 @triton.jit
+def meeting(rho, sech, filtered, known, inverse):
+    """V, 1/T, s̃ and D, where what was before a step meets what is from it on."""
+    predicted = rho * (rho * filtered) + sech * sech
+    met = 1.0 / (1.0 + known * predicted)
+    return predicted, met, predicted * met, tl.sqrt(filtered * inverse / predicted)
+
+
+@triton.jit
+def _filter(
+    y, log_r, mu, log_var, rho_logit, information, eta, filtered_before,
+    y_row, y_step, log_r_row, log_r_step, mu_row, mu_step, log_var_row, log_var_step,
+    rho_logit_row, rho_logit_step,
+    rows, columns, chunks, chunk_columns,
+    LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Along time: P of the step before each."""
+    COMPUTE: tl.constexpr = tl.float64 if y.dtype.element_ty == tl.float64 else tl.float32
+    row = own_rows(chunks, BLOCK_ROWS)
+    lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
+    row_mask = row < rows
+    carry = zero_per_row(BLOCK_ROWS, tl.float64) + 1.0
+    span = columns if LOOPED else BLOCK_COLUMNS
+    for offset in range(0, span, BLOCK_COLUMNS):
+        column = offset + lane
+        mask = row_mask & (column < columns)
+        _, w, _, _, _ = whitened(
+            y + row * y_row, y_step, log_r + row * log_r_row, log_r_step,
+            mu + row * mu_row, mu_step, log_var + row * log_var_row, log_var_step, column, mask,
+        )  # fmt: skip
+        _, rho, sech = correlated(rho_logit + row * rho_logit_row, rho_logit_step, column, mask)
+        w, rho, sech = w.to(tl.float64), rho.to(tl.float64), sech.to(tl.float64)
+        rho2, q = rho * rho, sech * sech
+        a, b, c, d = scan_maps(rho2, q, w * rho2, 1.0 + q * w)
+        filtered = (a * carry + b) / (c * carry + d)
+        before = shifted(filtered, carry).to(COMPUTE)
+        tl.store(filtered_before + row * columns + column, before, mask=mask)
+        carry = last(filtered)
+
+
+@triton.jit
 def _adjoint_back(
     grad_mu, grad_log_var, grad_rho_logit, y, log_r, mu, log_var, rho_logit,
-    information, eta, mean_before, variance_before, lost_before, of_mean_after, of_variance,
+    information, eta, filtered_before, of_mean_after, of_variance_after,
     grad_mu_row, grad_mu_step, grad_log_var_row, grad_log_var_step,
     grad_rho_logit_row, grad_rho_logit_step,
     y_row, y_step, log_r_row, log_r_step, mu_row, mu_step, log_var_row, log_var_step,
@@ -330,7 +370,7 @@ def _adjoint_back(
     rows, columns, chunks, chunk_columns,
     LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Against time: λ' and β."""
+    """Against time: λ' and β'."""
     COMPUTE: tl.constexpr = tl.float64 if y.dtype.element_ty == tl.float64 else tl.float32
     row = own_rows(chunks, BLOCK_ROWS)
     lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
@@ -349,13 +389,10 @@ def _adjoint_back(
         at = row * columns + column
         informations = tl.load(information + at, mask=mask, other=0.0)
         etas = tl.load(eta + at, mask=mask, other=0.0)
-        before = tl.load(variance_before + at, mask=mask, other=1.0)
-        lost_then = tl.load(lost_before + at, mask=mask, other=0.0)
-        _, driven, _, inverse, kept, phi, innovation = step_of(x, w, rho, sech, informations, etas)
-        _, variance, _ = moments(
-            phi, driven, innovation, kept * (1.0 + rho * phi), before, before, lost_then
-        )
-        correlation = rho * tl.sqrt(before / variance) * inverse
+        filtered = tl.load(filtered_before + at, mask=mask, other=1.0)
+        known, _, _, inverse, _, phi, _ = step_of(x, w, rho, sech, informations, etas)
+        _, _, _, of_logit = meeting(rho, sech, filtered, known, inverse)
+        correlation = rho * of_logit
         g = read(grad_mu + row * grad_mu_row, grad_mu_step, column, mask, 0.0)
         v = read(grad_log_var + row * grad_log_var_row, grad_log_var_step, column, mask, 0.0)
         logits = grad_rho_logit + row * grad_rho_logit_row
@@ -366,28 +403,29 @@ def _adjoint_back(
         gates, spread = scan(rho2, rho2 * v + 0.5 * correlation * b)
         spread += gates * carry_variance
         tl.store(of_mean_after + at, shifted(passed, carry_mean), mask=mask)
-        tl.store(of_variance + at, v + shifted(spread, carry_variance), mask=mask)
+        tl.store(of_variance_after + at, shifted(spread, carry_variance), mask=mask)
         carry_mean, carry_variance = last(passed), last(spread)
 
 
 @triton.jit
 def _adjoint_forth(
-    grad_mu, grad_rho_logit, y, log_r, mu, log_var, rho_logit,
-    information, eta, mean_before, variance_before, lost_before, of_mean_after, of_variance,
-    of_eta_before, of_information_before,
-    grad_mu_row, grad_mu_step, grad_rho_logit_row, grad_rho_logit_step,
+    grad_mu, grad_log_var, grad_rho_logit, y, log_r, mu, log_var, rho_logit,
+    information, eta, filtered_before, of_mean_after, of_variance_after,
+    mean_before, lost_before, of_mean_before, of_information_before,
+    grad_mu_row, grad_mu_step, grad_log_var_row, grad_log_var_step,
+    grad_rho_logit_row, grad_rho_logit_step,
     y_row, y_step, log_r_row, log_r_step, mu_row, mu_step, log_var_row, log_var_step,
     rho_logit_row, rho_logit_step,
     rows, columns, chunks, chunk_columns,
     LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Along time: κ and ξ of the step before each."""
+    """Along time: f, l, f^g and ξ' of the step before each."""
     COMPUTE: tl.constexpr = tl.float64 if y.dtype.element_ty == tl.float64 else tl.float32
     row = own_rows(chunks, BLOCK_ROWS)
     lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
     row_mask = row < rows
-    carry_eta = zero_per_row(BLOCK_ROWS, COMPUTE)
-    carry_information = carry_eta
+    carry_mean = zero_per_row(BLOCK_ROWS, COMPUTE)
+    carry_lost, carry_of_mean, carry_information = carry_mean, carry_mean, carry_mean
     span = columns if LOOPED else BLOCK_COLUMNS
     for offset in range(0, span, BLOCK_COLUMNS):
         column = offset + lane
@@ -400,33 +438,37 @@ def _adjoint_forth(
         at = row * columns + column
         informations = tl.load(information + at, mask=mask, other=0.0)
         etas = tl.load(eta + at, mask=mask, other=0.0)
-        before = tl.load(variance_before + at, mask=mask, other=1.0)
-        lost_then = tl.load(lost_before + at, mask=mask, other=0.0)
-        _, driven, _, inverse, kept, phi, innovation = step_of(x, w, rho, sech, informations, etas)
-        _, variance, _ = moments(
-            phi, driven, innovation, kept * (1.0 + rho * phi), before, before, lost_then
-        )
-        correlation = rho * tl.sqrt(before / variance) * inverse
+        filtered = tl.load(filtered_before + at, mask=mask, other=1.0)
+        known, _, _, inverse, _, phi, _ = step_of(x, w, rho, sech, informations, etas)
+        predicted, _, variance, of_logit = meeting(rho, sech, filtered, known, inverse)
+        forgetting = 1.0 / (1.0 + w * predicted)
+        gate, gain = rho * forgetting, predicted * forgetting
         g = read(grad_mu + row * grad_mu_row, grad_mu_step, column, mask, 0.0)
+        v = read(grad_log_var + row * grad_log_var_row, grad_log_var_step, column, mask, 0.0)
         logits = grad_rho_logit + row * grad_rho_logit_row
         b = read(logits, grad_rho_logit_step, column, mask & (column > 0), 0.0)
-        mean_after = tl.load(of_mean_after + at, mask=mask, other=0.0)
-        of_variances = tl.load(of_variance + at, mask=mask, other=0.0)
-        gates, of_eta = scan(phi, innovation * (scale * g + mean_after))
-        of_eta += gates * carry_eta
-        spread = of_variances * (1.0 + correlation * correlation) + 0.5 * correlation * b
-        gates, of_information = scan(phi * phi, -innovation * spread)
+        gates, mean = scan(gate, gain * (w * x))
+        mean += gates * carry_mean
+        _, of_mean = scan(gate, gain * (scale * g))
+        of_mean += gates * carry_of_mean
+        gates, lost = scan(rho * gate, gain * w)
+        lost += gates * carry_lost
+        spread = -variance * (v + 0.5 * (rho * of_logit) * b)
+        gates, of_information = scan(phi * phi, spread)
         of_information += gates * carry_information
-        tl.store(of_eta_before + at, shifted(of_eta, carry_eta), mask=mask)
+        tl.store(mean_before + at, shifted(mean, carry_mean), mask=mask)
+        tl.store(lost_before + at, shifted(lost, carry_lost), mask=mask)
+        tl.store(of_mean_before + at, shifted(of_mean, carry_of_mean), mask=mask)
         tl.store(of_information_before + at, shifted(of_information, carry_information), mask=mask)
-        carry_eta, carry_information = last(of_eta), last(of_information)
+        carry_mean, carry_lost = last(mean), last(lost)
+        carry_of_mean, carry_information = last(of_mean), last(of_information)
 
 
 @triton.jit
 def _gradients(
     grad_mu, grad_log_var, grad_rho_logit, grad_log_marginal, y, log_r, mu, log_var, rho_logit,
-    information, eta, mean_before, variance_before, lost_before, of_mean_after, of_variance,
-    of_eta_before, of_information_before,
+    information, eta, filtered_before, of_mean_after, of_variance_after,
+    mean_before, lost_before, of_mean_before, of_information_before,
     d_y, d_log_r, d_mu, d_log_var, d_rho_logit,
     grad_mu_row, grad_mu_step, grad_log_var_row, grad_log_var_step,
     grad_rho_logit_row, grad_rho_logit_step, grad_log_marginal_row,
@@ -452,51 +494,44 @@ def _gradients(
     at = row * columns + column
     informations = tl.load(information + at, mask=mask, other=0.0)
     etas = tl.load(eta + at, mask=mask, other=0.0)
+    filtered = tl.load(filtered_before + at, mask=mask, other=1.0)
     mean_then = tl.load(mean_before + at, mask=mask, other=0.0)
-    before = tl.load(variance_before + at, mask=mask, other=1.0)
-    lost_then = tl.load(lost_before + at, mask=mask, other=0.0)
-    eta_then = tl.load(of_eta_before + at, mask=mask, other=0.0)
+    of_mean_then = tl.load(of_mean_before + at, mask=mask, other=0.0)
     information_then = tl.load(of_information_before + at, mask=mask, other=0.0)
-    known, driven, _, inverse, kept, phi, innovation = step_of(x, w, rho, sech, informations, etas)
-    mean, variance, _ = moments(
-        phi, innovation * driven, innovation, kept * (1.0 + rho * phi),
-        mean_then, before, lost_then,
-    )  # fmt: skip
-    of_logit = tl.sqrt(before / variance) * inverse
-    correlation = rho * of_logit
-    rho2 = correlation * correlation
+    known, driven, _, inverse, kept, phi, _ = step_of(x, w, rho, sech, informations, etas)
+    predicted, met, variance, of_logit = meeting(rho, sech, filtered, known, inverse)
     g = read(grad_mu + row * grad_mu_row, grad_mu_step, column, mask, 0.0)
     v = read(grad_log_var + row * grad_log_var_row, grad_log_var_step, column, mask, 0.0)
     logits = grad_rho_logit + row * grad_rho_logit_row
     b = read(logits, grad_rho_logit_step, column, mask & (column > 0), 0.0)
     mean_after = tl.load(of_mean_after + at, mask=mask, other=0.0)
-    of_variances = tl.load(of_variance + at, mask=mask, other=0.0)
+    variance_after = tl.load(of_variance_after + at, mask=mask, other=0.0)
 
-    own = scale * g
-    of_eta = phi * eta_then + innovation * (own + mean_after)
-    spread = of_variances * (1.0 + rho2) + 0.5 * correlation * b
-    of_information = phi * phi * information_then - innovation * spread
     observed = log_rs != float("inf")
-    pull = informations * x - etas
-    residual = (x - rho * mean_then + sech * (sech * pull)) * inverse
+    own, expected, of_expected = scale * g, rho * mean_then, rho * of_mean_then
+    alone = (1.0 + informations * predicted) * met
+    mean = (expected + predicted * driven) * met
+    kappa = (of_expected + predicted * (own + mean_after)) * met
+    residual = (x - expected + predicted * (informations * x - etas)) * met
     weight = w * residual
-    left = own * (1.0 + sech * (sech * informations))
-    left = (left - w * (sech * (sech * mean_after))) * inverse - w * phi * eta_then
+    left = own * alone - w * ((of_expected + predicted * mean_after) * met)
+    of_known = phi * phi * information_then - variance * (0.5 * (rho * of_logit) * b)
     if d_y is not None:
-        of_y = tl.where(observed, (w * of_eta - k * weight) / scale, 0.0)
+        of_y = tl.where(observed, (w * kappa - k * weight) / scale, 0.0)
         store(d_y + at, of_y, mask)
     if d_mu is not None:
         store(d_mu + at, (left + k * weight) / scale, mask)
     if d_log_r is not None:
-        of_log_r = 0.5 * k * (weight * residual + w * variance - 1.0)
-        of_log_r -= w * of_information + of_eta * weight
+        of_log_r = w * (variance * (v + variance_after) - of_known) - kappa * weight
+        of_log_r += 0.5 * k * (weight * residual - alone)
         of_log_r = tl.where(observed, of_log_r, 0.0)
         if LOG_R_PER_ROW:
             store(d_log_r + sums, row_sum(of_log_r).to(tl.float64), row_mask)
         else:
             store(d_log_r + at, of_log_r, mask)
     if d_log_var is not None:
-        of_log_s = v + w * of_information + 0.5 * (mean * left + of_eta * weight)
+        of_log_s = v * alone + w * (of_known - variance * variance_after)
+        of_log_s += 0.5 * (mean * left + kappa * weight)
         of_log_s += 0.5 * k * (weight * mean - w * variance)
         if LOG_VAR_PER_ROW:
             total = row_sum(tl.where(mask, of_log_s, 0.0))
@@ -504,16 +539,16 @@ def _gradients(
         else:
             store(d_log_var + at, of_log_s, mask)
     if d_rho_logit is not None:
-        known_before = phi * (rho * known)
-        score = driven - rho * (known * mean_then)
-        of_a = (own + mean_after) * (mean_then - 2.0 * rho * (score * inverse))
-        of_a = innovation * (of_a + eta_then * (1.0 + 2.0 * known_before) * score)
-        of_kept = 2.0 * information_then * (1.0 + known_before)
-        of_kept += k * (lost_then - known_before * before) - eta_then * mean_then
-        spread = 2.0 * kept * rho2 - innovation / variance * lost_then * inverse
-        of_a += rho * (kept * of_kept + 2.0 * of_variances * spread)
-        of_a += b * of_logit * (1.0 + rho * rho * kept)
-        of_a += k * (innovation * score * (mean_then - rho * (score * inverse)))
+        q = sech * sech
+        rho_lost = rho * tl.load(lost_before + at, mask=mask, other=0.0)
+        force = (driven - known * expected) * met
+        of_force = (own + mean_after - known * of_expected) * met
+        of_a = mean_then * of_force + of_mean_then * force - 2.0 * rho_lost * of_force * force
+        of_a = q * of_a + b * of_logit + k * (q * force * (mean_then - rho_lost * force))
+        of_lost = sech * (sech * known) * (rho * b * of_logit + k)
+        of_lost -= 2.0 * q * ((v + variance_after) / predicted)
+        of_a += rho_lost * met * of_lost
+        of_a += 2.0 * rho * kept * information_then * (1.0 + phi * (rho * known))
         of_a = tl.where(mask & (column > 0), of_a, 0.0)
         if RHO_LOGIT_PER_ROW:
             store(d_rho_logit + sums, row_sum(of_a).to(tl.float64), row_mask)
@@ -535,7 +570,6 @@ class _Call:
         self.strides = strides_of(*self.flat)
         self.passed: list[Tensor] = []
         self.run(_back, scratch=2)
-        self.run(_forth, scratch=3)
 
     def run(self, kernel: JITFunction, *upstream: Tensor, scratch: int) -> None:
         """A recurrence, of what those before it left."""
@@ -560,6 +594,7 @@ def markov_smooth(
     if not y.numel():
         return *posterior, torch.zeros(y.shape[:-1], dtype=dtype, device=y.device)
     call = _Call(y, log_r, mu, log_var, rho_logit)
+    call.run(_forth, scratch=3)
     sums = row_sums(y, y.shape[:-1], dtype, call.tiles)
     launch(_posterior, call.tiles, y, *call.flat, *call.passed, *posterior, sums, *call.strides)
     return *posterior, add_chunks(sums, dtype, call.tiles)
@@ -586,8 +621,9 @@ def markov_smooth_backward(
         k = torch.zeros(1, dtype=compute_dtype(y.dtype), device=y.device).expand(rows)
     else:
         k = grad_log_marginal.reshape(rows)
+    call.run(_filter, scratch=1)
     call.run(_adjoint_back, g, v, b, scratch=2)
-    call.run(_adjoint_forth, g, b, scratch=2)
+    call.run(_adjoint_forth, g, v, b, scratch=4)
     gradients = [gradient(x, need, call.tiles) for x, need in zip(inputs, needs, strict=True)]
     launch(
         _gradients, call.tiles, y, g, v, b, k, *call.flat, *call.passed, *gradients,
@@ -615,7 +651,7 @@ def configurations() -> list[Configuration]:
         *((dtype, looped, _back, {}) for dtype in ("fp64", "bf16")),
         *(
             (dtype, looped, kernel, {})
-            for kernel in (_forth, _posterior, _adjoint_back, _adjoint_forth)
+            for kernel in (_forth, _posterior, _filter, _adjoint_back, _adjoint_forth)
             for dtype in ("fp32", "fp64")
         ),
         ("fp32", looped, _gradients, per_row),
@@ -623,7 +659,8 @@ def configurations() -> list[Configuration]:
     ]
     passed = (
         *("information", "eta", "mean_before", "variance_before", "lost_before"),
-        *("of_mean_after", "of_variance", "of_eta_before", "of_information_before"),
+        *("filtered_before", "of_mean_after", "of_variance_after"),
+        *("of_mean_before", "of_information_before"),
     )
     result = []
     for dtype, columns, kernel, flags in cases:

@@ -16,7 +16,7 @@ from torch.autograd import gradcheck
 
 import python_ref
 import rhovae_kernels as rk
-from python_ref.markov_smooth import Chain, information, information_by_doubling
+from python_ref.markov_smooth import BY_DOUBLING, IN_SERIES, Chain
 from rhovae_kernels.ops.cost import cost
 
 OPS = torch.ops.rhovae
@@ -308,10 +308,11 @@ def test_the_number_of_threads_does_not_change_a_bit():
 
 
 @pytest.mark.parametrize("d", [1, 2, 3, 4, 5, 16, 33])
-def test_information_by_doubling_is_that_of_the_loop(d):
+def test_recurrences_by_doubling_are_those_of_the_loop(d):
     c = Chain.of(*some(d, True, seed=d))
-    actual = information_by_doubling(c.w, c.rho, c.sech)
-    torch.testing.assert_close(actual, information(c.w, c.rho, c.sech), rtol=1e-13, atol=1e-13)
+    for actual, expected in zip(BY_DOUBLING, IN_SERIES, strict=True):
+        actual, expected = (of(c.w, c.rho, c.sech) for of in (actual, expected))
+        torch.testing.assert_close(actual, expected, rtol=1e-13, atol=1e-13)
 
 
 def test_the_specifications_backward_is_that_of_its_forward():

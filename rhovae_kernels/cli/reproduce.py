@@ -79,7 +79,7 @@ def reproduce(
 ) -> None:
     """Train a paper's comparison: what its sources report beside what is true."""
     from rhovae_kernels.papers.registry import FITS, PAPERS
-    from rhovae_kernels.papers.runner import run
+    from rhovae_kernels.papers.runner import SEEDS, run
 
     if paper not in [*PAPERS, *FITS]:
         there_are = ", ".join([*PAPERS, *FITS])
@@ -107,7 +107,7 @@ def reproduce(
         for several in ("objectives", "models"):
             if several in given:
                 given[several] = given[several].split(",")
-        numbers = numbers_of("seeds", seeds or "0,1", int)
+        numbers = numbers_of("seeds", seeds, int) if seeds else SEEDS
         study = PAPERS[paper](**given)
         table = run(
             study,

@@ -8,11 +8,10 @@ https://pyro.ai/examples/dmm.html.
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rhovae_kernels.metrics.evaluate import Result
-from rhovae_kernels.papers.runner import run
+from rhovae_kernels.papers.runner import reproduction
 from rhovae_kernels.papers.study import (
     NLL,
     NLL_SAMPLES,
@@ -42,7 +41,21 @@ PUBLISHED = {
 
 
 def study(data: str = "jsb", *, latent: int | None = None, epochs: int | None = None) -> Study:
-    """Both posteriors, of equal networks, prior and training; `reproduce` says its arguments.
+    """A VAE of sequences with a posterior of independent steps, and one with a Markov one.
+
+    All else is equal: a bidirectional GRU of 150, 32 channels, each with an AR(1) process of its
+    own ρ as the prior, a layer of 150 ReLUs from a step's code to the step, batch, step size and
+    epochs. Measured are −ELBO and NLL (256 importance samples) of the epoch of least validation
+    −ELBO, on the test split, by the step: the sum over sequences by the number of their steps.
+    The curves are of the test −ELBO.
+
+    Args:
+        data: name of a data set of sequences of zeros and ones, see `data.load`.
+        latent: channels.
+        epochs: passes over the training split.
+
+    Source:
+        The comparison is ours; the published figures are those of the module's sources.
 
     Example:
         >>> [model.label for row in study().rows for model in row]
@@ -76,7 +89,6 @@ def study(data: str = "jsb", *, latent: int | None = None, epochs: int | None = 
             counted="test_data",
             asked={"metric": NLL},
         ),
-        read=lambda epoch, measured: {"epoch": epoch["epoch"], **measured},
         row=_row,
         describe=describe,
         curves=[Curve("negative_elbo.png", "test_negative_elbo", "test −ELBO, nats a sequence")],
@@ -84,53 +96,7 @@ def study(data: str = "jsb", *, latent: int | None = None, epochs: int | None = 
     )
 
 
-def reproduce(
-    data: str = "jsb",
-    *,
-    latent: int | None = None,
-    epochs: int | None = None,
-    seeds: Sequence[int] = (0, 1),
-    data_root: str | Path | None = None,
-    out: str | Path,
-    limit: int | None = None,
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """Train a VAE of sequences with a posterior of independent steps and with a Markov one.
-
-    All else is equal: a bidirectional GRU of 150, 32 channels, each with an AR(1) process of its
-    own ρ as the prior, a layer of 150 ReLUs from a step's code to the step, batch, step size and
-    epochs. Measured are −ELBO and NLL (256 importance samples) of the epoch of least validation
-    −ELBO, on the test split, by the step: the sum over sequences by the number of their steps.
-    Writes table.json, table.md, the test curves, samples of each model and a run directory for each
-    model and seed; a call that was stopped goes on where it was.
-
-    Args:
-        data: name of a data set of sequences of zeros and ones, see `data.load`.
-        latent: channels.
-        epochs: passes over the training split.
-        seeds: one training of each model per seed; the table holds their means.
-        data_root: directory of the data sets.
-        out: directory for all of it.
-        limit: measure the first `limit` test sequences.
-        quiet: show no progress bar.
-
-    Returns:
-        What table.json holds.
-
-    Raises:
-        ValueError: no seed, a limit below 2, or an argument that `fit` refuses.
-
-    Source:
-        The comparison is ours; the published figures are those of the module's sources.
-    """
-    return run(
-        study(data, latent=latent, epochs=epochs),
-        seeds=seeds,
-        out=out,
-        data_root=data_root,
-        limit=limit,
-        quiet=quiet,
-    )
+reproduce = reproduction(study)
 
 
 def describe(table: dict[str, Any]) -> str:

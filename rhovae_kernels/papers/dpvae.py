@@ -15,7 +15,7 @@ from torch import Tensor
 from rhovae_kernels.metrics import aggregate
 from rhovae_kernels.metrics.evaluate import Result
 from rhovae_kernels.metrics.fid import check_weights
-from rhovae_kernels.papers.runner import run
+from rhovae_kernels.papers.runner import reproduction
 from rhovae_kernels.papers.study import NLL, NLL_SAMPLES, Measurement, Model, Outcome, Study
 from rhovae_kernels.plots import pictures
 from rhovae_kernels.plots.tables import markdown
@@ -66,11 +66,24 @@ def study(
     objectives: Sequence[str] = tuple(PUBLISHED),
     fid_weights: str | Path | None = None,
 ) -> Study:
-    """Two models for each objective, a row; `reproduce` says what its arguments are.
+    """Each objective with N(0, I) and with the decoupled prior, both measured alike.
+
+    Measured are the weights of the last epoch, on the test split. For codes in the plane, pockets
+    and leaks of each objective are drawn in place of samples.
+
+    Args:
+        data: name of the data set, see `data.load`; grey values.
+        epochs: passes over the training split; see `EPOCHS` where left out.
+        objectives: recipes of the dpVAE family, without their twins.
+        fid_weights: file of the Inception network's weights; without it no FID is measured.
 
     Raises:
         ValueError: an unknown objective.
         FileNotFoundError: the weights are not there.
+
+    Source:
+        Table 1, §5.1 and appendix C. Ours are trained for fewer steps than its
+        100,000, with a network and weights of our own where the paper's are lost: see the recipes.
 
     Example:
         >>> [[model.recipe for model in row] for row in study(objectives=["tc-dpvae"]).rows]
@@ -112,55 +125,7 @@ def study(
     )
 
 
-def reproduce(
-    data: str = "mnist",
-    *,
-    epochs: int | None = None,
-    seeds: Sequence[int] = (0, 1),
-    objectives: Sequence[str] = tuple(PUBLISHED),
-    data_root: str | Path | None = None,
-    out: str | Path,
-    limit: int | None = None,
-    fid_weights: str | Path | None = None,
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """Train each objective with N(0, I) and with the decoupled prior, and measure both alike.
-
-    Measured are the weights of the last epoch, on the test split. Writes table.json, table.md, for
-    codes in the plane a picture of pockets and leaks for each objective, and a run directory for
-    each model and seed; a call that was stopped goes on where it was.
-
-    Args:
-        data: name of the data set, see `data.load`; grey values.
-        epochs: passes over the training split; see `EPOCHS` where left out.
-        seeds: one training of each model per seed; the table holds mean and standard deviation.
-        objectives: recipes of the dpVAE family, without their twins.
-        data_root: directory of the data sets.
-        out: directory for all of it.
-        limit: measure the first `limit` test samples.
-        fid_weights: file of the Inception network's weights; without it no FID is measured.
-        quiet: show no progress bar.
-
-    Returns:
-        What table.json holds.
-
-    Raises:
-        ValueError: an unknown objective, no seed, a limit below 2, or an argument that `fit`
-            refuses.
-        FileNotFoundError: the weights are not there.
-
-    Source:
-        Table 1, §5.1 and appendix C. Ours are trained for fewer steps than its
-        100,000, with a network and weights of our own where the paper's are lost: see the recipes.
-    """
-    return run(
-        study(data, epochs=epochs, objectives=objectives, fid_weights=fid_weights),
-        seeds=seeds,
-        out=out,
-        data_root=data_root,
-        limit=limit,
-        quiet=quiet,
-    )
+reproduce = reproduction(study)
 
 
 def describe(table: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rhovae_kernels.metrics.ais import ais, from_model
 from rhovae_kernels.metrics.inference_gap import Gaps, inference_gap
-from rhovae_kernels.papers.runner import run
+from rhovae_kernels.papers.runner import reproduction
 from rhovae_kernels.papers.study import Curve, Measurement, Model, Outcome, Study, means
 from rhovae_kernels.plots import pictures
 from rhovae_kernels.plots.tables import markdown
@@ -58,7 +58,22 @@ COLUMNS = {
 
 
 def study(data: str = "digits", *, latent: int = 10, epochs: int | None = None) -> Study:
-    """Four posteriors, of equal networks, prior and training; `reproduce` says its arguments.
+    """A VAE with each posterior, and the two parts of what its inference loses.
+
+    All else is equal: one hidden layer of ReLUs on either side, N(0, I), a Bernoulli likelihood of
+    statically binarized pixels, batch 128, Adam 1e-3. Measured is the epoch of least validation
+    −ELBO: log p(x) of test data from below, its bracket on as many data drawn from the model, the
+    best member of each family for each datum, and the gaps, which are drawn in place of samples
+    (gaps.png). The curves are of the validation −ELBO.
+
+    Args:
+        data: name of a data set of images, see `data.load`.
+        latent: dimensions of the code.
+        epochs: passes over the training split; those of `SETTINGS` where left out, as is the number
+            of test images measured.
+
+    Source:
+        The gaps: the module's. The comparison is ours.
 
     Example:
         >>> [model.label for model in study().rows[0]]
@@ -93,7 +108,6 @@ def study(data: str = "digits", *, latent: int = 10, epochs: int | None = None) 
             asked={"chains": CHAINS, "samples": SAMPLES, "temperatures": temperatures},
             measure=partial(_measure, temperatures),
         ),
-        read=lambda epoch, measured: {"epoch": epoch["epoch"], **measured},
         row=_row,
         describe=describe,
         picture=_picture,
@@ -109,53 +123,7 @@ def study(data: str = "digits", *, latent: int = 10, epochs: int | None = None) 
     )
 
 
-def reproduce(
-    data: str = "digits",
-    *,
-    latent: int = 10,
-    epochs: int | None = None,
-    seeds: Sequence[int] = (0, 1),
-    data_root: str | Path | None = None,
-    out: str | Path,
-    limit: int | None = None,
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """Train a VAE with each posterior, and part what its inference loses.
-
-    All else is equal: one hidden layer of ReLUs on either side, N(0, I), a Bernoulli likelihood of
-    statically binarized pixels, batch 128, Adam 1e-3. Measured is the epoch of least validation
-    −ELBO: log p(x) of test data from below, its bracket on as many data drawn from the model, the
-    best member of each family for each datum, and the gaps. Writes table.json, table.md, gaps.png,
-    the validation curves and a run directory for each model and seed; a call that was stopped goes
-    on where it was.
-
-    Args:
-        data: name of a data set of images, see `data.load`.
-        latent: dimensions of the code.
-        epochs: passes over the training split; those of `SETTINGS` where left out.
-        seeds: one training of each model per seed; the table holds their means.
-        data_root: directory of the data sets.
-        out: directory for all of it.
-        limit: measure the first `limit` test images; those of `SETTINGS` where left out.
-        quiet: show no progress bar.
-
-    Returns:
-        What table.json holds.
-
-    Raises:
-        ValueError: no seed, a limit below 2, or an argument that `fit` refuses.
-
-    Source:
-        The gaps: the module's. The comparison is ours.
-    """
-    return run(
-        study(data, latent=latent, epochs=epochs),
-        seeds=seeds,
-        out=out,
-        data_root=data_root,
-        limit=limit,
-        quiet=quiet,
-    )
+reproduce = reproduction(study)
 
 
 def describe(table: dict[str, Any]) -> str:

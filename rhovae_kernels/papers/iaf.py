@@ -6,10 +6,9 @@ Brian Keng, "Variational Autoencoders with Inverse Autoregressive Flows", a post
 import math
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from rhovae_kernels.papers.runner import run
+from rhovae_kernels.papers.runner import reproduction
 from rhovae_kernels.papers.study import NLL_SAMPLES, Curve, Model, Outcome, Study, means, nll
 from rhovae_kernels.plots.tables import markdown
 from rhovae_kernels.vae.recipes import vae_recipe
@@ -93,10 +92,31 @@ def study(
     latent: int | None = None,
     epochs: int | None = None,
 ) -> Study:
-    """The three models of the post's table; `reproduce` says what its arguments are.
+    """The post's comparison: its three columns and what they leave out.
+
+    Three models of the same convolutional networks, batch 100, Adam 1e-3: a diagonal posterior, the
+    IAF with a MADE each for m and s, as the post has it, and the IAF with one MADE of two heads.
+    CIFAR-10 has networks and a latent code of its own, four times as wide.
+    Measured with the weights of the epoch of least validation −ELBO: training and validation −ELBO
+    and the test −log p(x|z), which are the post's, the test −ELBO, and the NLL by 256 importance
+    samples. The curves are of the validation −ELBO.
+
+    Args:
+        data: name of the data set, see `data.load`.
+        binarize: see `data.load`; where left out, "round", as the post's, and "none" for CIFAR-10
+            and for the logistic likelihood.
+        likelihood: "bernoulli", or "logistic": a probability of 256 values
+            (`decoders.DiscretizedLogistic`), with which results are given in bits per dimension
+            too.
+        latent: dimensions of the code; where left out the post's, 32, and 128 for CIFAR-10.
+        epochs: passes over the training data, of which the last tenth validates; the recipe's where
+            left out, as the post does not give its own.
 
     Raises:
         ValueError: an unknown likelihood, or one that does not fit the pixels.
+
+    Source:
+        The post's Table 1 (`PUBLISHED`).
 
     Example:
         >>> [model.name for row in study("mnist").rows for model in row]
@@ -148,64 +168,7 @@ def study(
     )
 
 
-def reproduce(
-    data: str = "mnist",
-    *,
-    binarize: str | None = None,
-    likelihood: str = "bernoulli",
-    latent: int | None = None,
-    epochs: int | None = None,
-    seeds: Sequence[int] = (0, 1),
-    data_root: str | Path | None = None,
-    out: str | Path,
-    limit: int | None = None,
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """Train the post's comparison, and measure its three columns and what they leave out.
-
-    Three models of the same convolutional networks, batch 100, Adam 1e-3: a diagonal posterior, the
-    IAF with a MADE each for m and s, as the post has it, and the IAF with one MADE of two heads.
-    CIFAR-10 has networks and a latent code of its own, four times as wide.
-    Measured with the weights of the epoch of least validation −ELBO: training and validation −ELBO
-    and the test −log p(x|z), which are the post's, the test −ELBO, and the NLL by 256 importance
-    samples. Writes table.json, table.md, the validation curves (validation_loss.png), samples of
-    each model and a run directory for each model and seed; a call that was stopped goes on where it
-    was.
-
-    Args:
-        data: name of the data set, see `data.load`.
-        binarize: see `data.load`; where left out, "round", as the post's, and "none" for CIFAR-10
-            and for the logistic likelihood.
-        likelihood: "bernoulli", or "logistic": a probability of 256 values
-            (`decoders.DiscretizedLogistic`), with which results are given in bits per dimension
-            too.
-        latent: dimensions of the code; where left out the post's, 32, and 128 for CIFAR-10.
-        epochs: passes over the training data, of which the last tenth validates; the recipe's where
-            left out, as the post does not give its own.
-        seeds: one training of each model per seed; the table holds their means.
-        data_root: directory of the data sets.
-        out: directory for all of it.
-        limit: NLL on the first `limit` test samples.
-        quiet: show no progress bar.
-
-    Returns:
-        What table.json holds.
-
-    Raises:
-        ValueError: an unknown likelihood, or one that does not fit the pixels; no seed, a limit
-            below 2, or an argument that `fit` refuses.
-
-    Source:
-        The post's Table 1 (`PUBLISHED`).
-    """
-    return run(
-        study(data, binarize=binarize, likelihood=likelihood, latent=latent, epochs=epochs),
-        seeds=seeds,
-        out=out,
-        data_root=data_root,
-        limit=limit,
-        quiet=quiet,
-    )
+reproduce = reproduction(study)
 
 
 def describe(table: dict[str, Any]) -> str:

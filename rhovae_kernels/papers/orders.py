@@ -6,12 +6,11 @@ density estimator", https://arxiv.org/abs/1310.1757, whose data and networks are
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from rhovae_kernels.metrics.evaluate import Result
-from rhovae_kernels.papers.runner import run
+from rhovae_kernels.papers.runner import reproduction
 from rhovae_kernels.papers.study import Measurement, Model, Outcome, Study
 from rhovae_kernels.plots.tables import markdown
 from rhovae_kernels.vae.decoders import NADE, Ordered, OrderlessNADE
@@ -31,7 +30,19 @@ TOTALS = {"mean": "mean over orders", "ensemble": "ensemble", "gain": "gain of t
 
 
 def study(data: str = "digits", *, binarize: str = "round", epochs: int = 40) -> Study:
-    """Both models on the same data in the same orders; `reproduce` says its arguments.
+    """A network for each order, and one for every order, and how the orders compare.
+
+    A `NADE` of seven orders (256 units), each trained as if alone, and an `OrderlessNADE`
+    (2 × 256 units), on binary images. Measured are NLL of each order, the mean over orders and
+    their ensemble, on the test split, of the epoch of least validation NLL of the ensemble.
+
+    Args:
+        data: name of a data set of images, see `data.load`.
+        binarize: "round", "static" or "dynamic".
+        epochs: passes over the training split.
+
+    Source:
+        That of the module; the comparison is ours.
 
     Example:
         >>> [model.label for row in study().rows for model in row]
@@ -57,7 +68,6 @@ def study(data: str = "digits", *, binarize: str = "round", epochs: int = 40) ->
             counted="test_data",
             asked={"binarize": binarize},
         ),
-        read=lambda epoch, measured: {"epoch": epoch["epoch"], **measured},
         row=_row,
         describe=describe,
         binarize=binarize,
@@ -65,52 +75,7 @@ def study(data: str = "digits", *, binarize: str = "round", epochs: int = 40) ->
     )
 
 
-def reproduce(
-    data: str = "digits",
-    *,
-    binarize: str = "round",
-    epochs: int = 40,
-    seeds: Sequence[int] = (0, 1),
-    data_root: str | Path | None = None,
-    out: str | Path,
-    limit: int | None = None,
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """Train a network for each order, and one for every order, and compare the orders.
-
-    A `NADE` of seven orders (256 units), each trained as if alone, and an `OrderlessNADE`
-    (2 × 256 units), on binary images. Measured are NLL of each order, the mean over orders and
-    their ensemble, on the test split, of the epoch of least validation NLL of the ensemble. Writes
-    table.json, table.md, samples and a run directory for each model and seed; a call that was
-    stopped goes on where it was.
-
-    Args:
-        data: name of a data set of images, see `data.load`.
-        binarize: "round", "static" or "dynamic".
-        epochs: passes over the training split.
-        seeds: one training of each model per seed.
-        data_root: directory of the data sets.
-        out: directory for all of it.
-        limit: measure the first `limit` test images.
-        quiet: show no progress bar.
-
-    Returns:
-        What table.json holds.
-
-    Raises:
-        ValueError: no seed, a limit below 2, or an argument that `fit` refuses.
-
-    Source:
-        That of the module; the comparison is ours.
-    """
-    return run(
-        study(data, binarize=binarize, epochs=epochs),
-        seeds=seeds,
-        out=out,
-        data_root=data_root,
-        limit=limit,
-        quiet=quiet,
-    )
+reproduce = reproduction(study)
 
 
 def describe(table: Mapping[str, Any]) -> str:

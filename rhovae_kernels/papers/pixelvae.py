@@ -8,11 +8,10 @@ https://arxiv.org/abs/1611.05013.
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rhovae_kernels.metrics.evaluate import Result
-from rhovae_kernels.papers.runner import run
+from rhovae_kernels.papers.runner import reproduction
 from rhovae_kernels.papers.study import Curve, Measurement, Model, Outcome, Study, means
 from rhovae_kernels.plots.tables import markdown
 from rhovae_kernels.vae.model import VAE
@@ -65,7 +64,27 @@ def study(
     epochs: int | None = None,
     models: Sequence[str] | None = None,
 ) -> Study:
-    """A PixelCNN, PixelVAEs of several receptive fields, and an MLP VAE; see `reproduce`.
+    """A PixelCNN, PixelVAEs whose decoders see 3, 7, 15 pixels or all, and an MLP VAE.
+
+    Images are statically binarized. The decoders are of one depth and width; the fewer pixels one
+    sees, the more of an image only the code can tell it. The recipe `pixelvae` warms the KL
+    divergence up and leaves 2 nats of it free, as else a decoder that sees all ignores the code.
+    Measured are the NLL (exact of the PixelCNN, else by importance samples), −ELBO, its parts and
+    what `collapse` says, of the epoch of least validation −ELBO, on the test split. The curves are
+    rate and distortion over the training of the PixelVAEs.
+
+    Args:
+        data: name of a data set of images, see `data.load`.
+        latent: dimensions of the PixelVAEs' codes.
+        epochs: passes over the training split; the MLP VAE is given ten times as many.
+        models: the names of those that are trained; all where left out. Calls with some of them
+            each, in one directory, can run beside one another; one with all then only tells.
+
+    Raises:
+        ValueError: an unknown model.
+
+    Source:
+        That of the module; the comparison by receptive fields is ours.
 
     Example:
         >>> [model.name for row in study().rows for model in row]
@@ -96,7 +115,6 @@ def study(
             key="measured",
             counted="test_data",
         ),
-        read=lambda epoch, measured: {"epoch": epoch["epoch"], **measured},
         row=_row,
         describe=describe,
         binarize="static",
@@ -110,57 +128,7 @@ def study(
     )
 
 
-def reproduce(
-    data: str = "digits",
-    *,
-    latent: int | None = None,
-    epochs: int | None = None,
-    models: Sequence[str] | None = None,
-    seeds: Sequence[int] = (0, 1),
-    data_root: str | Path | None = None,
-    out: str | Path,
-    limit: int | None = None,
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """Train a PixelCNN, PixelVAEs whose decoders see 3, 7, 15 pixels or all, and an MLP VAE.
-
-    Images are statically binarized. The decoders are of one depth and width; the fewer pixels one
-    sees, the more of an image only the code can tell it. The recipe `pixelvae` warms the KL
-    divergence up and leaves 2 nats of it free, as else a decoder that sees all ignores the code.
-    Measured are the NLL (exact of the PixelCNN, else by importance samples), −ELBO, its parts and
-    what `collapse` says, of the epoch of least validation −ELBO, on the test split. Writes
-    table.json, table.md, rate and distortion over the training of the PixelVAEs, samples of each
-    model and a run directory for each model and seed; a call that was stopped goes on where it was.
-
-    Args:
-        data: name of a data set of images, see `data.load`.
-        latent: dimensions of the PixelVAEs' codes.
-        epochs: passes over the training split; the MLP VAE is given ten times as many.
-        models: the names of those that are trained; all where left out. Calls with some of them
-            each, in one directory, can run beside one another; one with all then only tells.
-        seeds: one training of each model per seed; the table holds their means.
-        data_root: directory of the data sets.
-        out: directory for all of it.
-        limit: measure the first `limit` test images.
-        quiet: show no progress bar.
-
-    Returns:
-        What table.json holds.
-
-    Raises:
-        ValueError: an unknown model, no seed, a limit below 2, or an argument that `fit` refuses.
-
-    Source:
-        That of the module; the comparison by receptive fields is ours.
-    """
-    return run(
-        study(data, latent=latent, epochs=epochs, models=models),
-        seeds=seeds,
-        out=out,
-        data_root=data_root,
-        limit=limit,
-        quiet=quiet,
-    )
+reproduce = reproduction(study)
 
 
 def describe(table: dict[str, Any]) -> str:

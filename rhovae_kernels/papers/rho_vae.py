@@ -7,11 +7,10 @@ https://github.com/sssohrab/rho_VAE.
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from rhovae_kernels.papers import published
-from rhovae_kernels.papers.runner import run
+from rhovae_kernels.papers.runner import reproduction
 from rhovae_kernels.papers.study import NLL_SAMPLES, Curve, Model, Outcome, Study, means, nll
 from rhovae_kernels.plots.tables import markdown
 from rhovae_kernels.vae.model import VAE
@@ -37,10 +36,25 @@ COLUMNS = {
 
 
 def study(data: str = "mnist", form: str = "plain", *, latent: int = 10, epochs: int = 20) -> Study:
-    """The four models of one form of the paper; `reproduce` says what its arguments are.
+    """The sources' comparison: what their "loss" says and what is true.
+
+    Four models of one architecture, batch 128, Adam 1e-3: diagonal, exact AR(1) with s·R and with
+    D·R·D, and the published sampler with the published objective (`published`). For each the test
+    loss that the sources' code would print, and the true −ELBO and NLL (256 importance samples) of
+    the same weights, those of the last epoch. The curves are of the first two, on the test split.
+
+    Args:
+        data: name of the data set, see `data.load`; grey values, as the sources train on.
+        form: "plain", "beta" or "cnn".
+        latent: dimensions of the code.
+        epochs: passes over all training data: the sources hold out none.
 
     Raises:
         ValueError: an unknown form.
+
+    Source:
+        Section 4, figures 1 to 6; the repository's README for sampler and loss. The paper does not
+        give the beta of its beta-VAE: 4 is ours.
 
     Example:
         >>> [model.label for row in study("digits").rows for model in row]
@@ -81,56 +95,7 @@ def study(data: str = "mnist", form: str = "plain", *, latent: int = 10, epochs:
     )
 
 
-def reproduce(
-    data: str = "mnist",
-    form: str = "plain",
-    *,
-    latent: int = 10,
-    epochs: int = 20,
-    seeds: Sequence[int] = (0, 1),
-    data_root: str | Path | None = None,
-    out: str | Path,
-    limit: int | None = None,
-    quiet: bool = False,
-) -> dict[str, Any]:
-    """Train the sources' comparison, and measure what their "loss" says and what is true.
-
-    Four models of one architecture, batch 128, Adam 1e-3: diagonal, exact AR(1) with s·R and with
-    D·R·D, and the published sampler with the published objective (`published`). For each the test
-    loss that the sources' code would print, and the true −ELBO and NLL (256 importance samples) of
-    the same weights, those of the last epoch. Writes table.json, table.md, the test curves per
-    epoch (reported_loss.png, negative_elbo.png), samples of each model and a run directory for
-    each model and seed; a call that was stopped goes on where it was.
-
-    Args:
-        data: name of the data set, see `data.load`; grey values, as the sources train on.
-        form: "plain", "beta" or "cnn".
-        latent: dimensions of the code.
-        epochs: passes over all training data: the sources hold out none.
-        seeds: one training of each model per seed; the table holds their means.
-        data_root: directory of the data sets.
-        out: directory for all of it.
-        limit: NLL on the first `limit` test samples.
-        quiet: show no progress bar.
-
-    Returns:
-        What table.json holds.
-
-    Raises:
-        ValueError: an unknown form, no seed, a limit below 2, or an argument that `fit` refuses.
-
-    Source:
-        Section 4, figures 1 to 6; the repository's README for sampler and loss. The paper does not
-        give the beta of its beta-VAE: 4 is ours.
-    """
-    return run(
-        study(data, form, latent=latent, epochs=epochs),
-        seeds=seeds,
-        out=out,
-        data_root=data_root,
-        limit=limit,
-        quiet=quiet,
-    )
+reproduce = reproduction(study)
 
 
 def describe(table: dict[str, Any]) -> str:

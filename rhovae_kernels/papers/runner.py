@@ -1,6 +1,8 @@
 """One runner for every study: models trained once per seed, measured once, and written down."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -19,11 +21,14 @@ from rhovae_kernels.training.fit import fit
 from rhovae_kernels.training.run import LAST, RUN, History
 from rhovae_kernels.vae import base
 
+SEEDS = (0, 1)
+"""Those of a study's trainings where no others are asked for."""
+
 
 def run(
     study: Study,
     *,
-    seeds: Sequence[int],
+    seeds: Sequence[int] = SEEDS,
     out: str | Path,
     data_root: str | Path | None = None,
     limit: int | None = None,
@@ -89,6 +94,46 @@ def run(
     write_text(out / "table.md", study.describe(table))
     _draw_curves(study, out, table, histories)
     return table
+
+
+def reproduction(study: Callable[..., Study]) -> Callable[..., dict[str, Any]]:
+    """A function that makes a study and runs it.
+
+    Args:
+        study: makes the study, of options of its own.
+
+    Returns:
+        `run`, which takes the options of `study` in place of a study.
+
+    Example:
+        >>> def study(data: str = "digits", *, epochs: int = 20) -> Study: ...
+        >>> list(inspect.signature(reproduction(study)).parameters)
+        ['data', 'epochs', 'seeds', 'out', 'data_root', 'limit', 'quiet']
+    """
+    own = inspect.signature(study)
+    _, *of_run = inspect.signature(run).parameters.values()
+    signature = own.replace(
+        parameters=[*own.parameters.values(), *of_run],
+        return_annotation=inspect.signature(run).return_annotation,
+    )
+
+    @wraps(study)
+    def reproduce(*args: Any, **options: Any) -> dict[str, Any]:
+        given = signature.bind(*args, **options)
+        shared = {
+            option.name: given.arguments.pop(option.name)
+            for option in of_run
+            if option.name in given.arguments
+        }
+        return run(study(*given.args, **given.kwargs), **shared)
+
+    reproduce.__name__ = reproduce.__qualname__ = "reproduce"
+    reproduce.__doc__ = (
+        f"{inspect.cleandoc(study.__doc__ or '')}\n\n"
+        "The other arguments, what is returned and what is written: see `papers.runner.run`."
+    )
+    reproduce.__signature__ = signature  # type: ignore[attr-defined]  # what inspect reads
+    return reproduce
 
 
 class _Trained(NamedTuple):

@@ -94,6 +94,11 @@ class Curve(NamedTuple):
     labels: Sequence[str] | None = None
 
 
+def with_epoch(epoch: Mapping[str, float], measured: Mapping[str, Any]) -> dict[str, Any]:
+    """What was measured, and of which epoch."""
+    return {"epoch": epoch["epoch"], **measured}
+
+
 @dataclass(frozen=True)
 class Study:
     """A comparison of models: what is trained, what is measured, and how it is told.
@@ -107,10 +112,10 @@ class Study:
         weights: of which epoch is measured: the one of least −ELBO on the validation split, or the
             last, as sources report it that hold out nothing to choose by.
         measurement: what is measured of every trained model.
-        read: the quantities of one seed, from the history's row of the epoch that is measured and
-            from the measurement.
         row: a row of table.json, from what became of its models.
         describe: table.json as a page.
+        read: the quantities of one seed, from the history's row of the epoch that is measured and
+            from the measurement.
         picture: draws the models of a row into a directory, given the measured test samples too;
             where left out, samples of each model are drawn.
         binarize, train_split: as `fit` takes them.
@@ -129,9 +134,9 @@ class Study:
     lr: float
     weights: Literal["best", "last"]
     measurement: Measurement
-    read: Callable[[dict[str, float], dict[str, Any]], dict[str, Any]]
     row: Callable[[Sequence[Outcome]], dict[str, Any]]
     describe: Callable[[dict[str, Any]], str]
+    read: Callable[[dict[str, float], dict[str, Any]], dict[str, Any]] = with_epoch
     picture: Callable[[Path, Sequence[Outcome], Tensor], None] | None = None
     binarize: str = "none"
     train_split: Literal["train", "train+valid"] = "train"

@@ -10,7 +10,17 @@ import torch
 
 from rhovae_kernels import cli
 from rhovae_kernels.files import load_tensors
-from rhovae_kernels.papers import dpvae, iaf, registry, rho_vae, runner
+from rhovae_kernels.papers import (
+    chorales,
+    dpvae,
+    gaps,
+    iaf,
+    orders,
+    pixelvae,
+    registry,
+    rho_vae,
+    runner,
+)
 from rhovae_kernels.papers.study import Curve
 from rhovae_kernels.vae import objectives
 from rhovae_kernels.vae.recipes import recipe
@@ -161,6 +171,48 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_trained(
     with pytest.raises(ValueError, match=says):
         runner.run(one_model, out=tmp_path, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "paper",
+    [chorales, dpvae, gaps, iaf, orders, pixelvae, rho_vae],
+    ids=lambda paper: paper.__name__.rpartition(".")[2],
+)
+def test_a_reproduction_takes_the_options_of_its_study_and_of_a_run(paper):
+    taken = inspect.signature(paper.reproduce).parameters
+    of_run = {"seeds": (0, 1), "out": inspect.Parameter.empty, "limit": None, "quiet": False}
+    own = inspect.signature(paper.study).parameters
+    assert set(taken) == {*own, *of_run, "data_root"}
+    assert all(taken[name] == option for name, option in own.items())
+    assert all(taken[name].default == default for name, default in of_run.items())
+    assert paper.reproduce.__doc__.startswith(inspect.getdoc(paper.study))
+    assert paper.reproduce.__name__ == "reproduce"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"epochs": 1}, "missing a required argument: 'out'"),
+        ({"out": "nowhere", "depth": 1}, "unexpected keyword argument 'depth'"),
+    ],
+    ids=["nowhere to write", "an option of another"],
+)
+def test_a_reproduction_refuses_other_options_before_anything_is_made(options, says):
+    def study(*, epochs=1):
+        raise AssertionError("a study was made")
+
+    with pytest.raises(TypeError, match=says):
+        runner.reproduction(study)(**options)
+
+
+def test_a_reproduction_runs_the_study_of_its_options(one_model, tmp_path):
+    def study(data, *, colour="red"):
+        return dataclasses.replace(one_model, data=data, facts={"colour": colour})
+
+    reproduce = runner.reproduction(study)
+    table = reproduce("digits", colour="blue", seeds=[3], out=tmp_path, limit=40, quiet=True)
+    assert (table["colour"], table["seeds"], table["nll_data"]) == ("blue", [3], 40)
+    assert (tmp_path / "table.md").read_text("utf-8") == "of digits\n"
 
 
 @pytest.mark.parametrize("paper", registry.PAPERS)

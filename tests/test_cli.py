@@ -159,6 +159,29 @@ def test_points_in_the_plane_are_trained_on_and_drawn(capsys, monkeypatch, tmp_p
     assert (out / "samples.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("data", "recipe"),
+    [
+        ("two-moons", "nade-gaussian"),
+        ("digits --binarize static", "nade"),
+        ("digits --binarize static", "nade-orderless"),
+    ],
+    ids=["real", "binary", "orderless"],
+)
+def test_a_recipe_of_nade_is_trained_measured_and_drawn_from(
+    capsys, monkeypatch, tmp_path, data, recipe
+):
+    command = f"train {data} --recipe {recipe} --epochs 1 --quiet --out"
+    status, shown, error = rhovae(capsys, monkeypatch, command, tmp_path)
+    assert status == 0, error
+    command = "evaluate --metrics nll --limit 8 --json"
+    status, shown, error = rhovae(capsys, monkeypatch, command, tmp_path)
+    assert status == 0, error
+    assert math.isfinite(json.loads(shown)["nll"]["mean"])
+    assert rhovae(capsys, monkeypatch, "sample", tmp_path)[0] == 0
+    assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.fixture
 def own_file(tmp_path) -> Path:
     path = tmp_path / "mine.npy"
@@ -263,6 +286,14 @@ ERRORS = {
     "latent of a density": (
         "train digits --recipe pixelcnn --latent 3",
         "latent is 3; pixelvae-plain has no latent code",
+    ),
+    "points as zeros and ones": (
+        "train two-moons --recipe nade",
+        "outside the support of NADE",
+    ),
+    "orders of points": (
+        "train two-moons --recipe nade-ensemble",
+        "order is 'columns', of images; data of shape (2,) are none",
     ),
     "traversal": ("traverse nowhere", "nowhere holds no run"),
     "form": ("reproduce rho-vae --form info", "form is 'info'"),

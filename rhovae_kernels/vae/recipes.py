@@ -117,6 +117,33 @@ _PIXELS_SOURCE = (
 )
 
 
+_ORDERS = ("raster", "reversed", "columns", "spiral")
+_NADE: dict[str, tuple[Callable[[], decoders.Autoregressive], str]] = {
+    "nade": (decoders.NADE, "a MADE of 1024, Bernoulli likelihood, raster order"),
+    "nade-gaussian": (
+        partial(decoders.NADE, likelihood="gaussian"),
+        "a MADE of 1024, Gaussian likelihood, of real values of any shape, in their order",
+    ),
+    "nade-ensemble": (
+        partial(decoders.NADE, orders=_ORDERS),
+        f"an ensemble of the orders {', '.join(_ORDERS)}, of images: a MADE of 1024 for each, "
+        "Bernoulli likelihood",
+    ),
+    "nade-orderless": (
+        decoders.OrderlessNADE,
+        "one network of 512×2 for every order, Bernoulli likelihood; a density, so each "
+        "validation too, takes a pass for each dimension",
+    ),
+}
+_NADE_SOURCE = (
+    "Larochelle and Murray, 2011, The neural autoregressive distribution estimator, "
+    "http://homepages.inf.ed.ac.uk/imurray2/pub/11nade/; of ensembles and of training for every "
+    "order: Uria, Murray and Larochelle, 2014, A deep and tractable density estimator, "
+    "https://arxiv.org/abs/1310.1757. The MADE in place of tied weights, sizes, batch and step "
+    "size are ours"
+)
+
+
 def _warm_free_nats(beta: float) -> objectives.Objective:
     """The KL divergence costs nothing at first, and 2 nats of it never do.
 
@@ -227,6 +254,10 @@ def _recipes() -> dict[str, Recipe | DensityRecipe]:
         decoders.PixelCNN,
         batch_size=32,
     )
+    for name, (density, says) in _NADE.items():
+        found[name] = DensityRecipe(
+            name, f"no latent code; {says}", _NADE_SOURCE, density, batch_size=32
+        )
     return found
 
 
@@ -243,7 +274,8 @@ def recipe(name: str) -> Recipe | DensityRecipe:
     has a discretized logistic likelihood in place of a Bernoulli's: `iaf-vae-cifar-logistic-plain`.
     `sequence-vae`, `sequence-rho-vae` and `sequence-smooth-vae` are of sequences of zeros and ones;
     `-gaussian` behind one of them is of real numbers. `pixelvae-plain`, `pixelcnn` by another name,
-    has no latent code.
+    has no latent code, nor has `nade`, of zeros and ones; `nade-gaussian` is of real numbers,
+    `nade-ensemble` of images in four orders, `nade-orderless` of any order of few dimensions.
 
     Raises:
         ValueError: there is none.

@@ -823,6 +823,29 @@ class TestRecipes:
         assert colours.hidden == tuple(4 * width for width in mnist.hidden)
         assert colours.channels[-1] == 4 * mnist.channels[-1]
 
+    @pytest.mark.parametrize(
+        ("name", "kind", "orders", "likelihood"),
+        [
+            ("nade", decoders.NADE, ("raster",), "bernoulli"),
+            ("nade-gaussian", decoders.NADE, ("raster",), "gaussian"),
+            (
+                "nade-ensemble",
+                decoders.NADE,
+                ("raster", "reversed", "columns", "spiral"),
+                "bernoulli",
+            ),
+            ("nade-orderless", decoders.OrderlessNADE, ("raster",), None),
+        ],
+        ids=["nade", "gaussian", "ensemble", "orderless"],
+    )
+    def test_a_recipe_of_nade_is_a_density_of_its_orders(self, name, kind, orders, likelihood):
+        model = recipe(name).build((1, 2, 3))
+        assert isinstance(model, rk.Density) and isinstance(model.p, kind)
+        assert model.p.orders == orders
+        assert getattr(model.p, "likelihood", None) == likelihood
+        if likelihood == "gaussian":
+            assert model(torch.randn(4, 1, 2, 3)).loss.isfinite()
+
     def test_an_unknown_recipe_is_refused_with_those_there_are(self):
         with pytest.raises(ValueError, match="no recipe 'rho'; there are vae, rho-vae, scaled-rho"):
             recipe("rho")

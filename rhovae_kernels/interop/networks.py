@@ -1,12 +1,13 @@
 """Masked networks of other libraries as this package's: folded whole, or layer by layer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rhovae_kernels.interop.replaced import CannotFuse, Moved, Replaced, replace
 from rhovae_kernels.nn import MADE, MaskedLinear, orders
 
 # Those of `made_inverse`, as modules and as functions, by their name there.
@@ -29,70 +30,72 @@ ELEMENTWISE = {
     *(nn.GELU, nn.LeakyReLU, nn.SiLU, nn.Softplus, nn.Mish, nn.Identity),
     *(F.gelu, F.leaky_relu, F.silu, F.softplus, F.mish),
 }
+ONE_PASS = "one pass in either direction"
 
 
-class CannotFuse(Exception):
-    """Why a transform is left alone."""
+def inverted(activation: Any) -> str | None:
+    """The name of an activation, a module or a function, for `made_inverse`, or None."""
+    if isinstance(activation, nn.ELU) and activation.alpha != 1:
+        return None
+    return INVERTED.get(_kind(activation))
 
 
-def is_a(module: object, name: str) -> bool:
-    return any(f"{base.__module__}.{base.__qualname__}" == name for base in type(module).__mro__)
+def check_elementwise(activation: Any) -> None:
+    if _kind(activation) not in ELEMENTWISE:
+        raise CannotFuse(f"as {name_of(activation)} is not known to act on each unit alone")
 
 
-class Replaced(NamedTuple):
-    """A module that another stands in for, and how the original gets its weights back."""
-
-    parent: nn.Module
-    key: str
-    original: nn.Module
-    carry_back: Callable[[nn.Module], None]
-
-    def put_back(self) -> None:
-        now = self.parent._modules[self.key]
-        assert now is not None
-        leader = next(now.parameters())
-        device, home = leader.device, next(self.original.parameters()).device
-        self.original.to(leader.dtype).train(now.training)
-        with torch.no_grad():
-            # The orders of units are where the original was.
-            self.carry_back(now.to(home))
-        self.original.to(device)
-        self.parent._modules[self.key] = self.original
+def name_of(activation: Any) -> str:
+    kind = _kind(activation)
+    return getattr(kind, "__name__", str(kind))
 
 
-def replace(parent, key: str, new: nn.Module, carry_back) -> Replaced:
-    original = parent._modules[key]
-    parent._modules[key] = new.train(original.training)
-    return Replaced(parent, key, original, carry_back)
+def _kind(activation: Any) -> Any:
+    return type(activation) if isinstance(activation, nn.Module) else activation
 
 
 # Whole networks.
 
 
 class Folded(NamedTuple):
-    """A chain of masked layers as a MADE, and how they get their weights back from it."""
+    """A chain of masked layers as a MADE, whose name in its stand-in is to be `made`."""
 
     made: MADE
+    moves: list[Moved]
     rows_of_first: Tensor
-    carry_back: Callable[[MADE], None]
 
 
-def fold_made(linears: Sequence[Any], context: int, activation: str, swapped: bool) -> Folded:
-    """`swapped`: the heads of a dimension are (s, m), in place of (m, s)."""
-    last = len(linears) - 1
-    of_outputs = torch.arange(linears[-1].out_features, device=linears[-1].weight.device)
-    if swapped:
-        of_outputs = of_outputs.unflatten(0, (-1, 2)).flip(1).flatten()
+def fold_made(
+    module: nn.Module,
+    layers: Sequence[str],
+    activation: str,
+    context: int = 0,
+    outputs: Tensor | None = None,
+    inputs: Tensor | None = None,
+) -> Folded:
+    """A chain of masked layers, each between two of an activation, as a MADE.
 
-    def swap(i: int, x: Tensor) -> Tensor:
-        return x[of_outputs] if i == last else x
-
-    weights = [swap(i, layer.weight.detach()) for i, layer in enumerate(linears)]
-    masks = [swap(i, layer.mask.bool()) for i, layer in enumerate(linears)]
-    biases = [
-        None if layer.bias is None else swap(i, layer.bias.detach())
-        for i, layer in enumerate(linears)
-    ]
+    Args:
+        module: what holds them.
+        layers: their names there, each a linear layer with its `mask`.
+        activation: between them, as that of `MADE`.
+        context: how many of the inputs are a context.
+        outputs: the rows of the last layer in the order in which a MADE has them, the heads of a
+            dimension together; None where they are.
+        inputs: the columns of the first, the context last; likewise.
+    """
+    linears: list[Any] = [module.get_submodule(name) for name in layers]
+    first, last = linears[0], linears[-1]
+    device = first.weight.device
+    outputs = torch.arange(last.out_features) if outputs is None else outputs
+    inputs = torch.arange(first.in_features) if inputs is None else inputs
+    outputs, inputs = outputs.to(device), inputs.to(device)
+    weights = [layer.weight.detach() for layer in linears]
+    masks = [layer.mask.bool() for layer in linears]
+    biases = [None if layer.bias is None else layer.bias.detach() for layer in linears]
+    weights[0], masks[0] = weights[0][:, inputs], masks[0][:, inputs]
+    weights[-1], masks[-1] = weights[-1][outputs], masks[-1][outputs]
+    biases[-1] = None if biases[-1] is None else biases[-1][outputs]
     try:
         made = MADE.from_masks(weights, biases, masks, activation, context)
     except ValueError as error:
@@ -100,23 +103,20 @@ def fold_made(linears: Sequence[Any], context: int, activation: str, swapped: bo
     d = made.features
     masks[0] = masks[0][:, :d]
     sorting = orders.sort_made(masks, made.heads)
-    for old, new in zip(linears, made.layers, strict=True):
-        new.weight.requires_grad_(old.weight.requires_grad)
-        new.bias.requires_grad_(old.bias is not None and old.bias.requires_grad)
+    moves = []
+    for i, (name, layer) in enumerate(zip(layers, linears, strict=True)):
+        rows = outputs[sorting.rows[i]] if layer is last else sorting.rows[i]
+        columns = inputs[sorting.columns[i]] if layer is first else sorting.columns[i]
+        weight = f"made.layers.{i}.weight"
+        moves.append(Moved(f"{name}.weight", weight, rows, columns, sorting.inside(i)))
+        if layer.bias is None:
+            made.layers[i].bias.requires_grad_(False)
+        else:
+            moves.append(Moved(f"{name}.bias", f"made.layers.{i}.bias", rows))
+    rows = sorting.rows[0]
     if context:
-        made.context_layer.weight.requires_grad_(linears[0].weight.requires_grad)
-
-    def carry_back(made: MADE) -> None:
-        for i, (old, new) in enumerate(zip(linears, made.layers, strict=True)):
-            of_inputs = old.weight[:, : new.in_features]
-            of_inputs.copy_(swap(i, sorting.unfold(i, new.weight, swap(i, of_inputs))))
-            rows = orders.rank(sorting.rows[i])
-            if old.bias is not None:
-                old.bias.copy_(swap(i, new.bias[rows]))
-            if i == 0 and context:
-                old.weight[:, d:] = made.context_layer.weight[rows]
-
-    return Folded(made, sorting.rows[0], carry_back)
+        moves.append(Moved(f"{layers[0]}.weight", "made.context_layer.weight", rows, inputs[d:]))
+    return Folded(made, moves, rows)
 
 
 # Single layers.
@@ -200,43 +200,23 @@ def replace_layers(layers: Sequence[Layer], added: Sequence[Layer]) -> list[Repl
             orders.rank(rows) if layer.rows == OUTPUTS else None,
             old.bias is not None,
         ).to(old.weight)
-        with torch.no_grad():
-            new.weight.copy_(fold.fold(0, old.weight)).requires_grad_(old.weight.requires_grad)
-            if old.bias is not None:
-                new.bias.copy_(old.bias[rows]).requires_grad_(old.bias.requires_grad)
-
-        def carry_back(new, old=old, fold=fold) -> None:
-            old.weight.copy_(fold.unfold(0, new.weight, old.weight))
-            if old.bias is not None:
-                old.bias.copy_(new.bias[orders.rank(fold.rows[0])])
-
-        replaced.append(replace(layer.parent, layer.key, new, carry_back))
+        moves = [Moved("weight", "weight", rows, columns, fold.inside(0))]
+        if old.bias is not None:
+            moves.append(Moved("bias", "bias", rows))
+        replaced.append(replace(layer.parent, layer.key, new, moves))
     for layer in added:
-        replaced.append(_replace_rows(layer.parent, layer.key, sorting[layer.rows]))
+        of_rows: Any = layer.parent._modules[layer.key]
+        new_rows, moves = with_rows(of_rows, sorting[layer.rows])
+        replaced.append(replace(layer.parent, layer.key, new_rows, moves))
     return replaced
 
 
-def with_rows(linear: Any, rows: Tensor) -> nn.Linear:
-    """A linear layer with its outputs in another order."""
-    new = nn.Linear(linear.in_features, linear.out_features).to(linear.weight)
-    for old_parameter, parameter in ((linear.weight, new.weight), (linear.bias, new.bias)):
-        parameter.data.copy_(old_parameter.detach()[rows])
-        parameter.requires_grad_(old_parameter.requires_grad)
-    return new
+def with_rows(
+    linear: Any, rows: Tensor, old: str = "", new: str = ""
+) -> tuple[nn.Linear, list[Moved]]:
+    """A linear layer to be given the outputs of another in the order `rows`.
 
-
-def give_rows_back(old: Any, new: Any, rows: Tensor) -> None:
-    old.weight.copy_(new.weight[orders.rank(rows)])
-    old.bias.copy_(new.bias[orders.rank(rows)])
-
-
-def _replace_rows(parent: nn.Module, key: str, rows: Tensor) -> Replaced:
-    old: Any = parent._modules[key]
-    return replace(parent, key, with_rows(old, rows), lambda new: give_rows_back(old, new, rows))
-
-
-def check_elementwise(activation: Any) -> None:
-    kind = type(activation) if isinstance(activation, nn.Module) else activation
-    if kind not in ELEMENTWISE:
-        name = getattr(kind, "__name__", str(kind))
-        raise CannotFuse(f"as {name} is not known to act on each unit alone")
+    `old` and `new` are what the names of the parameters of each begin with.
+    """
+    layer = nn.Linear(linear.in_features, linear.out_features).to(linear.weight)
+    return layer, [Moved(old + name, new + name, rows) for name in ("weight", "bias")]

@@ -5,24 +5,22 @@ The library is known by the names of its classes: it is not imported here.
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rhovae_kernels.interop.networks import (
     INPUTS,
-    INVERTED,
+    ONE_PASS,
     OUTPUTS,
-    CannotFuse,
-    Folded,
     Layer,
-    Replaced,
     check_elementwise,
     fold_made,
-    give_rows_back,
-    is_a,
-    replace,
+    inverted,
+    name_of,
     replace_layers,
     with_rows,
 )
+from rhovae_kernels.interop.replaced import CannotFuse, Replaced, StandIn, is_a, replace
 from rhovae_kernels.nn import MADE
 
 NFLOWS = "nflows.transforms.autoregressive.MaskedAffineAutoregressiveTransform"
@@ -36,7 +34,7 @@ MODULES: dict[str, type[nn.Module]] = {
 }
 
 
-class NflowsAffine(nn.Module):
+class NflowsAffine(StandIn):
     """In place of nflows' `MaskedAffineAutoregressiveTransform`: y = a(s) ⊙ x + m.
 
     a(s) = softplus(s) + bound, (m, s) = MADE(x, c).
@@ -79,18 +77,13 @@ def fuse_nflows(parent: nn.Module, key: str, module: Any) -> tuple[str, list[Rep
     given_context = "context_layer" in network._modules
     why = "residual blocks"
     if not network.use_residual_blocks:
-        linears = [network.initial_layer, *(b.linear for b in blocks), network.final_layer]
-        activation = INVERTED.get(network.activation)
-        why = f"activation {getattr(network.activation, '__name__', network.activation)}"
+        activation = inverted(network.activation)
+        why = f"activation {name_of(network.activation)}"
         if activation is not None:
             try:
-                folded = fold_made(linears, 0, activation, swapped=True)
+                return ONE_PASS, [_replace_affine(parent, key, module, activation)]
             except CannotFuse as reason:
                 why = str(reason)
-            else:
-                return "one pass in either direction", [
-                    _replace_nflows(parent, key, module, folded, activation, given_context)
-                ]
     layers = [Layer(network, "initial_layer", INPUTS, 1)]
     added = [Layer(network, "context_layer", INPUTS, 1)] if given_context else []
     units = last = 1
@@ -108,18 +101,18 @@ def fuse_nflows(parent: nn.Module, key: str, module: Any) -> tuple[str, list[Rep
     return f"layer by layer, d passes back: {why}", replace_layers(layers, added)
 
 
-def _replace_nflows(parent, key, module, folded: Folded, activation, given_context) -> Replaced:
-    old_context = module.autoregressive_net._modules.get("context_layer")
-    rows = folded.rows_of_first
-    if given_context:
+def _replace_affine(parent: nn.Module, key: str, module: Any, activation: str) -> Replaced:
+    network, net = module.autoregressive_net, "autoregressive_net"
+    blocks = [f"{net}.blocks.{i}.linear" for i in range(len(network.blocks))]
+    # The heads of a dimension are (s, m) here.
+    swapped = torch.arange(network.final_layer.out_features).unflatten(0, (-1, 2)).flip(1)
+    layers = [f"{net}.initial_layer", *blocks, f"{net}.final_layer"]
+    made, moves, rows = fold_made(module, layers, activation, outputs=swapped.flatten())
+    if "context_layer" in network._modules:
         # nflows adds the activation of what its layer makes of the context.
-        folded.made.context = old_context.in_features
-        of_context = with_rows(old_context, rows)
-        folded.made.context_layer = nn.Sequential(of_context, MODULES[activation]())
-
-    def carry_back(new) -> None:
-        folded.carry_back(new.made)
-        if given_context:
-            give_rows_back(old_context, new.made.context_layer[0], rows)
-
-    return replace(parent, key, NflowsAffine(folded.made, module._epsilon), carry_back)
+        names = f"{net}.context_layer.", "made.context_layer.0."
+        of_context, of_moves = with_rows(network.context_layer, rows, *names)
+        moves += of_moves
+        made.context = of_context.in_features
+        made.context_layer = nn.Sequential(of_context, MODULES[activation]())
+    return replace(parent, key, NflowsAffine(made, module._epsilon), moves)

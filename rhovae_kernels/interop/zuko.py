@@ -14,23 +14,21 @@ from torch.distributions.transforms import Transform
 
 from rhovae_kernels.interop.networks import (
     INPUTS,
-    INVERTED,
+    ONE_PASS,
     OUTPUTS,
-    CannotFuse,
     Layer,
-    Replaced,
     check_elementwise,
     fold_made,
-    is_a,
-    replace,
+    inverted,
     replace_layers,
 )
+from rhovae_kernels.interop.replaced import CannotFuse, Replaced, StandIn, is_a, replace
 from rhovae_kernels.nn import MADE
 
 ZUKO = "zuko.flows.autoregressive.MaskedAutoregressiveTransform"
 
 
-class ZukoAffine(nn.Module):
+class ZukoAffine(StandIn):
     """In place of zuko's `MaskedAutoregressiveTransform`: called with a context, its transform.
 
     Args:
@@ -108,7 +106,7 @@ def fuse_zuko(parent: nn.Module, key: str, module: Any) -> tuple[str, list[Repla
     hyper = module.hyper
     linears = [layer for layer in hyper if is_a(layer, "zuko.nn.MaskedLinear")]
     activations = [layer for layer in hyper if not is_a(layer, "zuko.nn.MaskedLinear")]
-    names = {_known(layer) for layer in activations}
+    names = {inverted(layer) for layer in activations}
     activation = names.pop() if len(names) == 1 else None
     why = (
         "residual blocks"
@@ -117,16 +115,14 @@ def fuse_zuko(parent: nn.Module, key: str, module: Any) -> tuple[str, list[Repla
     )
     if activation is not None:
         context = hyper.in_features - hyper.out_features // 2
+        chain = [f"hyper.{i}" for i, layer in enumerate(hyper) if layer in linears]
         try:
-            folded = fold_made(linears, context, activation, swapped=False)
+            made, moves, _ = fold_made(module, chain, activation, context)
         except CannotFuse as reason:
             why = str(reason)
         else:
-            new = ZukoAffine(folded.made, -math.log(slope))
-            carry_back = folded.carry_back
-            return "one pass in either direction", [
-                replace(parent, key, new, lambda new: carry_back(new.made))
-            ]
+            new = ZukoAffine(made, -math.log(slope))
+            return ONE_PASS, [replace(parent, key, new, moves)]
     layers: list[Layer] = []
     units = last = INPUTS
     for i, layer in enumerate(hyper):
@@ -153,8 +149,3 @@ def _slope(univariate: Any) -> float | None:
     if name != "zuko.transforms.MonotonicAffineTransform" or not set(keywords) <= {"slope"}:
         return None
     return keywords.get("slope", 1e-3)
-
-
-def _known(layer: nn.Module) -> str | None:
-    """The name of an activation for `made_inverse`, or None."""
-    return None if isinstance(layer, nn.ELU) and layer.alpha != 1 else INVERTED.get(type(layer))

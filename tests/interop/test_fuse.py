@@ -14,21 +14,6 @@ D, CONTEXT = 6, 3
 ONE_PASS = "one pass in either direction"
 
 
-@pytest.fixture
-def zuko():
-    return pytest.importorskip("zuko", reason="zuko, a peer, is not installed")
-
-
-@pytest.fixture
-def nflows():
-    pytest.importorskip("nflows", reason="nflows, a peer, is not installed")
-    import nflows.distributions
-    import nflows.flows
-    import nflows.transforms
-
-    return nflows
-
-
 def draw(*shape, seed=1):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator)

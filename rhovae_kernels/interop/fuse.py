@@ -6,45 +6,51 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from rhovae_kernels.interop import nflows, zuko
 from rhovae_kernels.interop.fusion import Fusion
 from rhovae_kernels.interop.networks import ReorderedLinear
-from rhovae_kernels.interop.nflows import NFLOWS_ANY, fuse_nflows
 from rhovae_kernels.interop.optimizers import check_optimizer, move_to_stand_in
-from rhovae_kernels.interop.replaced import CannotFuse, Replaced, StandIn, is_a
-from rhovae_kernels.interop.zuko import ZUKO, fuse_zuko
+from rhovae_kernels.interop.replaced import CannotFuse, Replaced, StandIn
+
+# What replaces a transform of each class, or of one derived from it, by the name of the class.
+KINDS = {**zuko.KINDS, **nflows.KINDS}
 
 
 def fuse(flow: Any, optimizer: Optimizer | None = None) -> Fusion:
-    """Replace the masked networks inside a flow of zuko or nflows by this package's, in place.
+    """Replace what is slow inside a flow of zuko or nflows by this package's, in place.
 
-    Outputs, densities and samples stay what they were, up to rounding. Affine transforms whose
-    networks are plain chains become `MADE`s: no mask is multiplied, and their sequential direction
-    is one pass in place of one for each dimension. In networks with residual blocks, or an
-    activation that `rhovae_kernels.ops.made_inverse` does not know, each layer alone is replaced.
+    Outputs, densities and samples stay what they were, up to rounding.
 
-    Weights are carried over into new parameters, trainable where the old ones were, their units in
-    another order. An optimizer that was made before holds the old ones, and nothing can be known of
-    it here: give it as `optimizer`, or make it after this. Call `undo` before a state dict is to be
-    read by the library's own modules.
+    - Autoregressive transforms, affine ones and rational-quadratic splines, of networks that are
+      plain chains: the networks become `MADE`s, no mask is multiplied, and the sequential direction
+      of affine ones is one pass in place of one for each dimension. In networks with residual
+      blocks, or an activation that `rhovae_kernels.ops.made_inverse` does not know, each layer
+      alone is replaced.
+    - Couplings, affine and rational-quadratic: what follows the network is one op. The network
+      stays the library's own, and its parameters are the same.
+
+    The weights of an autoregressive network are carried over into new parameters, trainable where
+    the old ones were, their units in another order. An optimizer that was made before holds the old
+    ones, and nothing can be known of it here: give it as `optimizer`, or make it after this. Call
+    `undo` before a state dict is to be read by the library's own modules.
 
     May be called again when the flow has grown; given what it returned, it goes on with that.
 
     Args:
-        flow: a module that holds `MaskedAutoregressiveTransform`s of zuko or
-            `MaskedAffineAutoregressiveTransform`s of nflows, with or without context; or the
+        flow: a module that holds transforms of these libraries, with or without context; or the
             `Fusion` of one.
         optimizer: of parameters of the flow: its groups come to hold the new ones in the place of
             the old, and its state (Adam's moments) goes along in their order.
 
     Returns:
-        A `Fusion`: what was replaced, what was left alone and why (transforms that are not affine,
-        batch norm, dropout, masks that are staircases under no order of units), and `undo`. For all
-        else it is the flow: `flow = rk.fuse(flow)` will do.
+        A `Fusion`: what was replaced, what was left alone and why (other kinds of transforms, batch
+        norm, dropout, masks that are staircases under no order of units), and `undo`. For all else
+        it is the flow: `flow = rk.fuse(flow)` will do.
 
     Raises:
-        ValueError: flow holds no autoregressive transform of these libraries, or is one itself,
-            which nothing holds that it could be replaced in; optimizer holds no parameter of flow,
-            or a state that is not of the shape of its parameter.
+        ValueError: flow holds no such transform, or is one itself, which nothing holds that it
+            could be replaced in; optimizer holds no parameter of flow, or a state that is not of
+            the shape of its parameter.
 
     Example:
         >>> import torch, rhovae_kernels as rk
@@ -59,7 +65,7 @@ def fuse(flow: Any, optimizer: Optimizer | None = None) -> Fusion:
     """
     fusion = flow if type(flow) is Fusion else Fusion(flow)
     module = fusion.flow
-    if is_a(module, ZUKO) or is_a(module, NFLOWS_ANY):
+    if _kind(module) is not None:
         raise ValueError(
             f"flow is itself a {type(module).__name__}, which is replaced inside the module that "
             "holds it: give that one"
@@ -92,7 +98,8 @@ def fuse(flow: Any, optimizer: Optimizer | None = None) -> Fusion:
                 move_to_stand_in(optimizer, each)
     if not fusion.fused and not fusion.left:
         raise ValueError(
-            f"{type(module).__name__} holds no masked autoregressive transform of zuko or nflows"
+            f"{type(module).__name__} holds no masked autoregressive transform or coupling of "
+            "zuko or nflows"
         )
     return fusion
 
@@ -102,7 +109,15 @@ def _fuse(parent: nn.Module, key: str, transform: nn.Module) -> tuple[str, list[
         raise CannotFuse("as it is replaced already")
     if any(isinstance(layer, ReorderedLinear) for layer in transform.modules()):
         raise CannotFuse("as its layers are replaced already")
-    return (fuse_zuko if is_a(transform, ZUKO) else fuse_nflows)(parent, key, transform)
+    kind = _kind(transform)
+    assert kind is not None
+    return KINDS[kind](parent, key, transform)
+
+
+def _kind(module: object) -> str | None:
+    """The first class of a module that is known, by name."""
+    names = (f"{base.__module__}.{base.__qualname__}" for base in type(module).__mro__)
+    return next((name for name in names if name in KINDS), None)
 
 
 def _transforms(flow: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
@@ -110,6 +125,6 @@ def _transforms(flow: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Modul
     for parent_name, parent in flow.named_modules():
         # `named_children` leaves out what it has named.
         for key, module in parent._modules.items():
-            if is_a(module, ZUKO) or is_a(module, NFLOWS_ANY) or isinstance(module, StandIn):
+            if _kind(module) is not None or isinstance(module, StandIn):
                 assert module is not None
                 yield f"{parent_name}.{key}".lstrip("."), parent, key, module

@@ -30,7 +30,10 @@ ELEMENTWISE = {
     *(nn.GELU, nn.LeakyReLU, nn.SiLU, nn.Softplus, nn.Mish, nn.Identity),
     *(F.gelu, F.leaky_relu, F.silu, F.softplus, F.mish),
 }
+# What is said of a transform.
 ONE_PASS = "one pass in either direction"
+PASSES_BACK = "one pass, d passes back"
+ONE_OP = "one op after its network, in either direction"
 
 
 def inverted(activation: Any) -> str | None:

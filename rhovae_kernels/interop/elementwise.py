@@ -1,0 +1,84 @@
+"""What a network's outputs do to each dimension: affine maps and splines, each by one op."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from python_ref.rq_spline import SplineConvention
+from rhovae_kernels.ops import affine_coupling, rq_spline
+
+
+class Affine(NamedTuple):
+    """y = e^s x + t of each dimension, s = log_scale(r), of raw (t, r).
+
+    Args:
+        log_scale: takes r, gives s, both of any shape.
+
+    Example:
+        >>> import torch
+        >>> Affine(torch.tanh)(torch.ones(1, 2), torch.zeros(1, 2, 2), inverse=False)
+        (tensor([[1., 1.]]), tensor([0.]))
+    """
+
+    log_scale: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """y (…,d) or, of the inverse, x; and log_det (…); for x (…,d), raw (…,d,2)."""
+        shift, r = raw.unbind(-1)
+        none_passes = torch.zeros(x.shape[-1:], dtype=torch.bool, device=x.device)
+        return affine_coupling(x, self.log_scale(r), shift, none_passes, inverse)
+
+
+class Spline(NamedTuple):
+    """A rational-quadratic spline of each dimension, with linear tails.
+
+    Args:
+        bins: K.
+        convention: how its knots are made of raw widths, heights and derivatives.
+
+    Example:
+        >>> import torch
+        >>> spline = Spline(4, SplineConvention())
+        >>> spline(torch.ones(1, 2), torch.zeros(1, 2, spline.heads), inverse=False)
+        (tensor([[1., 1.]]), tensor([0.]))
+    """
+
+    bins: int
+    convention: SplineConvention
+
+    @property
+    def heads(self) -> int:
+        """Raw numbers of a dimension."""
+        return 3 * self.bins - 1
+
+    def __call__(self, x: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """As that of `Affine`, for raw (…,d,3K−1)."""
+        widths, heights, slopes = raw.split([self.bins, self.bins, self.bins - 1], -1)
+        x = x.expand(raw.shape[:-1])
+        return rq_spline(x, widths, heights, slopes, inverse, *self.convention)
+
+
+def in_passes(
+    elementwise: Affine | Spline, network: Callable[[Tensor], Tensor], y: Tensor, passes: int
+) -> tuple[Tensor, Tensor]:
+    """The inverse of an autoregressive transform: each pass makes one more dimension right.
+
+    Args:
+        elementwise: of each dimension.
+        network: takes x, gives what is raw of y.
+        y: shape (…,d).
+        passes: d, or fewer where dimensions come in groups.
+    """
+    x = torch.zeros_like(y)
+    log_det = y.new_zeros(())
+    for _ in range(passes):
+        x, log_det = elementwise(y, network(x), True)
+    return x, log_det
+
+
+def same_class(module: nn.Module, name: str) -> bool:
+    """Whether a module is of this very class: one derived from it may compute something else."""
+    kind: Any = type(module)
+    return f"{kind.__module__}.{kind.__qualname__}" == name

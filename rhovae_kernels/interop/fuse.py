@@ -6,18 +6,18 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from rhovae_kernels.interop import nflows, zuko
+from rhovae_kernels.interop import nflows, normflows, zuko
 from rhovae_kernels.interop.fusion import Fusion
 from rhovae_kernels.interop.networks import ReorderedLinear
 from rhovae_kernels.interop.optimizers import check_optimizer, move_to_stand_in
 from rhovae_kernels.interop.replaced import CannotFuse, Replaced, StandIn
 
 # What replaces a transform of each class, or of one derived from it, by the name of the class.
-KINDS = {**zuko.KINDS, **nflows.KINDS}
+KINDS = {**zuko.KINDS, **nflows.KINDS, **normflows.KINDS}
 
 
 def fuse(flow: Any, optimizer: Optimizer | None = None) -> Fusion:
-    """Replace what is slow inside a flow of zuko or nflows by this package's, in place.
+    """Replace what is slow inside a flow of zuko, nflows or normflows by this package's, in place.
 
     Outputs, densities and samples stay what they were, up to rounding.
 
@@ -99,7 +99,7 @@ def fuse(flow: Any, optimizer: Optimizer | None = None) -> Fusion:
     if not fusion.fused and not fusion.left:
         raise ValueError(
             f"{type(module).__name__} holds no masked autoregressive transform or coupling of "
-            "zuko or nflows"
+            "zuko, nflows or normflows"
         )
     return fusion
 

@@ -173,7 +173,7 @@ def _in_blocks(outputs: Tensor, d: int) -> Tensor:
     return outputs.unflatten(1, (2, d)).movedim(1, -1).flatten(1, -2)
 
 
-def _by_dimension(outputs: Tensor, d: int) -> Tensor:
+def by_dimension(outputs: Tensor, d: int) -> Tensor:
     """(batch,d·heads,…) as (batch,d·…,heads)."""
     return outputs.unflatten(1, (d, -1)).movedim(2, -1).flatten(1, -2)
 
@@ -183,10 +183,12 @@ def _log_scale(r: Tensor) -> Tensor:
     return torch.log(torch.sigmoid(r + 2) + 1e-3)
 
 
-def _spline_of(module: Any, hidden: int | None) -> Spline:
-    """`hidden`: the width that nflows scales logits by, where the network tells it one."""
+def spline_of(module: Any, hidden: int | None) -> Spline:
+    """`hidden`: the width that logits are scaled by, where the network tells it."""
     if module.tails != "linear":
         raise CannotFuse(f"as the tails of its splines are {module.tails}, not linear")
+    if isinstance(module.tail_bound, Tensor):
+        raise CannotFuse("as its splines have bounds of their own for each dimension")
     convention = SplineConvention.nflows(1 if hidden is None else hidden, module.tail_bound)
     return Spline(
         module.num_bins,
@@ -199,33 +201,29 @@ def _spline_of(module: Any, hidden: int | None) -> Spline:
 
 
 def fuse_coupling(parent: nn.Module, key: str, module: Any) -> tuple[str, list[Replaced]]:
-    elementwise: Affine | Spline
     if same_class(module, AFFINE_COUPLING):
-        elementwise, raw = Affine(_log_scale), _in_blocks
-    elif same_class(module, SPLINE_COUPLING):
-        network = module.transform_net
-        width = getattr(network, "hidden_features", getattr(network, "hidden_channels", None))
-        elementwise, raw = _spline_of(module, width), _by_dimension
-    else:
-        raise CannotFuse(f"as {type(module).__name__} is no affine or rational-quadratic coupling")
-    return ONE_OP, [replace(parent, key, NflowsCoupling(module, elementwise, raw))]
+        new = NflowsCoupling(module, Affine(_log_scale), _in_blocks)
+        return ONE_OP, [replace(parent, key, new)]
+    if same_class(module, SPLINE_COUPLING):
+        return ONE_OP, [replace(parent, key, spline_coupling(module))]
+    raise CannotFuse(f"as {type(module).__name__} is no affine or rational-quadratic coupling")
+
+
+def spline_coupling(module: Any) -> NflowsCoupling:
+    network = module.transform_net
+    width = getattr(network, "hidden_features", getattr(network, "hidden_channels", None))
+    return NflowsCoupling(module, spline_of(module, width), by_dimension)
 
 
 def fuse_autoregressive(parent: nn.Module, key: str, module: Any) -> tuple[str, list[Replaced]]:
     spline = None
     if same_class(module, SPLINE):
-        spline = _spline_of(module, getattr(module.autoregressive_net, "hidden_features", None))
+        spline = spline_of(module, getattr(module.autoregressive_net, "hidden_features", None))
     elif not is_a(module, AFFINE):
         raise CannotFuse(f"as {type(module).__name__} is neither affine nor rational-quadratic")
     network = module.autoregressive_net
-    blocks = list(network.blocks)
-    for block in blocks:
-        if getattr(block, "use_batch_norm", False) or getattr(block, "batch_norm", None):
-            raise CannotFuse("as there is batch norm within it")
-        if block.dropout.p > 0:
-            raise CannotFuse("as there is dropout within it")
+    check_blocks(network)
     check_elementwise(network.activation)
-    given_context = "context_layer" in network._modules
     why = "residual blocks"
     if not network.use_residual_blocks:
         activation = inverted(network.activation)
@@ -235,24 +233,41 @@ def fuse_autoregressive(parent: nn.Module, key: str, module: Any) -> tuple[str, 
                 return _replace_network(parent, key, module, activation, spline)
             except CannotFuse as reason:
                 why = str(reason)
+    replaced = replace_by_layers(network)
+    if spline is not None:
+        replaced.append(replace(parent, key, NflowsSpline(network, spline)))
+    return f"layer by layer, d passes back: {why}", replaced
+
+
+def check_blocks(network: Any) -> None:
+    """Refuse what makes more of a layer than a linear map."""
+    for block in network.blocks:
+        if getattr(block, "use_batch_norm", False) or getattr(block, "batch_norm", None):
+            raise CannotFuse("as there is batch norm within it")
+        if block.dropout.p > 0:
+            raise CannotFuse("as there is dropout within it")
+
+
+def replace_by_layers(network: Any, context_last: bool = False) -> list[Replaced]:
+    """`context_last`: a block adds the context to its outputs, not to its hidden units."""
     layers = [Layer(network, "initial_layer", INPUTS, 1)]
-    added = [Layer(network, "context_layer", INPUTS, 1)] if given_context else []
+    added = []
+    if "context_layer" in network._modules:
+        added.append(Layer(network, "context_layer", INPUTS, 1))
     units = last = 1
-    for block in blocks:
+    for block in network.blocks:
         last += 1
-        if network.use_residual_blocks:
+        if "linear_layers" in block._modules:
             inner = block.linear_layers
             layers += [Layer(inner, "0", units, last), Layer(inner, "1", last, units)]
             if "context_layer" in block._modules:
-                added.append(Layer(block, "context_layer", INPUTS, last))
+                to = units if context_last else last
+                added.append(Layer(block, "context_layer", INPUTS, to))
         else:
             layers.append(Layer(block, "linear", units, last))
             units = last
     layers.append(Layer(network, "final_layer", units, OUTPUTS))
-    replaced = replace_layers(layers, added)
-    if spline is not None:
-        replaced.append(replace(parent, key, NflowsSpline(network, spline)))
-    return f"layer by layer, d passes back: {why}", replaced
+    return replace_layers(layers, added)
 
 
 def _replace_network(

@@ -6,20 +6,22 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from rhovae_kernels.interop import nflows, normflows, zuko
+from rhovae_kernels.interop import nflows, normflows, pyro, zuko
 from rhovae_kernels.interop.fusion import Fusion
+from rhovae_kernels.interop.holders import modules_of
 from rhovae_kernels.interop.networks import ReorderedLinear
 from rhovae_kernels.interop.optimizers import check_optimizer, move_to_stand_in
 from rhovae_kernels.interop.replaced import CannotFuse, Replaced, StandIn
 
 # What replaces a transform of each class, or of one derived from it, by the name of the class.
-KINDS = {**zuko.KINDS, **nflows.KINDS, **normflows.KINDS}
+KINDS = {**zuko.KINDS, **nflows.KINDS, **normflows.KINDS, **pyro.KINDS}
 
 
 def fuse(flow: Any, optimizer: Optimizer | None = None) -> Fusion:
-    """Replace what is slow inside a flow of zuko, nflows or normflows by this package's, in place.
+    """Replace what is slow inside a flow of another library by this package's, in place.
 
-    Outputs, densities and samples stay what they were, up to rounding.
+    The libraries are zuko, nflows, normflows and pyro, and sbi, whose estimators are flows of the
+    first two. Outputs, densities and samples stay what they were, up to rounding.
 
     - Autoregressive transforms, affine ones and rational-quadratic splines, of networks that are
       plain chains: the networks become `MADE`s, no mask is multiplied, and the sequential direction
@@ -37,8 +39,9 @@ def fuse(flow: Any, optimizer: Optimizer | None = None) -> Fusion:
     May be called again when the flow has grown; given what it returned, it goes on with that.
 
     Args:
-        flow: a module that holds transforms of these libraries, with or without context; or the
-            `Fusion` of one.
+        flow: a module that holds transforms of these libraries, with or without context; a
+            posterior or an inference of sbi; a transform of pyro, or a distribution of such; or the
+            `Fusion` of one of these.
         optimizer: of parameters of the flow: its groups come to hold the new ones in the place of
             the old, and its state (Adam's moments) goes along in their order.
 
@@ -64,26 +67,22 @@ def fuse(flow: Any, optimizer: Optimizer | None = None) -> Fusion:
         >>> torch.testing.assert_close(flow().log_prob(x), before)
     """
     fusion = flow if type(flow) is Fusion else Fusion(flow)
-    module = fusion.flow
-    if _kind(module) is not None:
-        raise ValueError(
-            f"flow is itself a {type(module).__name__}, which is replaced inside the module that "
-            "holds it: give that one"
-        )
+    modules = modules_of(fusion.flow)
     if optimizer is not None:
-        check_optimizer(optimizer, [module])
+        check_optimizer(optimizer, modules.values())
     fusion.left = {}
     # A transform that the flow holds at several places stays one.
-    stand_ins: dict[nn.Module, tuple[str, Replaced]] = {}
-    for name, parent, key, transform in list(_transforms(module)):
+    stand_ins: dict[nn.Module, tuple[str, list[Replaced]]] = {}
+    found = [each for name, module in modules.items() for each in _transforms(name, module)]
+    for name, parent, key, transform in found:
         if name in fusion.fused:
             continue
         if transform in stand_ins:
-            how, first = stand_ins[transform]
+            how, (*_, last) = stand_ins[transform]
             fusion.fused[name] = how
-            if first.original is transform:
-                parent._modules[key] = first.now
-                fusion.replaced.append(first._replace(parent=parent, key=key))
+            if last.original is transform:
+                parent._modules[key] = last.now
+                fusion.replaced.append(last._replace(parent=parent, key=key))
             continue
         try:
             how, replaced = _fuse(parent, key, transform)
@@ -92,14 +91,14 @@ def fuse(flow: Any, optimizer: Optimizer | None = None) -> Fusion:
             continue
         fusion.fused[name] = how
         fusion.replaced += replaced
-        stand_ins[transform] = how, replaced[0]
+        stand_ins[transform] = how, replaced
         if optimizer is not None:
             for each in replaced:
                 move_to_stand_in(optimizer, each)
-    if not fusion.fused and not fusion.left:
+    if not found:
         raise ValueError(
-            f"{type(module).__name__} holds no masked autoregressive transform or coupling of "
-            "zuko, nflows or normflows"
+            f"{type(fusion.flow).__name__} holds no masked autoregressive transform or coupling of "
+            "zuko, nflows, normflows or pyro"
         )
     return fusion
 
@@ -107,7 +106,7 @@ def fuse(flow: Any, optimizer: Optimizer | None = None) -> Fusion:
 def _fuse(parent: nn.Module, key: str, transform: nn.Module) -> tuple[str, list[Replaced]]:
     if isinstance(transform, StandIn):
         raise CannotFuse("as it is replaced already")
-    if any(isinstance(layer, ReorderedLinear) for layer in transform.modules()):
+    if any(isinstance(layer, StandIn | ReorderedLinear) for layer in transform.modules()):
         raise CannotFuse("as its layers are replaced already")
     kind = _kind(transform)
     assert kind is not None
@@ -120,11 +119,24 @@ def _kind(module: object) -> str | None:
     return next((name for name in names if name in KINDS), None)
 
 
-def _transforms(flow: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
-    """Name, parent, key and module of each transform of a library, or what stands in for one."""
+def _transforms(of: str, flow: nn.Module) -> Iterator[tuple[str, nn.Module, str, nn.Module]]:
+    """Name, parent, key and module of each transform of a library, or what stands in for one.
+
+    `of` is the name of the flow, if it is not what was given.
+    """
+    if _kind(flow) in pyro.KINDS:
+        # Its parts are replaced, not itself.
+        yield of.lstrip(".") or type(flow).__name__, flow, "", flow
+    elif _kind(flow) is not None:
+        raise ValueError(
+            f"flow is itself a {type(flow).__name__}, which is replaced inside the module that "
+            "holds it: give that one"
+        )
     for parent_name, parent in flow.named_modules():
+        if _kind(parent) is not None:
+            continue
         # `named_children` leaves out what it has named.
         for key, module in parent._modules.items():
             if _kind(module) is not None or isinstance(module, StandIn):
                 assert module is not None
-                yield f"{parent_name}.{key}".lstrip("."), parent, key, module
+                yield f"{of}.{parent_name}.{key}".replace("..", ".").strip("."), parent, key, module

@@ -16,7 +16,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../math.h"
-#include "../strings.h"
+#include "../spline.h"
 #include "rows.h"
 
 namespace rhovae {
@@ -24,8 +24,6 @@ namespace {
 
 // What a thread takes at a time, in elements: whole rows, or a part of a long one.
 constexpr int64_t kBlock = 1024;
-
-enum class Slope { kUnit, kSoftplus, kExp };
 
 // The numbers of each element, (…,d,n).
 struct Numbers {
@@ -37,21 +35,13 @@ struct Numbers {
 
 // Everything the kernels of this file read and write. An operand that is not given, and an output
 // that is not asked for, is null; x, grad_out and outputs are contiguous.
-struct Spline {
-  int64_t rows, d, bins;
-  bool inverse, linear;
-  Slope slope;
-  double bound, min_width, min_height, min_derivative, logit_scale, clip;
-  double offset;  // added to a raw derivative before its softplus
+struct Spline : SplineConvention {
+  int64_t rows, d;
   const void *x = nullptr, *grad_out = nullptr;
   Numbers widths, heights, derivatives;
   Rows grad_log_det;
   void *out = nullptr, *log_det = nullptr;
   void *d_x = nullptr, *d_widths = nullptr, *d_heights = nullptr, *d_derivatives = nullptr;
-
-  // A size is the least one and a share of what is left.
-  double least(double share) const { return 2 * bound * share; }
-  double free(double share) const { return 2 * bound * (1 - share * double(bins)); }
 };
 
 }  // namespace
@@ -83,30 +73,20 @@ Numbers numbers_of(const Tensor& x, std::vector<Tensor>& keep) {
   return {x.const_data_ptr(), count, *stride, step, (rows - 1) * *stride + (d - 1) * step + count};
 }
 
-bool positive(double x) { return x > 0 && std::isfinite(x); }
-
 struct Call : Spline {
   std::vector<Tensor> keep;
 
   Call(const Tensor& x_, const Tensor& widths_, const Tensor& heights_, const Tensor& derivatives_,
        bool inverse_, double bound_, StringHandle tails, double min_width_, double min_height_,
        double min_derivative_, double logit_scale_, double clip_, StringHandle slope_) {
-    linear = take_one_of({"linear", "bounded"}, tails) == 0;
-    slope = Slope(take_one_of({"unit", "softplus", "exp"}, slope_));
-    inverse = inverse_, bound = bound_, clip = clip_, logit_scale = logit_scale_;
-    min_width = min_width_, min_height = min_height_, min_derivative = min_derivative_;
+    static_cast<SplineConvention&>(*this) =
+        SplineConvention::take(inverse_, bound_, tails, min_width_, min_height_, min_derivative_,
+                               logit_scale_, clip_, slope_);
     require(widths_.dim() > 0);
     bins = widths_.size(widths_.dim() - 1);
-    require(bins > 0);
+    require_ranges();
     const Leader leader(x_);
-    leader.each(widths_, bins).each(heights_, bins).each(derivatives_, linear ? bins - 1 : bins + 1);
-    for (const double least : {min_width, min_height}) {
-      require(least >= 0 && least * double(bins) <= 1);
-    }
-    const bool unit = slope == Slope::kUnit;
-    require(positive(bound) && positive(logit_scale) && clip >= 0 && std::isfinite(clip) &&
-            min_derivative >= 0 && std::isfinite(min_derivative) && !(unit && min_derivative >= 1));
-    offset = unit ? std::log(std::expm1(1 - min_derivative)) : 0;
+    leader.each(widths_, bins).each(heights_, bins).each(derivatives_, knots());
     rows = row_count(x_), d = leader.columns();
     x = contiguous(x_, keep);
     widths = numbers_of(widths_, keep);
@@ -165,6 +145,8 @@ STABLE_TORCH_LIBRARY_IMPL(rhovae_cpu, CPU, m) {
 }
 
 #else  // RHOVAE_TARGET
+
+#include "spline.h"
 
 namespace rhovae {
 namespace RHOVAE_TARGET {
@@ -233,15 +215,6 @@ RHOVAE_INLINE V<Compute<S>> load_side_by_side(const S* const* from,
     return __builtin_shufflevector(a, b, I...);
   }
 }
-
-// A vector in memory, of any alignment.
-template <typename T>
-struct Column {
-  T lanes[kLanes<T>];
-
-  RHOVAE_INLINE V<T> get() const { return load(static_cast<const T*>(lanes)); }
-  RHOVAE_INLINE void set(V<T> v) { store(lanes, v); }
-};
 
 // The elements that are computed together, from `first` on; lanes beyond them repeat the last.
 struct Elements {
@@ -320,198 +293,6 @@ RHOVAE_INLINE void store_numbers(S* out, int64_t count, const Elements& at,
   }
 }
 
-// log x of x ≥ 0.
-RHOVAE_INLINE V<float> logarithm(V<float> x) {
-  using Bits = typename Vector<float>::bits;
-  const V<float> zero = {}, infinite = broadcast(std::numeric_limits<float>::infinity());
-  // x = 2^n m, √½ ≤ m < √2, of a number that is not subnormal.
-  const auto small = x < 0x1p-126f;
-  const V<float> normal = small ? x * 0x1p24f : x;
-  const Bits bits = Bits(normal), n = (bits - 0x3f3504f3) >> 23;
-  const V<float> m = V<float>(bits - (n << 23));
-  const V<float> e = __builtin_convertvector(n, V<float>) - (small ? zero + 24.0f : zero);
-  const V<float> log = e * 0.693359375f + (log1p_unit(m - 1) + e * -2.12194440e-4f);
-  return x > zero && x < infinite ? log : (x == zero ? -infinite : x);
-}
-
-RHOVAE_INLINE V<double> logarithm(V<double> x) {
-  for (int i = 0; i < kLanes<double>; ++i) x[i] = std::log(x[i]);
-  return x;
-}
-
-template <typename T>
-RHOVAE_INLINE V<T> magnitude(V<T> x) {
-  return x < T(0) ? -x : x;
-}
-
-template <typename T>
-RHOVAE_INLINE V<T> within(V<T> x, V<T> low, V<T> high) {
-  const V<T> y = x < low ? low : x;
-  return y > high ? high : y;
-}
-
-template <typename T>
-RHOVAE_INLINE V<T> root(V<T> x) {
-  for (int i = 0; i < kLanes<T>; ++i) x[i] = std::sqrt(x[i]);
-  return x;
-}
-
-// Widths or heights: what the logits in `columns` are turned into, and where bins begin.
-template <typename T>
-struct Sizes {
-  Column<T>* columns;  // e^(u − max u), of which a share is `each` times
-  Column<T>* rates;    // ∂u/∂logits, where there is a clip and it is asked for
-  V<T> each;
-  T least, free;
-  V<T> sum = {}, begin;                    // of those before the bin that is looked at, its begin
-  V<T> before = {}, own, at;               // the same of the bin that was found, and its own
-
-  RHOVAE_INLINE Sizes(const Spline& p, double share, Column<T>* columns, Column<T>* rates)
-      : columns(columns), rates(rates), least(T(p.least(share))), free(T(p.free(share))) {
-    const T scale = T(p.logit_scale), inverse_clip = p.clip > 0 ? T(2 / p.clip) : T(0);
-    V<T> most = broadcast(-std::numeric_limits<T>::infinity());
-    for (int64_t j = 0; j < p.bins; ++j) {
-      V<T> u = columns[j].get() * scale;
-      if (p.clip > 0) {
-        const V<T> r = T(1) / (T(1) + magnitude<T>(u) * inverse_clip);
-        u *= r;
-        if (rates) rates[j].set(r * r);
-      }
-      columns[j].set(u);
-      most = u > most ? u : most;
-    }
-    V<T> total = {};
-    for (int64_t j = 0; j < p.bins; ++j) {
-      const V<T> e = exponential(columns[j].get() - most).exp;
-      columns[j].set(e);
-      total += e;
-    }
-    each = T(1) / total;
-    begin = at = broadcast(T(-p.bound));
-    own = columns[0].get();
-  }
-
-  // On to bin j ≥ 1.
-  RHOVAE_INLINE void next(int64_t j, T bound) {
-    sum += columns[j - 1].get();
-    begin = sum * (each * free) + (T(j) * least - bound);
-  }
-
-  template <typename M>
-  RHOVAE_INLINE void take(M found, int64_t j) {
-    before = found ? sum : before;
-    at = found ? begin : at;
-    own = found ? columns[j].get() : own;
-  }
-
-  RHOVAE_INLINE V<T> size() const { return own * (each * free) + least; }
-
-  // Of logit j, of the gradients of the size of each bin before bin k and of bin k's own.
-  struct Gradient {
-    V<T> of_before, of_own, mean, scale;
-  };
-  RHOVAE_INLINE Gradient gradient(V<T> of_before, V<T> of_own, T logit_scale) const {
-    return {of_before, of_own, (before * of_before + own * of_own) * each,
-            each * (free * logit_scale)};
-  }
-};
-
-// A knot of each element: its raw slope, whether the slope is 1 because a tail begins there.
-template <typename T>
-struct Slopes {
-  V<T> delta, rate;
-
-  template <bool with_rate>
-  static RHOVAE_INLINE Slopes of(const Spline& p, V<T> raw) {
-    V<T> u = raw, of_clip = broadcast(T(1));
-    if (p.clip > 0) {
-      const V<T> r = T(1) / (T(1) + magnitude<T>(raw) * T(1 / p.clip));
-      u *= r;
-      of_clip = r * r;
-    }
-    if (p.slope == Slope::kExp) {
-      const V<T> e = exponential(u).exp;
-      return {e + T(p.min_derivative), e * of_clip};
-    }
-    u += T(p.offset);
-    const auto negative = u < T(0);
-    const V<T> zero = {}, e = exponential(negative ? u : -u).exp;
-    const V<T> delta = (negative ? zero : u) + log1p_unit(e) + T(p.min_derivative);
-    if constexpr (!with_rate) return {delta, delta};
-    const V<T> large = T(1) / (T(1) + e);
-    return {delta, (negative ? e * large : large) * of_clip};
-  }
-};
-
-// The bin of each element, and where in it the element is.
-template <typename T, bool with_rate>
-struct Bin {
-  typename Vector<T>::bits outside;
-  V<T> v, k;  // k is a whole number
-  Sizes<T> x, y;
-  V<T> w, h, d0, d1, rate0, rate1, sigma, xi, zeta, tau, rest, m, n, d;
-
-  RHOVAE_INLINE Bin(const Spline& p, V<T> v_, Sizes<T> x_, Sizes<T> y_, const Column<T>* raw)
-      : v(v_), k{}, x(x_), y(y_) {
-    const T bound = T(p.bound);
-    const V<T> zero = {}, one = broadcast(T(1));
-    outside = v < -bound || v > bound;
-    const V<T> v = outside ? (p.linear ? zero : zero + std::numeric_limits<T>::quiet_NaN()) : this->v;
-    // The raw slope of knot i; of one where a linear tail begins, anything.
-    const int64_t first = p.linear, knots = p.derivatives.count;
-    const auto slope_at = [&](int64_t i) {
-      return i >= first && i < first + knots ? raw[i - first].get() : zero;
-    };
-    V<T> raw0 = slope_at(0), raw1 = slope_at(1);
-    // NaN is in bin 0.
-    for (int64_t j = 1; j < p.bins; ++j) {
-      x.next(j, bound);
-      y.next(j, bound);
-      const auto found = (p.inverse ? y.begin : x.begin) <= v;
-      x.take(found, j);
-      y.take(found, j);
-      k = found ? broadcast(T(j)) : k;
-      raw0 = found ? slope_at(j) : raw0;
-      raw1 = found ? slope_at(j + 1) : raw1;
-    }
-    w = x.size(), h = y.size();
-    const Slopes<T> at0 = Slopes<T>::template of<with_rate>(p, raw0);
-    const Slopes<T> at1 = Slopes<T>::template of<with_rate>(p, raw1);
-    d0 = at0.delta, d1 = at1.delta, rate0 = at0.rate, rate1 = at1.rate;
-    if (p.linear) {
-      d0 = k == T(0) ? one : d0;
-      d1 = k == T(p.bins - 1) ? one : d1;
-    }
-    sigma = h / w;
-    if (p.inverse) {
-      tau = within<T>((v - y.at) / h, zero, one);
-      rest = one - tau;
-      const V<T> step = T(2) * sigma * tau, e = d0 * rest - d1 * tau;
-      const V<T> product = T(2) * step * sigma * rest;
-      const V<T> large = magnitude<T>(e) + root<T>(e * e + product);
-      const V<T> other = e < T(0) ? product / large : large;
-      const V<T> sum = one / (step + other);
-      xi = step * sum, zeta = other * sum;
-    } else {
-      xi = within<T>((v - x.at) / w, zero, one);
-      zeta = one - xi;
-    }
-    m = xi * zeta;
-    const V<T> near = sigma * xi + d0 * zeta, far = sigma * zeta + d1 * xi;
-    d = xi * near + zeta * far;
-    n = d1 * (xi * xi) + T(2) * sigma * m + d0 * (zeta * zeta);
-    if (!p.inverse) {
-      const V<T> over = one / d;
-      tau = xi * near * over, rest = zeta * far * over;
-    }
-  }
-
-  RHOVAE_INLINE V<T> slope() const {
-    const V<T> ratio = sigma / d;
-    return n * ratio * ratio;
-  }
-};
-
 // Sums over rows, of vectors of elements that come one after the other.
 template <typename T>
 class RowSums {
@@ -583,16 +364,9 @@ struct SplinePass {
   static void elements(const Spline& p, const Elements& at, Scratch<T>& scratch,
                        RowSums<T>& log_det) {
     const auto b = bin_of<S, false>(p, at, scratch);
-    const V<T> zero = {}, bound = broadcast(T(p.bound));
-    V<T> y = p.inverse ? b.x.at + b.w * b.xi : b.y.at + b.h * b.tau;
-    y = within<T>(y, -bound, bound);
-    V<T> log_slope = logarithm(b.slope());
-    if (p.linear) {
-      y = b.outside ? b.v : y;
-      log_slope = b.outside ? zero : log_slope;
-    }
-    store(static_cast<S*>(p.out) + at.first, y, at.count);
-    log_det.add(p.inverse ? -log_slope : log_slope, at.count);
+    const auto image = b.image(p);
+    store(static_cast<S*>(p.out) + at.first, image.value, at.count);
+    log_det.add(p.inverse ? -image.log_slope : image.log_slope, at.count);
   }
 };
 

@@ -15,7 +15,8 @@ from python_ref.ar1 import (
 )
 from python_ref.iaf_gate import iaf_gate, iaf_gate_backward
 from python_ref.linear_scan import linear_scan, linear_scan_backward
-from python_ref.made_inverse import made_inverse, made_inverse_backward, made_solve
+from python_ref.made_inverse import made_inverse, made_inverse_backward
+from python_ref.made_solve import made_solve
 from python_ref.markov_reparam import markov_reparam, markov_reparam_backward
 from python_ref.markov_smooth import markov_smooth, markov_smooth_backward
 from python_ref.masked_linear import masked_linear, masked_linear_backward

@@ -4,10 +4,12 @@ and draws x_i = [u_i < σ(s_i)] of Bernoulli variables whose logits do.
 h_0 = x; h_ℓ = act(W_ℓ h_{ℓ−1} + b_ℓ); (m_0, s_0, m_1, s_1, …) = W_{L+1} h_L + b_{L+1}; the first
 layer's b_1 is `offset`. Every W is a staircase: its row j reads the first prefix[j] entries. Heads
 (m_i, s_i) see x_0 … x_{i−1} only, so that J = ∂y/∂x is lower triangular. Bernoulli variables have
-heads s_i alone.
+heads s_i alone; a transform that is a spline in each dimension has K widths, K heights and the
+derivatives of `rq_spline`.
 
-Shapes: x, y (…,d); offset (…,H_1); weights W_1 (H_1,d), …, W_{L+1} (2d,H_L), of Bernoulli variables
-(d,H_L); biases b_2 … b_{L+1}; prefixes one per weight; log_det (…).
+Shapes: x, y (…,d); offset (…,H_1); weights W_1 (H_1,d), …, W_{L+1} (h·d,H_L), h heads of a
+dimension: 2, 1 of Bernoulli variables, 3K − 1 of splines, 3K + 1 where their tails are "bounded";
+biases b_2 … b_{L+1}; prefixes one per weight; log_det (…).
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +19,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, logsigmoid
 
+from python_ref.made_solve import (
+    bias_gradient,
+    for_each_head,
+    made_solve,
+    of_each,
+    staircase,
+    weight_gradient,
+)
 from python_ref.precision import compute_dtype
+from python_ref.rq_spline import SplineConvention, rq_spline, rq_spline_backward
 
 # Activation of a pre-activation p, and its slope; h is the activation.
 ACTIVATIONS: dict[str, tuple[Callable, Callable]] = {
@@ -46,8 +57,8 @@ SCALES: dict[str, tuple[Callable, Callable]] = {
     ),
 }
 
-# What `scale` is called where x is drawn, and no affine transform inverted.
-BERNOULLI = "bernoulli"
+# What `scale` is called where x is drawn, and where a spline is inverted, and no affine transform.
+BERNOULLI, SPLINE = "bernoulli", "spline"
 
 
 class Made(NamedTuple):
@@ -58,10 +69,10 @@ class Made(NamedTuple):
     biases: Sequence[Tensor]
     activation: str
     scale: str
-    bound: float
+    spline: SplineConvention
 
     @classmethod
-    def of(cls, offset, weights, biases, prefixes, activation, scale, bound) -> "Made":
+    def of(cls, offset, weights, biases, prefixes, activation, scale, *spline) -> "Made":
         dtype = compute_dtype(offset.dtype)
         return cls(
             offset.to(dtype),
@@ -69,8 +80,12 @@ class Made(NamedTuple):
             [b.to(dtype) for b in biases],
             activation,
             scale,
-            bound,
+            SplineConvention(*spline),
         )
+
+    @property
+    def bound(self) -> float:
+        return self.spline.bound
 
     def layers(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """What each layer reads, h_0 … h_L; the slopes of the L activations; (m_0, s_0, …)."""
@@ -99,11 +114,16 @@ class Made(NamedTuple):
     def shift(self, m: Tensor, s: Tensor) -> Tensor:
         return torch.sigmoid(-s) * m if self.scale == "gate" else m
 
+    def parts(self, heads: Tensor, d: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The heads (…,h·d) of splines as their widths, heights and derivatives, (…,d,n) each."""
+        parts = self.spline.parts(heads.shape[-1] // max(d, 1))
+        widths, heights, derivatives = heads.unflatten(-1, (d, sum(parts))).split(parts, -1)
+        return widths, heights, derivatives
 
-def staircase(weight: Tensor, prefix: Tensor) -> Tensor:
-    """The weight with zeros where row j is not among its first prefix[j] entries."""
-    live = torch.arange(weight.shape[1], device=weight.device) < prefix[:, None]
-    return torch.where(live, weight, 0)
+    def splines(self, x: Tensor, heads: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """A spline for each of x, (…,d), and the logarithm of what it does to a volume, (…)."""
+        widths, heights, derivatives = self.parts(heads, x.shape[-1])
+        return rq_spline(x, widths, heights, derivatives, inverse, *self.spline)
 
 
 def made_forward(
@@ -114,11 +134,18 @@ def made_forward(
     prefixes: Sequence[Tensor],
     activation: str,
     scale: str,
-    bound: float,
+    *spline,
 ) -> tuple[Tensor, Tensor]:
-    """The parallel direction: y_i = a(s_i) x_i + t_i and log|det ∂y/∂x| = Σ log a(s_i)."""
-    made = Made.of(offset, weights, biases, prefixes, activation, scale, bound)
-    m, s = pairs(made.layers(x.to(made.offset.dtype))[2])
+    """The parallel direction: y_i = a(s_i) x_i + t_i and log|det ∂y/∂x| = Σ log a(s_i).
+
+    Of splines y_i = f(x_i; its heads). `spline`: the bound, and what follows it in `made_inverse`.
+    """
+    made = Made.of(offset, weights, biases, prefixes, activation, scale, *spline)
+    heads = made.layers(x.to(made.offset.dtype))[2]
+    if scale == SPLINE:
+        y, log_det = made.splines(x.to(heads.dtype), heads, inverse=False)
+        return y.to(x.dtype), log_det
+    m, s = pairs(heads)
     log_a = made.log_scale(s)
     return (torch.exp(log_a) * x + made.shift(m, s)).to(x.dtype), log_a.sum(-1)
 
@@ -131,15 +158,17 @@ def made_inverse(
     prefixes: Sequence[Tensor],
     activation: str,
     scale: str,
-    bound: float,
+    *spline,
 ) -> tuple[Tensor, Tensor]:
     """The sequential direction: x_i = (y_i − t_i) / a(s_i), and log|det ∂x/∂y| = −Σ log a(s_i).
 
     Of Bernoulli variables x_i = [y_i < σ(s_i)], and log p(x) = Σ log σ(±s_i), + where x_i is 1.
+    Of splines x_i = f⁻¹(y_i; its heads), and log|det ∂x/∂y| = Σ log|dx_i/dy_i|. `spline`: the
+    bound, and the rest of a `SplineConvention`.
 
     One run of the whole network for each dimension, of which its heads alone are used.
     """
-    made = Made.of(offset, weights, biases, prefixes, activation, scale, bound)
+    made = Made.of(offset, weights, biases, prefixes, activation, scale, *spline)
     goal = y.to(made.offset.dtype)
     x, log_det = torch.zeros_like(goal), goal.new_zeros(goal.shape[:-1])
     for i in range(goal.shape[-1]):
@@ -148,6 +177,10 @@ def made_inverse(
             s = heads[..., i]
             one = goal[..., i] < torch.sigmoid(s)
             x_i, log_a = one.to(x.dtype), -logsigmoid(torch.where(one, s, -s))
+        elif scale == SPLINE:
+            own = of_each(heads, goal.shape[-1])[..., i : i + 1, :].flatten(-2)
+            x_i, log_slope = made.splines(goal[..., i : i + 1], own, inverse=True)
+            x_i, log_a = x_i[..., 0], -log_slope
         else:
             m, s = heads[..., 2 * i], heads[..., 2 * i + 1]
             log_a = made.log_scale(s)
@@ -166,85 +199,43 @@ def interleave(even: Tensor, odd: Tensor) -> Tensor:
     return torch.stack([even, odd], -1).flatten(-2)
 
 
-def made_solve(
-    g: Tensor,
-    a: Tensor,
-    heads: Tensor,
-    slopes: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    prefixes: Sequence[Tensor],
-    transpose: bool,
-) -> Tensor:
-    """v with J v = g, or Jᵀ v = g, for the triangular J of an autoregressive transform.
+class Local(NamedTuple):
+    """What y_i = f(x_i; its heads) and log_det are near x, heads held, and x_i held.
 
-    J_ij = a_i δ_ij + heads_2i N_{2i,j} + heads_{2i+1} N_{2i+1,j}; N = W_{L+1} D_L W_L … D_1 W_1,
-    D_ℓ = diag(slopes_ℓ). g, a, v (…,d); heads (…,2d); slopes_ℓ (…,H_ℓ).
+    a = ∂y/∂x; heads = ∂y/∂heads; of log_det, times what comes in: of_x and of_heads, None where
+    they are nothing.
     """
-    dtype = compute_dtype(g.dtype)
-    n = staircase(weights[0], prefixes[0]).to(dtype)
-    for slope, w, p in zip(slopes, weights[1:], prefixes[1:], strict=True):
-        n = staircase(w, p).to(dtype) @ (slope.to(dtype)[..., None] * n)
-    rows = (heads.to(dtype)[..., None] * n).unflatten(-2, (-1, 2)).sum(-2)
-    jacobian = torch.diag_embed(a.to(dtype)) + rows
-    matrix = jacobian.mT if transpose else jacobian
-    v = torch.linalg.solve_triangular(matrix, g.to(dtype)[..., None], upper=transpose)
-    return v[..., 0].to(g.dtype)
+
+    a: Tensor
+    heads: Tensor
+    of_x: Tensor | None
+    of_heads: Tensor | None
 
 
-def weight_gradient(d_layer: Tensor, read: Tensor, prefix: Tensor) -> Tensor:
-    """∂W of a staircase: Σ over rows of ∂(W h) hᵀ, exactly zero outside it."""
-    return staircase(rows_of(d_layer).mT @ rows_of(read), prefix)
+def affine_local(made: Made, x: Tensor, params: Tensor, k: Tensor | None) -> Local:
+    """y = a x + t, where the gate's t = (1−a) m; of log_det = −Σ log a, κ = −k ∂log a/∂s."""
+    m, s = pairs(params)
+    a, relative = torch.exp(made.log_scale(s)), made.log_scale_slope(s)
+    if made.scale == "gate":
+        heads = interleave(torch.sigmoid(-s), a * relative * (x - m))
+    else:
+        heads = interleave(torch.ones_like(m), a * relative * x)
+    if k is None:
+        return Local(a, heads, None, None)
+    return Local(a, heads, None, interleave(torch.zeros_like(m), -k[..., None] * relative))
 
 
-def bias_gradient(d_layer: Tensor) -> Tensor:
-    return rows_of(d_layer).sum(0)
-
-
-def rows_of(x: Tensor) -> Tensor:
-    return x[None] if x.dim() == 1 else x.flatten(0, -2)
-
-
-class ProductGradients(NamedTuple):
-    """Those of λᵀ J v with respect to what J is made of."""
-
-    d_a: Tensor
-    d_heads: Tensor
-    d_slopes: list[Tensor]
-    d_weights: list[Tensor]
-
-
-def product_gradients(
-    left: Tensor,
-    right: Tensor,
-    a: Tensor,
-    heads: Tensor,
-    slopes: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    prefixes: Sequence[Tensor],
-) -> ProductGradients:
-    """The gradients of λᵀ J v, λ = left and v = right, J as in `made_solve`.
-
-    r_0 = v; n_ℓ = W_ℓ r_{ℓ−1}; r_ℓ = slopes_ℓ n_ℓ, and from the other end
-    c_{L+1} = heads λ; c_ℓ = slopes_ℓ W_{ℓ+1}ᵀ c_{ℓ+1}; ∂slopes_ℓ = n_ℓ W_{ℓ+1}ᵀ c_{ℓ+1}
-    ∂W_ℓ = c_ℓ r_{ℓ−1}ᵀ; ∂heads = λ n_{L+1}; ∂a = λ v
-    """
-    masked = [staircase(w, p) for w, p in zip(weights, prefixes, strict=True)]
-    read, n = [right], [linear(right, masked[0])]
-    for slope, w in zip(slopes, masked[1:], strict=True):
-        read.append(slope * n[-1])
-        n.append(linear(read[-1], w))
-    twice = left.repeat_interleave(2, -1)
-    c, d_slopes = [heads * twice], []
-    for i in reversed(range(len(slopes))):
-        back = c[-1] @ masked[i + 1]
-        d_slopes.append(n[i] * back)
-        c.append(slopes[i] * back)
-    return ProductGradients(
-        left * right,
-        twice * n[-1],
-        d_slopes[::-1],
-        [weight_gradient(*of) for of in zip(reversed(c), read, prefixes, strict=True)],
-    )
+def spline_local(
+    made: Made, x: Tensor, params: Tensor, k: Tensor | None, gradients: Callable
+) -> Local:
+    """y = f(x; heads); of log_det = −Σ log f', which depends on x_i as well."""
+    args = (x, *made.parts(params, x.shape[-1]), False, *made.spline)
+    a, *of_bins = gradients(torch.ones_like(x), None, *args)
+    heads = torch.cat(of_bins, -1).flatten(-2)
+    if k is None:
+        return Local(a, heads, None, None)
+    of_x, *of_bins = gradients(None, -k, *args)
+    return Local(a, heads, of_x, torch.cat(of_bins, -1).flatten(-2))
 
 
 class Adjoint(NamedTuple):
@@ -268,50 +259,49 @@ def made_inverse_adjoint(
     prefixes: Sequence[Tensor],
     activation: str,
     scale: str,
-    bound: float,
-    solve=made_solve,
+    *spline,
+    solve: Callable = made_solve,
+    spline_gradients: Callable = rq_spline_backward,
 ) -> Adjoint:
     """The backward pass at x for incoming g = grad_x and k = grad_log_det.
 
-    f(x; θ) = y defines x: dx = J⁻¹(dy − ∂_θ f dθ). With κ = −k ∂log a/∂s, the gradient of log_det
-    with respect to s,
-    Jᵀ v = g + Nᵀ(0, κ); ∂y = v; ∂(m, s) = (0, κ) − (∂y/∂m, ∂y/∂s) v, and on to the layers below it.
+    f(x; θ) = y defines x: dx = J⁻¹(dy − ∂_θ f dθ). With κ, the gradient of log_det with respect to
+    the heads, and λ, that with respect to x at these heads,
+    Jᵀ v = g + λ + Nᵀ κ; ∂y = v; ∂heads = κ − (∂y/∂heads) v, and on to the layers below it.
 
     Where x is drawn, it is constant but for steps, g has no effect, and k is that of log p(x):
     ∂s = k (x − σ(s)).
     """
-    made = Made.of(offset, weights, biases, prefixes, activation, scale, bound)
+    made = Made.of(offset, weights, biases, prefixes, activation, scale, *spline)
     x = x.to(made.offset.dtype)
     read, slopes, params = made.layers(x)
+    k = None if grad_log_det is None else grad_log_det.to(x.dtype)
     if scale == BERNOULLI:
-        incoming = 0.0 if grad_log_det is None else grad_log_det.to(x.dtype)[..., None]
+        incoming = 0.0 if k is None else k[..., None]
         d_heads = incoming * (x - torch.sigmoid(params))
         return Adjoint(None, made.layer_gradients(slopes, d_heads), read)
-    m, s = pairs(params)
-    a, relative = torch.exp(made.log_scale(s)), made.log_scale_slope(s)
-    # y = a x + t, where the gate's t = (1−a) m.
-    if scale == "gate":
-        heads = interleave(torch.sigmoid(-s), a * relative * (x - m))
+    if scale == SPLINE:
+        local = spline_local(made, x, params, k, spline_gradients)
     else:
-        heads = interleave(torch.ones_like(m), a * relative * x)
+        local = affine_local(made, x, params, k)
 
     g = torch.zeros_like(x) if grad_x is None else grad_x.to(x.dtype)
-    direct = torch.zeros_like(params)
-    if grad_log_det is not None:
-        kappa = -grad_log_det.to(x.dtype)[..., None] * relative
-        direct = interleave(torch.zeros_like(m), kappa)
+    direct = torch.zeros_like(params) if local.of_heads is None else local.of_heads
+    if local.of_heads is not None:
         g = g + made.layer_gradients(slopes, direct)[0] @ made.weights[0]
-    v = solve(g, a, heads, slopes, made.weights, prefixes, True)
-    d_heads = direct - heads * v.repeat_interleave(2, -1)
+    if local.of_x is not None:
+        g = g + local.of_x
+    v = solve(g, local.a, local.heads, slopes, made.weights, prefixes, True)
+    d_heads = direct - local.heads * for_each_head(v, local.heads)
     return Adjoint(v, made.layer_gradients(slopes, d_heads), read)
 
 
 def made_inverse_backward(
-    grad_x, grad_log_det, x, offset, weights, biases, prefixes, activation, scale, bound
+    grad_x, grad_log_det, x, offset, weights, biases, prefixes, activation, scale, *spline
 ) -> tuple[Tensor | None, Tensor, list[Tensor], list[Tensor]]:
     """Gradients with respect to (y, offset, weights, biases) at x."""
     d_y, d_layers, read = made_inverse_adjoint(
-        grad_x, grad_log_det, x, offset, weights, biases, prefixes, activation, scale, bound
+        grad_x, grad_log_det, x, offset, weights, biases, prefixes, activation, scale, *spline
     )
     return (
         None if d_y is None else d_y.to(x.dtype),

@@ -70,6 +70,17 @@ class SplineConvention(NamedTuple):
         """That of zuko: no slope at a knot is below `slope`, or above its inverse."""
         return cls(bound, "linear", 0.0, 0.0, 0.0, clip=-math.log(slope), slope="exp")
 
+    def of_bins(self, bins: int) -> tuple[int, int, int]:
+        """How many widths, heights and derivatives a spline has."""
+        return bins, bins, bins - 1 if self.tails == "linear" else bins + 1
+
+    def parts(self, heads: int) -> tuple[int, int, int]:
+        """Of so many numbers of one spline, how many are widths, heights and derivatives.
+
+        Where they are not those of a whole number of bins, of the bins that they are enough for.
+        """
+        return self.of_bins(max(1, (heads + (1 if self.tails == "linear" else -1)) // 3))
+
     @property
     def offset(self) -> float:
         """What is added to a raw derivative before its softplus."""

@@ -81,6 +81,7 @@ class Contract:
     differentiable: tuple[int, ...]
     # Positions of the outputs that carry gradients.
     results: tuple[int, ...] = (0,)
+    shapes = SHAPES
     longest_drawn = 300
     # What every element must be written of, and what must be the same from run to run.
     written_shapes = (((3,), 1), ((5,), 17), ((2,), 2100))
@@ -181,7 +182,7 @@ class Contract:
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_outputs_and_gradients_match_the_specification(self, backend, dtype):
-        for batch, d in SHAPES:
+        for batch, d in self.shapes:
             for variant, inputs in self.each_variant(batch, d, dtype, backend.device):
                 self.check(inputs, dtype, f"{variant} {batch} {d}")
 

@@ -15,6 +15,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <memory>
 #include <tuple>
 #include <vector>
@@ -22,6 +23,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../made_inverse.h"
+#include "../spline.h"
 #include "rows.h"
 
 namespace rhovae {
@@ -42,12 +44,13 @@ struct Layer {
 
 struct Network {
   int64_t batch = 0, steps = 0;
-  int inputs_a_step = 1, outputs_a_step = 2;
+  int64_t inputs_a_step = 1, outputs_a_step = 2;
   std::vector<Layer> layers;  // the last one gives the outputs
   // Of the inversion.
   Activation activation{};
   Scale scale{};
   double bound = 0;
+  SplineConvention spline;
   Rows y, offset;
   void *x = nullptr, *log_det = nullptr;
   // Of the solutions.
@@ -158,15 +161,26 @@ std::tuple<Tensor, Tensor> made_inverse(const Tensor& y, const Tensor& offset,
                                         const std::vector<Tensor>& biases,
                                         const std::vector<Tensor>& prefixes,
                                         StringHandle activation, StringHandle scale,
-                                        double bound) {
+                                        double bound, StringHandle tails, double min_width,
+                                        double min_height, double min_derivative,
+                                        double logit_scale, double clip, StringHandle slope) {
   std::vector<Tensor> keep;
   Network network;
   network.activation = take_activation(activation);
   network.scale = take_scale(scale);
   network.bound = bound;
+  network.spline = SplineConvention::take(true, bound, tails, min_width, min_height,
+                                          min_derivative, logit_scale, clip, slope);
   require_bound(network.scale, bound);
-  network.outputs_a_step = heads_of(network.scale);
-  require_inversion(Leader(y), network.outputs_a_step, offset, weights, biases, prefixes);
+  const bool splines = network.scale == Scale::kSpline;
+  const Leader leader(y);
+  if (splines) {
+    network.outputs_a_step = network.spline.take_bins(heads_each(leader, weights));
+    network.spline.require_ranges();
+  } else {
+    network.outputs_a_step = heads_of(network.scale);
+  }
+  require_inversion(leader, network.outputs_a_step, offset, weights, biases, prefixes);
   network.batch = row_count(y);
   network.steps = y.size(y.dim() - 1);
   network.layers = layers_of(weights, prefixes);
@@ -178,16 +192,24 @@ std::tuple<Tensor, Tensor> made_inverse(const Tensor& y, const Tensor& offset,
   Tensor x = empty_like_rows(y), log_det = empty_per_row(y);
   network.x = x.mutable_data_ptr();
   network.log_det = log_det.mutable_data_ptr();
-  with_storage(y.scalar_type(), [&](auto s) { RHOVAE_RUN(network, Inversion<decltype(s)>); });
+  with_storage(y.scalar_type(), [&](auto s) {
+    if (splines) {
+      RHOVAE_RUN(network, SplineInversion<decltype(s)>);
+    } else {
+      RHOVAE_RUN(network, Inversion<decltype(s)>);
+    }
+  });
   return {x, log_det};
 }
 
 Tensor made_solve(const Tensor& g, const Tensor& a, const Tensor& heads,
                   const std::vector<Tensor>& slopes, const std::vector<Tensor>& weights,
                   const std::vector<Tensor>& prefixes, bool transpose) {
-  require_solution(Leader(g), a, heads, slopes, weights, prefixes);
+  const Leader leader(g);
   std::vector<Tensor> keep;
   Network network;
+  network.outputs_a_step = heads_each(leader, weights);
+  require_solution(leader, network.outputs_a_step, a, heads, slopes, weights, prefixes);
   network.batch = row_count(g);
   network.steps = g.size(g.dim() - 1);
   network.layers = layers_of(weights, prefixes);
@@ -218,6 +240,8 @@ STABLE_TORCH_LIBRARY_IMPL(rhovae_cpu, CPU, m) {
 
 #else  // RHOVAE_TARGET
 
+#include "spline.h"
+
 namespace rhovae {
 namespace RHOVAE_TARGET {
 namespace {
@@ -229,14 +253,11 @@ struct Slice {
   const Plan& plan;
   int64_t first;
   int count;
-  T* lines;   // of all units
-  T* slopes;  // of the block that each layer is at
+  T* lines;    // of all units
+  T* scratch;  // of the pass
 
   T* line(int level, int64_t unit) const {
     return lines + (plan.first_unit[level] + unit) * kLine<T>;
-  }
-  T* slope_line(int layer, int64_t unit) const {
-    return slopes + (layer * kHeight + unit % kHeight) * kLine<T>;
   }
 
   // Element j of every row, in lanes; those beyond the batch are zero.
@@ -361,12 +382,14 @@ V<T> inverted(const Network& network, V<T> y, V<T> m, V<T>& s) {
   }
 }
 
-// Each pass says how a block begins, what becomes of a complete unit, and what a step makes of its
-// outputs.
+// Each pass says what scratch it wants, how a block begins, what becomes of a complete unit, and what
+// a step makes of its outputs.
 template <typename S>
 struct Inversion {
   using Storage = S;
   using T = Compute<S>;
+
+  static int64_t scratch(const Network&) { return 0; }
 
   static void begin(const Slice<T>& slice, int l, int64_t first, int64_t end) {
     for (int64_t unit = first; unit < end; ++unit) {
@@ -388,7 +411,7 @@ struct Inversion {
     }
   }
 
-  // s of dimension i, whether there is an m before it or not.
+  // Of dimension i: s, whether there is an m before it or not. A step leaves log a there.
   static int64_t last_head(const Network& network, int64_t i) {
     return (i + 1) * network.outputs_a_step - 1;
   }
@@ -429,10 +452,50 @@ struct Inversion {
   }
 };
 
+// x_i = f⁻¹(y_i) of a spline f; log f' is left in place of the last head.
+template <typename S>
+struct SplineInversion : Inversion<S> {
+  using T = Compute<S>;
+
+  // One dimension's heads, a vector of rows at a time.
+  static int64_t scratch(const Network& network) {
+    return network.outputs_a_step * kLanes<T>;
+  }
+
+  static void step(const Slice<T>& slice, int64_t i) {
+    const Network& network = slice.network;
+    const SplineConvention& f = network.spline;
+    T* x = slice.line(0, i);
+    const T* heads = slice.line(int(network.layers.size()), i * network.outputs_a_step);
+    T* log_slope = slice.line(int(network.layers.size()), Inversion<S>::last_head(network, i));
+    Column<T>* columns = reinterpret_cast<Column<T>*>(slice.scratch);
+    slice.template gather<S>(network.y, i, x);
+    for (int j = 0; j < kLine<T>; j += kLanes<T>) {
+      for (int64_t k = 0; k < network.outputs_a_step; ++k) {
+        columns[k].set(load(heads + k * kLine<T> + j));
+      }
+      const Sizes<T> widths(f, f.min_width, columns, nullptr);
+      const Sizes<T> heights(f, f.min_height, columns + f.bins, nullptr);
+      const Bin<T, false> bin(f, load(x + j), widths, heights, columns + 2 * f.bins);
+      const auto image = bin.image(f);
+      store(x + j, image.value);
+      store(log_slope + j, image.log_slope);
+    }
+  }
+};
+
 template <typename S>
 struct Solution {
   using Storage = S;
   using T = Compute<S>;
+
+  // The slopes of the block that each layer is at.
+  static int64_t scratch(const Network& network) {
+    return int64_t(network.layers.size()) * kHeight * kLine<T>;
+  }
+  static T* slope_line(const Slice<T>& slice, int layer, int64_t unit) {
+    return slice.scratch + (layer * kHeight + unit % kHeight) * kLine<T>;
+  }
 
   // Dimensions and units are counted from their ends where J is transposed.
   static int64_t counted(const Network& network, int64_t i, int64_t n) {
@@ -447,13 +510,13 @@ struct Solution {
       for (int i = 0; i < kLine<T>; ++i) line[i] = 0;
       if (l + 1 == int(network.layers.size())) continue;
       slice.template gather<S>(network.slopes[l], counted(network, unit, rows),
-                               slice.slope_line(l, unit));
+                               slope_line(slice, l, unit));
     }
   }
 
   static void complete(const Slice<T>& slice, int l, int64_t unit) {
     T* line = slice.line(l + 1, unit);
-    const T* slope = slice.slope_line(l, unit);
+    const T* slope = slope_line(slice, l, unit);
     for (int i = 0; i < kLine<T>; ++i) line[i] *= slope[i];
   }
 
@@ -461,23 +524,29 @@ struct Solution {
     const Network& network = slice.network;
     const int64_t dimension = counted(network, i, network.steps);
     const int outputs = int(network.layers.size());
-    T g[kLine<T>], a[kLine<T>], even[kLine<T>], odd[kLine<T>];
-    slice.template gather<S>(network.g, dimension, g);
+    const int64_t heads = network.transpose ? network.inputs_a_step : network.outputs_a_step;
+    T v[kLine<T>], a[kLine<T>], head[kLine<T>];
+    slice.template gather<S>(network.g, dimension, v);
     slice.template gather<S>(network.a, dimension, a);
-    slice.template gather<S>(network.heads, 2 * dimension, even);
-    slice.template gather<S>(network.heads, 2 * dimension + 1, odd);
-    for (int j = 0; j < slice.count; ++j) {
-      T v;
-      if (network.transpose) {
-        v = (g[j] - slice.line(outputs, i)[j]) / a[j];
-        slice.line(0, 2 * i)[j] = odd[j] * v;
-        slice.line(0, 2 * i + 1)[j] = even[j] * v;
-      } else {
-        const T* n = slice.line(outputs, 2 * i);
-        v = (g[j] - even[j] * n[j] - odd[j] * n[kLine<T> + j]) / a[j];
-        slice.line(0, i)[j] = v;
+    if (network.transpose) {
+      const T* n = slice.line(outputs, i);
+      for (int j = 0; j < slice.count; ++j) v[j] = (v[j] - n[j]) / a[j];
+      for (int64_t k = 0; k < heads; ++k) {
+        slice.template gather<S>(network.heads, heads * dimension + k, head);
+        T* input = slice.line(0, heads * i + (heads - 1 - k));
+        for (int j = 0; j < slice.count; ++j) input[j] = head[j] * v[j];
       }
-      put<S>(network.v, (slice.first + j) * network.steps + dimension, v);
+    } else {
+      for (int64_t k = 0; k < heads; ++k) {
+        slice.template gather<S>(network.heads, heads * dimension + k, head);
+        const T* n = slice.line(outputs, heads * i + k);
+        for (int j = 0; j < slice.count; ++j) v[j] -= head[j] * n[j];
+      }
+      T* input = slice.line(0, i);
+      for (int j = 0; j < slice.count; ++j) input[j] = v[j] /= a[j];
+    }
+    for (int j = 0; j < slice.count; ++j) {
+      put<S>(network.v, (slice.first + j) * network.steps + dimension, v[j]);
     }
   }
 
@@ -505,11 +574,11 @@ void run(const Network& network) {
   const int64_t slices = (network.batch + kLine<T> - 1) / kLine<T>;
   torch::stable::parallel_for(0, slices, 1, [&](int64_t begin, int64_t end) {
     const std::unique_ptr<T[]> lines(new T[plan.units * kLine<T>]());
-    const std::unique_ptr<T[]> slopes(new T[(last + 1) * kHeight * kLine<T>]);
+    const std::unique_ptr<T[]> scratch(new T[Pass::scratch(network)]);
     for (int64_t i = begin; i < end; ++i) {
       const int64_t first = i * kLine<T>;
       const int count = int(std::min<int64_t>(kLine<T>, network.batch - first));
-      const Slice<T> slice{network, plan, first, count, lines.get(), slopes.get()};
+      const Slice<T> slice{network, plan, first, count, lines.get(), scratch.get()};
       for (const Event& event : plan.events) {
         const int l = event.layer;
         if (l < 0) {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../made_inverse.h"
+#include "../spline.h"
 #include "platform.cuh"
 #include "rows.cuh"
 
@@ -349,9 +350,14 @@ void launch(const Device& device, const Tensor& like, Walk<S>& p) {
 std::tuple<Tensor, Tensor> made_inverse(Tensor y, Tensor offset, std::vector<Tensor> weights,
                                         std::vector<Tensor> biases, std::vector<Tensor> prefixes,
                                         StringHandle activation_name, StringHandle scale_name,
-                                        double bound) {
+                                        double bound, StringHandle tails, double min_width,
+                                        double min_height, double min_derivative,
+                                        double logit_scale, double clip, StringHandle slope) {
   const Activation activation = take_activation(activation_name);
   const Scale scale = take_scale(scale_name);
+  SplineConvention::take(true, bound, tails, min_width, min_height, min_derivative, logit_scale,
+                         clip, slope);
+  require(scale != Scale::kSpline);
   require_bound(scale, bound);
   require_inversion(Leader(y), heads_of(scale), offset, weights, biases, prefixes);
   const Device device(y);
@@ -381,7 +387,7 @@ std::tuple<Tensor, Tensor> made_inverse(Tensor y, Tensor offset, std::vector<Ten
 
 Tensor made_solve(Tensor g, Tensor a, Tensor heads, std::vector<Tensor> slopes,
                   std::vector<Tensor> weights, std::vector<Tensor> prefixes, bool transposed) {
-  require_solution(Leader(g), a, heads, slopes, weights, prefixes);
+  require_solution(Leader(g), 2, a, heads, slopes, weights, prefixes);
   const Device device(g);
   Tensor v = uninitialized_like(g);
   by_storage(g, [&](auto storage) {

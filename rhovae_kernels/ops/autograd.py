@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
+from rhovae_kernels.ops import eager
+
 
 def to_front(batch_size: int, x: Any, dim: int | None) -> Any:
     """A vmapped argument with its batch dimension first; one without is expanded, not copied."""
@@ -65,7 +67,7 @@ def backward_function(
 
     def bind(ctx):
         """The gradients asked for as a function of the floating tensors; those; their places."""
-        saved = ctx.saved_tensors
+        saved = eager.unwrapped(ctx.saved_tensors)
         where = [i for i, x in enumerate(saved) if x is not None and x.is_floating_point()]
 
         def of_floating(*values):
@@ -94,7 +96,7 @@ def backward_function(
             _, vjp = torch.func.vjp(of_floating, *values)
             result: list = [None] * ctx.arguments
             cotangents = tuple(g for g, need in zip(grads, ctx.needs, strict=True) if need)
-            for i, g in zip(where, vjp(cotangents), strict=True):
+            for i, g in zip(where, vjp(eager.unwrapped(cotangents)), strict=True):
                 result[i] = g
             return tuple(result)
 

@@ -11,17 +11,19 @@ from python_ref.made_inverse import (
     ACTIVATIONS,
     BERNOULLI,
     SCALES,
-    bias_gradient,
+    SPLINE,
     made_inverse_adjoint,
-    weight_gradient,
 )
 from python_ref.made_inverse import made_inverse as specification
+from python_ref.made_solve import bias_gradient, weight_gradient
+from python_ref.rq_spline import SplineConvention
 from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.cost import Cost, per_row
 from rhovae_kernels.ops.made_solve import (
     batch_rows,
     check_network,
     flatten,
+    heads_each,
     live_weights,
     named,
     nest,
@@ -29,7 +31,8 @@ from rhovae_kernels.ops.made_solve import (
     rounds,
     tangents_of_flat,
 )
-from rhovae_kernels.ops.op import Lists, Op, register
+from rhovae_kernels.ops.op import Form, Lists, Op, register
+from rhovae_kernels.ops.rq_spline import check_names, check_ranges, flops_each
 
 
 def made_inverse(
@@ -41,6 +44,13 @@ def made_inverse(
     activation: str = "relu",
     scale: str = "exp",
     bound: float = 0.0,
+    tails: str = "linear",
+    min_width: float = 1e-3,
+    min_height: float = 1e-3,
+    min_derivative: float = 1e-3,
+    logit_scale: float = 1.0,
+    clip: float = 0.0,
+    slope: str = "unit",
 ) -> tuple[Tensor, Tensor]:
     """The inverse of y = a(s) ⊙ x + t, (m, s) = MADE(x), each hidden unit computed once.
 
@@ -56,30 +66,49 @@ def made_inverse(
     not differentiable in y, of which x is a step function: x carries no gradient, and that of
     log p(x) is taken at the x that was drawn. y_i = −inf makes x_i 1, and y_i = +inf makes it 0.
 
+    scale="spline" inverts a monotone rational-quadratic spline of K bins in each dimension: x_i =
+    f⁻¹(y_i), f that of `rq_spline` with the heads of dimension i for its widths, heights and
+    derivatives; log_det = Σ log|dx_i/dy_i|. The arguments from `bound` on are those of `rq_spline`:
+    `made_inverse(y, offset, weights, biases, prefixes, activation, "spline", *convention)`.
+
     Args:
         y: shape (…,d); float64, float32, bfloat16 or float16.
         offset: b_1, and what a context adds to it, shape (…,H_1); an expanded view will do.
         weights: W_1 (H_1,d), …, W_L (H_L,H_{L−1}), W_{L+1} (2d,H_L), L ≥ 1; rows 2i and 2i+1 of the
-            last are the heads m_i and s_i. Of "bernoulli" it is (d,H_L), and row i is s_i.
-        biases: b_2 (H_2), …, b_{L+1} (2d), of "bernoulli" (d).
+            last are the heads m_i and s_i. Of "bernoulli" it is (d,H_L), and row i is s_i. Of
+            "spline" it is (h·d,H_L), h = 3K − 1, or 3K + 1 with bounded tails, and rows h·i …
+            h·i+h−1 are K widths, K heights and the derivatives.
+        biases: b_2 (H_2), …, b_{L+1}, one number for each row of W_{L+1}.
         prefixes: int32, one for each weight, (rows of it,), non-decreasing; head i must depend on
             x_0 … x_{i−1} alone. Values are checked on the CPU.
         activation: "relu", "elu", "tanh" or "sigmoid".
         scale: "exp": a = eˢ, t = m. "gate" (IAF): a = σ(s), t = (1−σ(s)) m. "softclip" (zuko):
             log a = s / (1 + |s/bound|), t = m. "softplus" (nflows): a = softplus(s) + bound, t = m.
-            "bernoulli": as said above.
-        bound: of "softclip" the largest |log a|, above 0; of "softplus" the smallest a, 0 or more.
+            "bernoulli", "spline": as said above.
+        bound: of "softclip" the largest |log a|, above 0; of "softplus" the smallest a, 0 or more;
+            of "spline" B > 0.
+        tails: of "spline", as all that follow: "linear" or "bounded".
+        min_width: least width of a bin as a share of 2B, at most 1/K.
+        min_height: least height of a bin as a share of 2B, at most 1/K.
+        min_derivative: least slope at a knot.
+        logit_scale: what widths and heights are multiplied by.
+        clip: what logits and raw slopes are brought within, or 0.
+        slope: "unit", "softplus" or "exp".
 
     Returns:
         x, shape (…,d), of the type of y, and log_det, of "bernoulli" log p(x), shape (…), float32
         (float64 for float64).
 
     Raises:
-        ValueError: a shape, type, device, name, bound or prefix does not fit.
+        ValueError: a shape, type, device, name, bound or prefix does not fit, or a setting of the
+            splines is out of its range.
 
     Source:
-        Inverse autoregressive flow post, eqs. 9 and 15; the order of computation follows from the
-        masks of a MADE whose degrees are sorted.
+        Kingma, Salimans, Jozefowicz, Chen, Sutskever and Welling, 2016, "Improving variational
+        inference with inverse autoregressive flow", https://arxiv.org/abs/1606.04934. Splines:
+        Durkan, Bekasov, Murray and Papamakarios, 2019, "Neural Spline Flows",
+        https://arxiv.org/abs/1906.04032. The order of computation follows from the masks of a MADE
+        whose degrees are sorted.
 
     Example:
         >>> import torch, rhovae_kernels as rk
@@ -102,8 +131,22 @@ def made_inverse(
         ... )
         >>> x, log_p
         (tensor([1., 1.]), tensor(-1.0064))
+        >>> x, log_det = rk.ops.made_inverse(
+        ...     torch.tensor([1.0, -2.0]),
+        ...     torch.zeros(1),
+        ...     [torch.ones(1, 2), torch.ones(10, 1)],
+        ...     [torch.arange(10.0) / 5],
+        ...     [torch.tensor([1]).int(), torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 1, 1]).int()],
+        ...     scale="spline",
+        ...     bound=3.0,
+        ... )
+        >>> x, log_det
+        (tensor([ 1.0000, -2.0000]), tensor(0.))
     """
-    return MADE_INVERSE.call(y, offset, weights, biases, prefixes, activation, scale, bound)
+    return MADE_INVERSE.call(
+        *(y, offset, weights, biases, prefixes, activation, scale, bound),
+        *(tails, min_width, min_height, min_derivative, logit_scale, clip, slope),
+    )
 
 
 def check_scale(scale: str, bound: float, known: Iterable[str] = SCALES) -> None:
@@ -115,13 +158,19 @@ def check_scale(scale: str, bound: float, known: Iterable[str] = SCALES) -> None
         checks.refuse("made_inverse", "bound", bound, f"{wanted} for scale={scale!r}")
 
 
-def _check(y, offset, weights, biases, prefixes, activation, scale, bound) -> None:
+def _check(y, offset, weights, biases, prefixes, activation, scale, bound, *settings) -> None:
     op = "made_inverse"
     checks.like(op, "y", y, offset=offset, **named("weights", weights), **named("biases", biases))
     if y.dim() == 0:
         checks.refuse(op, "y", "a scalar", "of shape (…,d)")
-    check_scale(scale, bound, _SCALE_FLOPS)
+    check_scale(scale, bound, (*SCALES, BERNOULLI, SPLINE))
+    spline = SplineConvention(bound, *settings)
+    check_names(op, spline)
     heads = 1 if scale == BERNOULLI else 2
+    if scale == SPLINE:
+        parts = spline.parts(heads_each(weights, y.shape[-1]))
+        check_ranges(op, spline, parts[0])
+        heads = sum(parts)
     check_network(op, weights, prefixes, y.shape[-1], y.device, heads)
     per_row = torch.Size((*y.shape[:-1], weights[0].shape[0]))
     checks.shape(op, "offset", offset, per_row, "one for each row of weights[0], for each row of y")
@@ -139,15 +188,22 @@ def _check(y, offset, weights, biases, prefixes, activation, scale, bound) -> No
 _SCALE_FLOPS = {"exp": 4, "gate": 4 + 3, "softclip": 4 + 3, "softplus": 4 + 3, BERNOULLI: 4}
 
 
-def _cost(y, offset, weights, biases, prefixes, activation, scale, bound) -> Cost:
+def _flops_each(weights, d: int, scale: str, spline: SplineConvention) -> int:
+    if scale != SPLINE:
+        return _SCALE_FLOPS[scale]
+    return flops_each(spline.parts(heads_each(weights, d))[0], True, spline)
+
+
+def _cost(y, offset, weights, biases, prefixes, activation, scale, bound, *settings) -> Cost:
     """One pass through the network: a product and a sum for each live weight and row of y."""
+    each = _flops_each(weights, y.shape[-1], scale, SplineConvention(bound, *settings))
     live, rows = live_weights(weights, prefixes), y.shape[:-1].numel()
     units = sum(w.shape[0] for w in weights[:-1])
     return Cost.of(
         read=(y, offset, live * y.itemsize, *biases, *prefixes),
         written=(y, per_row(y)),
         # An activation is one.
-        flops=rows * (2 * live + units) + _SCALE_FLOPS[scale] * y.numel(),
+        flops=rows * (2 * live + units) + each * y.numel(),
     )
 
 
@@ -159,13 +215,19 @@ def _of_flat(lengths, *flat):
     return torch.ops.rhovae.made_inverse.default(*nest(_FIRST_LIST, lengths, *flat))
 
 
+def _spline_gradients(*args):
+    return torch.ops.rhovae.rq_spline_backward.default(*args, [True] * 4)
+
+
 class MadeInverse(Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         ctx.set_materialize_grads(False)
         ctx.device_type = output[0].device.type
         ctx.lengths, *flat = inputs
-        *tensors, ctx.activation, ctx.scale, ctx.bound = flat
+        last = _FIRST_LIST + sum(ctx.lengths)
+        tensors, ctx.constants = flat[:last], flat[last:]
+        _, ctx.scale, *_ = ctx.constants
         if ctx.scale == BERNOULLI:
             ctx.mark_non_differentiable(output[0])
         ctx.save_for_backward(output[0], *tensors)
@@ -177,13 +239,12 @@ class MadeInverse(Function):
         x, *tensors = ctx.saved_tensors
         nested = nest(_FIRST_LIST, ctx.lengths, *tensors)
         y, offset, weights, biases, prefixes = nested
-        constants = (ctx.activation, ctx.scale, ctx.bound)
         if rounds(y) and ctx.scale != BERNOULLI:
             # The network at a rounded x is another one: x is computed again, and not rounded.
             y, offset = y.float(), offset.float()
             weights, biases = [w.float() for w in weights], [b.float() for b in biases]
             x = torch.ops.rhovae.made_inverse.default(
-                y, offset, weights, biases, prefixes, *constants
+                y, offset, weights, biases, prefixes, *ctx.constants
             )[0]
         d_y, d_layers, read = made_inverse_adjoint(
             grad_x,
@@ -193,8 +254,9 @@ class MadeInverse(Function):
             weights,
             biases,
             prefixes,
-            *constants,
+            *ctx.constants,
             solve=torch.ops.rhovae.made_solve.default,
+            spline_gradients=_spline_gradients,
         )
         needs = iter(ctx.needs_input_grad[1:])
         return (
@@ -211,12 +273,7 @@ class MadeInverse(Function):
 
     @staticmethod
     def jvp(ctx, _, *tangents):
-        flat = (
-            *autograd.primals_of(ctx.saved_tensors[1:]),
-            ctx.activation,
-            ctx.scale,
-            ctx.bound,
-        )
+        flat = (*autograd.primals_of(ctx.saved_tensors[1:]), *ctx.constants)
         of_x, of_log_det = tangents_of_flat(_of_flat, ctx.lengths, flat, tangents)
         return None if ctx.scale == BERNOULLI else of_x, of_log_det
 
@@ -230,7 +287,10 @@ MADE_INVERSE = register(
         file="made_inverse",
         schema=(
             "made_inverse(Tensor y, Tensor offset, Tensor[] weights, Tensor[] biases,"
-            " Tensor[] prefixes, str activation, str scale, float bound) -> (Tensor, Tensor)"
+            " Tensor[] prefixes, str activation, str scale, float bound,"
+            ' str tails="linear", float min_width=0.001, float min_height=0.001,'
+            " float min_derivative=0.001, float logit_scale=1.0, float clip=0.0,"
+            ' str slope="unit") -> (Tensor, Tensor)'
         ),
         check=_check,
         fake=lambda y, *_: (
@@ -242,5 +302,6 @@ MADE_INVERSE = register(
         function=MadeInverse,
         autocast=torch.float32,
         lists=Lists(flatten, partial(nest, _FIRST_LIST)),
+        not_in_cuda=Form("spline heads", lambda *args: args[6] == SPLINE),
     )
 )

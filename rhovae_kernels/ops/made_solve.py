@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from python_ref.made_inverse import made_solve as specification
-from python_ref.made_inverse import product_gradients
+from python_ref.made_solve import made_solve as specification
+from python_ref.made_solve import product_gradients
 from python_ref.precision import compute_dtype
 from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.cost import Cost
-from rhovae_kernels.ops.op import Lists, Op, register
+from rhovae_kernels.ops.op import Form, Lists, Op, register
 
 
 def _check_prefixes(op: str, prefixes: Sequence[Tensor], d: int, heads: int) -> None:
@@ -49,7 +49,13 @@ def _check_prefixes(op: str, prefixes: Sequence[Tensor], d: int, heads: int) -> 
         )
 
 
-def check_network(op, weights, prefixes, d: int, device: torch.device, heads: int = 2) -> None:
+def heads_each(weights: Sequence[Tensor], d: int) -> int:
+    """Of a dimension, by the rows of the last weight, where `check_network` finds that they fit."""
+    rows = weights[-1].shape[0] if weights and weights[-1].dim() else 0
+    return max(1, rows // max(d, 1))
+
+
+def check_network(op, weights, prefixes, d: int, device: torch.device, heads: int) -> None:
     layers = len(weights)
     if layers < 2:
         checks.refuse(op, "weights", f"of length {layers}", "of length 2 or more: a hidden layer")
@@ -59,6 +65,8 @@ def check_network(op, weights, prefixes, d: int, device: torch.device, heads: in
     for i, (w, p) in enumerate(zip(weights, prefixes, strict=True)):
         rows = heads * d if i == layers - 1 else w.shape[0] if w.dim() == 2 else 0
         reason = f"to read the {read} outputs before it"
+        if i == layers - 1:
+            reason += f" and give {heads} heads for each of {d} dimensions"
         checks.shape(op, f"weights[{i}]", w, torch.Size((rows, read)), reason)
         if p.dtype != torch.int32 or p.shape != (rows,) or p.device != device:
             checks.refuse(
@@ -176,9 +184,11 @@ def _check(g, a, heads, slopes, weights, prefixes, transpose) -> None:
     if g.dim() == 0:
         checks.refuse(op, "g", "a scalar", "of shape (…,d)")
     d = g.shape[-1]
-    check_network(op, weights, prefixes, d, g.device)
+    count = heads_each(weights, d)
+    check_network(op, weights, prefixes, d, g.device, count)
     checks.shape(op, "a", a, g.shape, "as g is")
-    checks.shape(op, "heads", heads, torch.Size((*g.shape[:-1], 2 * d)), "two for each of g")
+    of_heads = torch.Size((*g.shape[:-1], count * d))
+    checks.shape(op, "heads", heads, of_heads, f"one for each row of weights[{len(weights) - 1}]")
     if len(slopes) != len(weights) - 1:
         checks.refuse(op, "slopes", f"of length {len(slopes)}", f"of length {len(weights) - 1}")
     for i, (slope, w) in enumerate(zip(slopes, weights, strict=False)):
@@ -189,17 +199,21 @@ def _check(g, a, heads, slopes, weights, prefixes, transpose) -> None:
 def _cost(g, a, heads, slopes, weights, prefixes, transpose) -> Cost:
     """A product and a sum for each live weight and row of g, whichever way round."""
     live, rows = live_weights(weights, prefixes), g.shape[:-1].numel()
-    units = sum(w.shape[0] for w in weights[:-1])
+    units, count = sum(w.shape[0] for w in weights[:-1]), heads_each(weights, g.shape[-1])
     return Cost.of(
         read=(g, a, heads, *slopes, live * g.itemsize, *prefixes),
         written=(g,),
-        # Two products with the heads, two differences and a quotient; transposed one difference.
-        flops=rows * (2 * live + units) + (4 if transpose else 5) * g.numel(),
+        # A product with each head, a difference for each and a quotient; transposed one difference.
+        flops=rows * (2 * live + units) + (count + (1 if transpose else count) + 1) * g.numel(),
     )
 
 
 # The place of `slopes`.
 _FIRST_LIST = 3
+
+
+def _not_affine(g, a, heads, *_) -> bool:
+    return g.dim() > 0 and heads.dim() > 0 and heads.shape[-1] != 2 * g.shape[-1]
 
 
 def _of_flat(lengths, *flat):
@@ -261,5 +275,6 @@ MADE_SOLVE = register(
         reference=specification,
         function=MadeSolve,
         lists=Lists(flatten, partial(nest, _FIRST_LIST)),
+        not_in_cuda=Form("other than two heads a dimension", _not_affine),
     )
 )

@@ -103,13 +103,23 @@ def _check(x, widths, heights, derivatives, inverse=False, *settings, op="rq_spl
     checks.shape(op, "widths", widths, (*x.shape, bins), "K for each element of x")
     checks.shape(op, "heights", heights, (*x.shape, bins), "as widths is")
     s = SplineConvention(*settings)
+    check_names(op, s)
+    knots = bins - 1 if s.tails == "linear" else bins + 1
+    wanted_shape = (*x.shape, knots)
+    checks.shape(op, "derivatives", derivatives, wanted_shape, f"as the tails are {s.tails}")
+    check_ranges(op, s, bins)
+
+
+def check_names(op: str, s: SplineConvention) -> None:
+    """Refuse tails or slopes that are none."""
     if s.tails not in TAILS:
         checks.refuse(op, "tails", repr(s.tails), " or ".join(map(repr, TAILS)))
     if s.slope not in SLOPES:
         checks.refuse(op, "slope", repr(s.slope), " or ".join(map(repr, SLOPES)))
-    knots = bins - 1 if s.tails == "linear" else bins + 1
-    wanted_shape = (*x.shape, knots)
-    checks.shape(op, "derivatives", derivatives, wanted_shape, f"as the tails are {s.tails}")
+
+
+def check_ranges(op: str, s: SplineConvention, bins: int) -> None:
+    """Refuse a setting that is out of its range, of splines of this many bins."""
     for name, value in (("bound", s.bound), ("logit_scale", s.logit_scale)):
         if not 0 < value < math.inf:
             checks.refuse(op, name, repr(value), "positive and finite")
@@ -146,28 +156,31 @@ class _Counted(NamedTuple):
     bins: int
 
     @classmethod
-    def of(cls, widths: Tensor, inverse: bool, s: SplineConvention) -> "_Counted":
+    def of(cls, bins: int, inverse: bool, s: SplineConvention) -> "_Counted":
         clips, exp = s.clip > 0, s.slope == "exp"
         # Of two logits: the scale, the softmax, the size, the sum of the sizes, the knot.
-        return cls(18 + 6 * clips, 43 + 4 * inverse - 2 * exp + 6 * clips, clips, exp,
-                   widths.shape[-1])  # fmt: skip
+        return cls(18 + 6 * clips, 43 + 4 * inverse - 2 * exp + 6 * clips, clips, exp, bins)
+
+
+def flops_each(bins: int, inverse: bool, s: SplineConvention) -> int:
+    """FLOPs of an element's y, of the logarithm of its slope and of that one's sum."""
+    c = _Counted.of(bins, inverse, s)
+    return c.per_bin * c.bins + c.rest + 4
 
 
 def _cost(x, widths, heights, derivatives, inverse=False, *settings) -> Cost:
     """x and 3K − 1 numbers for each element are read, y is written."""
-    c = _Counted.of(widths, inverse, SplineConvention(*settings))
-    # y, the logarithm and its sum.
     return Cost.of(
         read=(x, widths, heights, derivatives),
         written=(x, per_row(x)),
-        flops=(c.per_bin * c.bins + c.rest + 4) * x.numel(),
+        flops=flops_each(widths.shape[-1], inverse, SplineConvention(*settings)) * x.numel(),
     )
 
 
 def _cost_backward(grad_out, grad_log_det, x, widths, heights, derivatives, inverse, *rest) -> Cost:
     """As many numbers as forward are read, and g; as many are written."""
     *settings, needs = rest
-    c = _Counted.of(widths, inverse, SplineConvention(*settings))
+    c = _Counted.of(widths.shape[-1], inverse, SplineConvention(*settings))
     used = any(needs) and (grad_out is not None or grad_log_det is not None)
     _, of_widths, of_heights, of_derivatives = needs
     # Of a raw parameter: what its share of a sum takes off, and products; of those of its bin.

@@ -11,9 +11,11 @@ from torch import Tensor
 from fuzz import bounds
 from fuzz.draw import Draw
 from python_ref.linear_scan import shift
-from python_ref.made_inverse import ACTIVATIONS, BERNOULLI, SCALES, Made, pairs, staircase
+from python_ref.made_inverse import ACTIVATIONS, BERNOULLI, SCALES, SPLINE, Made, pairs
+from python_ref.made_solve import for_each_head, of_each, staircase
 from python_ref.markov_smooth import Chain
-from python_ref.rq_spline import SplineConvention
+from python_ref.rq_spline import SplineConvention, rq_spline_backward
+from python_ref.rq_spline import rq_spline as spline_of
 
 
 class Op(NamedTuple):
@@ -115,11 +117,12 @@ def affine_coupling(draw: Draw) -> list:
     return [x, log_scale, t, mask, draw.chance(0.5), draw.random.choice(("none", "tanh"))]
 
 
-def rq_spline(draw: Draw) -> list:
+def splines(draw: Draw, most: int) -> tuple[SplineConvention, tuple[int, int, int]]:
+    """A convention, and how many widths, heights and derivatives there are."""
     # Where a knot is an edge of what is drawn, and x too, rounding chooses the bin: with these
     # bounds and odd numbers of bins no even knot is.
-    batch, d = draw.batch(), min(draw.columns(), 700)
-    bound, bins = draw.random.choice((1.0, 2.7)), draw.random.choice((1, 3, 5, 9, 17))
+    bound = draw.random.choice((1.0, 2.7))
+    bins = draw.random.choice([n for n in (1, 3, 5, 9, 17) if n <= most])
     tails = draw.random.choice(("linear", "bounded"))
     convention = draw.random.choice(
         (
@@ -128,9 +131,14 @@ def rq_spline(draw: Draw) -> list:
             SplineConvention.zuko(bound)._replace(tails=tails),
         )
     )
-    knots = bins - 1 if tails == "linear" else bins + 1
+    return convention, (bins, bins, bins - 1 if tails == "linear" else bins + 1)
+
+
+def rq_spline(draw: Draw) -> list:
+    batch, d = draw.batch(), min(draw.columns(), 700)
+    convention, parts = splines(draw, 17)
     scale = draw.random.choice((0.3, 2.0))
-    raw = (draw.tensor((*batch, d, n), scale, 8.0, special=d > 0) for n in (bins, bins, knots))
+    raw = (draw.tensor((*batch, d, n), scale, 8.0, special=d > 0) for n in parts)
     return [draw.tensor((*batch, d), 1.5, 1e3), *raw, draw.chance(0.5), *convention]
 
 
@@ -154,7 +162,7 @@ def masked_linear(draw: Draw) -> list:
     ]
 
 
-def network(draw: Draw, heads_each: int = 2):
+def network(draw: Draw, heads_each: int):
     """(batch, d, hidden sizes, weights, prefixes) of a MADE whose numbers stay near 1."""
     batch, d = draw.batch(4), draw.random.choice((0, 1, 1, 2, 3, 5, 8, 13, 24))
     hidden = [draw.random.randint(0, 40) for _ in range(draw.random.randint(1, 3))]
@@ -177,11 +185,14 @@ def network(draw: Draw, heads_each: int = 2):
 
 
 def made_inverse(draw: Draw) -> list:
-    scale = draw.random.choice([*SCALES, BERNOULLI])
-    batch, d, hidden, weights, prefixes = network(draw, 1 if scale == BERNOULLI else 2)
+    scale = draw.random.choice([*SCALES, BERNOULLI, SPLINE])
+    settings: tuple = ({"softclip": 6.9, "softplus": 1e-3}.get(scale, 0.0),)
+    parts: tuple = (1,) if scale == BERNOULLI else (1, 1)
+    if scale == SPLINE:
+        settings, parts = splines(draw, 5)
+    batch, d, hidden, weights, prefixes = network(draw, sum(parts))
     heads = weights[-1].shape[0]
     biases = [draw.tensor((n,), 0.3, 5.0, special=False) for n in (*hidden[1:], heads)]
-    bound = {"softclip": 6.9, "softplus": 1e-3}.get(scale, 0.0)
     return [
         draw.tensor((*batch, d), 1.0, 10.0),
         draw.tensor((*batch, hidden[0]), 0.3, 5.0),
@@ -190,18 +201,19 @@ def made_inverse(draw: Draw) -> list:
         prefixes,
         draw.random.choice(list(ACTIVATIONS)),
         scale,
-        bound,
+        *settings,
     ]
 
 
 def made_solve(draw: Draw) -> list:
-    batch, d, hidden, weights, prefixes = network(draw)
+    each = draw.random.choice((1, 2, 2, 5, 8))
+    batch, d, hidden, weights, prefixes = network(draw, each)
     # Never 0, where the Jacobian has no inverse.
     a = torch.exp(0.3 * draw.values((*batch, d), 1.0, 3.0, special=False))
     return [
         draw.tensor((*batch, d), 1.0, 10.0),
         draw.laid_out(a.to(draw.dtype)),
-        draw.tensor((*batch, 2 * d), 0.5, 5.0),
+        draw.tensor((*batch, each * d), 0.5, 5.0),
         [draw.tensor((*batch, h), 0.5, 1.0) for h in hidden],
         weights,
         prefixes,
@@ -233,9 +245,8 @@ def of_made_solve(args, actual: Tensor, rounding: float) -> tuple[Tensor, Tensor
             n = v
             for slope, w in zip(slopes, weights, strict=False):
                 n = slope * (n @ w.mT)
-            even, odd = pairs(heads * (n @ weights[-1].mT))
-            return a * v + even + odd
-        n = heads * v.repeat_interleave(2, -1)
+            return a * v + of_each(heads * (n @ weights[-1].mT), v.shape[-1]).sum(-1)
+        n = heads * for_each_head(v, heads)
         for slope, w in zip(reversed(slopes), reversed(weights[1:]), strict=True):
             n = slope * (n @ w)
         return a * v + n @ weights[0]
@@ -254,6 +265,7 @@ def of_made_inverse(args, actual: Tensor, rounding: float) -> tuple[Tensor, Tens
     slope is at most 1; the product itself one of n u |W| |h|. log a has a slope of at most 1 in s.
     An x below the least number of its type is 0, and leaves a times that number. Of an x that is
     drawn, 1 where y < σ(s), what is left is by how much it is not; the slope of σ is 1/4 at most.
+    A knot of a spline is a sum over its bins, and of its heads each is rounded.
     """
     flushed = torch.finfo(actual.dtype).tiny / torch.finfo(actual.dtype).eps
     actual = actual.double()
@@ -266,6 +278,15 @@ def of_made_inverse(args, actual: Tensor, rounding: float) -> tuple[Tensor, Tens
     if constants[1] == BERNOULLI:
         short = y - torch.sigmoid(heads)
         return torch.where(actual > 0, short, -short).clamp_min(0), 1 + error
+    if constants[1] == SPLINE:
+        args = (actual, *made.parts(heads, actual.shape[-1]), False, *made.spline)
+        a, *of_heads = rq_spline_backward(torch.ones_like(actual), None, *args)
+        error = torch.cat(made.parts(error + 2 + heads.abs(), actual.shape[-1]), -1)
+        moved = (torch.cat(of_heads, -1).abs() * error).sum(-1)
+        knots = 2 * made.bound * (error.shape[-1] + 1)
+        return spline_of(*args)[0] - y, (
+            y.abs() + moved + knots * (1 + a) + a * (actual.abs() + flushed)
+        )
     m, s = pairs(heads)
     d_m, d_s = pairs(error)
     a = torch.exp(made.log_scale(s))

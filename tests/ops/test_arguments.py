@@ -35,8 +35,10 @@ def calls(device):
     prefixes = [prefix(0, 1, 1, 2), prefix(0, 0, 3, 3, 4, 4)]
     row, needs = draw(H), [True, True, True]
     coupling = (x, x, x, mask, False, "tanh")
-    bins, settings = draw(5, 2, d, H), (False, 5.0, "linear", 0.1, 0.1, 0.1, 1.0, 0.0, "unit")
-    spline = (x, bins, bins, bins[..., 1:], *settings)
+    bins, settings = draw(5, 2, d, H), (5.0, "linear", 0.1, 0.1, 0.1, 1.0, 0.0, "unit")
+    spline = (x, bins, bins, bins[..., 1:], False, *settings)
+    of_splines = [weights[0], draw(8 * d, H)]
+    prefixes_of_splines = [prefixes[0], prefixes[1][::2].repeat_interleave(8)]
     return {
         "linear_scan": (column, x, False, column),
         "linear_scan_backward": (x, x, x, column, True, needs),
@@ -76,6 +78,13 @@ def calls(device):
         "made_inverse/bernoulli": (
             *(x, draw(5, 2, H), [weights[0], draw(d, H)], [draw(d)]),
             *([prefixes[0], prefixes[1][::2]], "elu", "bernoulli", 0.0),
+        ),
+        "made_inverse/spline": (
+            *(x, draw(5, 2, H), of_splines, [draw(8 * d)], prefixes_of_splines),
+            *("elu", "spline", *settings),
+        ),
+        "made_solve/spline": (
+            *(x, x, draw(5, 2, 8 * d), [draw(5, 2, H)], of_splines, prefixes_of_splines, True),
         ),
         "made_solve": (x, x, draw(5, 2, 2 * d), [draw(5, 2, H)], weights, prefixes, True),
     }

@@ -1,13 +1,13 @@
 """made_inverse and made_solve: the contract, the parallel direction, dense oracles, staircases."""
 
 import math
-from itertools import pairwise
 
 import pytest
 import torch
-from contract import SPLIT_SHAPES, Contract, detached, double, is_floating, normal, placed
+from contract import detached, double, normal, placed
 from hypothesis import given
 from hypothesis import strategies as st
+from made_cases import OverLists, network, prefixes_of
 from tolerance import assert_matches
 
 import python_ref
@@ -20,144 +20,6 @@ BOUNDS = {"exp": 0.0, "gate": 0.0, "softclip": math.log(1e3), "softplus": 1e-3}
 
 
 UNWRITTEN = {"triton": "made_inverse is written in C++ and CUDA C++, not in Triton"}
-
-
-def degrees(d, hidden, heads=2):
-    """Sorted degrees of inputs, hidden units and heads: all that there can be, in turn."""
-    per_layer = [torch.arange(d)]
-    per_layer += [torch.arange(h).remainder(max(d - 1, 1)).sort()[0] for h in hidden]
-    return [*per_layer, torch.arange(d).repeat_interleave(heads)]
-
-
-def prefixes_of(per_layer):
-    """How many inputs of a layer have at most a unit's degree; a head sees lower ones only."""
-    *hidden, heads = per_layer
-    found = [torch.searchsorted(below, here, right=True) for below, here in pairwise(hidden)]
-    return [p.int() for p in (*found, torch.searchsorted(hidden[-1], heads))]
-
-
-def parameters(sizes, dtype, device, seed):
-    """Weights and biases of all layers, such that the numbers in the network stay near 1."""
-    weights, biases = [], []
-    for i, (read, rows) in enumerate(pairwise(sizes)):
-        w = normal((rows,), read, torch.float64, "cpu", 100 * seed + 2 * i)
-        weights.append((w / math.sqrt(max(read, 1))).to(dtype).to(device))
-        b = 0.3 * normal((), rows, torch.float64, "cpu", 100 * seed + 2 * i + 1)
-        biases.append(b.to(dtype).to(device))
-    return weights, biases
-
-
-def network(batch, d, hidden, dtype, device="cpu", seed=0, heads=2):
-    """y, offset, weights, biases, prefixes."""
-    weights, biases = parameters((d, *hidden, heads * d), dtype, device, seed)
-    y = normal(batch, d, dtype, device, 100 * seed + 50)
-    context = 0.3 * normal(batch, hidden[0], torch.float64, "cpu", 100 * seed + 51)
-    offset = (context + biases[0].cpu()).to(dtype).to(device)
-    prefixes = [p.to(device) for p in prefixes_of(degrees(d, hidden, heads))]
-    return y, offset, weights, biases[1:], prefixes
-
-
-class OverLists(Contract):
-    """The contract of an op that takes lists of tensors: its inputs here are one flat list.
-
-    Weights, biases and prefixes have no rows of the batch: what the contract says about rows is
-    said of the first `rows` inputs, and of weights and biases where it holds for them too.
-    """
-
-    rows: int
-    # The specification runs the network once for each dimension.
-    longest_drawn = 40
-    written_shapes = (((3,), 1), ((5,), 17), ((2,), 210))
-    repeated_shapes = (((7,), 33), ((40,), 130))
-    no_rows = (((2, 0, 3), 40), ((0,), 130))
-    # A row is walked by one thread: what is split is the batch, into slices for more blocks than
-    # run at once.
-    split_shapes = dict.fromkeys(SPLIT_SHAPES, ((300,), 5))
-
-    def has_rows(self, i, x):
-        return i < self.rows
-
-    def long_rows_cost_seconds(self, backend):
-        return backend.slow
-
-    def test_rows_of_several_tiles_match_the_specification(self, backend):
-        # Several blocks of units in every layer, networks wide and narrow, several slices of the
-        # batch with an end in one.
-        sizes = [((5,), 6, (150, 131)), ((70,), 9, (19, 30))]
-        if not backend.slow:
-            sizes.append(((67,), 24, (100, 90)))
-        for batch, d, hidden in sizes:
-            for dtype in (torch.float32, torch.bfloat16):
-                for variant in self.variants:
-                    inputs = self.inputs(variant, batch, d, dtype, backend.device, hidden=hidden)
-                    self.check(inputs, dtype, f"{variant} {batch} {d} {hidden}")
-
-    def test_rows_more_than_two_to_the_31_elements_apart_are_addressed(self, backend):
-        # Layers of two units: their weights have two rows, as the batch has.
-        inputs = self.inputs(
-            self.variants[0], (2,), 37, torch.bfloat16, backend.device, hidden=(2, 2)
-        )
-        far = 2**31 + 8
-        memory = torch.empty(far + 128, dtype=torch.bfloat16, device=backend.device)
-        tried = 0
-        for i, x in enumerate(inputs):
-            if is_floating(x) and x.shape[0] == 2 and x.dim() == 2:
-                view = memory.as_strided(x.shape, (far, 1))
-                apart = [view.copy_(x) if j == i else y for j, y in enumerate(inputs)]
-                for y, e in zip(self.call(*apart), self.call(*inputs), strict=True):
-                    assert torch.equal(y, e), f"argument {i}"
-                tried += 1
-        assert tried == self.rows + 2
-
-    def batchings(self, inputs):
-        # A weight or a bias has no batch in front: those of an entry are made of it.
-        floating = [i for i, x in enumerate(inputs) if is_floating(x)]
-        rows = range(self.rows)
-        for batched in (rows, [0], [self.rows - 1], [self.rows], floating):
-            args = list(inputs)
-            for i in floating:
-                if i < self.rows and i not in batched:
-                    args[i] = inputs[i][0]
-                elif i >= self.rows and i in batched:
-                    entries = range(len(inputs[0]))
-                    args[i] = torch.stack([inputs[i] * (1 + 0.1 * b) for b in entries])
-            yield tuple(0 if i in batched else None for i in range(len(args))), args
-
-    def test_vmap_over_prefixes_equals_a_loop(self, backend):
-        """Of entries with a network each, as `torch.func.stack_module_state` makes them."""
-        for variant, inputs in self.each_variant((3, 2), 4, torch.float64, backend.device):
-            tensors = [i for i, x in enumerate(inputs) if isinstance(x, torch.Tensor)]
-            every = [i for i in tensors if is_floating(inputs[i])]
-            integers = [i for i in tensors if i not in every]
-            for floating in ([], every):
-                args = [x[0] if i < self.rows and not floating else x for i, x in enumerate(inputs)]
-                for i in integers:
-                    args[i] = torch.stack([(inputs[i] - b).clamp_min(0) for b in range(3)])
-                for i in floating:
-                    if i >= self.rows:
-                        args[i] = torch.stack([inputs[i] * (1 + 0.1 * b) for b in range(3)])
-                batched = {*integers, *floating}
-                in_dims = tuple(0 if i in batched else None for i in range(len(args)))
-                for i in (0, self.differentiable[-1]):
-                    self.check_vmap_of_grad(in_dims, args, i, f"{variant} {in_dims}")
-
-    def test_vmap_of_grad_equals_a_loop(self, backend):
-        for variant, inputs in self.each_variant((3, 2), 4, torch.float64, backend.device):
-            for in_dims, args in self.batchings(inputs):
-                for i in (0, self.differentiable[-1]):
-                    self.check_vmap_of_grad(in_dims, args, i, f"{variant} {in_dims}")
-
-    def test_a_backward_pass_within_autocast_is_that_outside(self, backend):
-        for variant, inputs in self.each_variant((3,), 9, torch.float32, backend.device):
-            leaves = detached(inputs, self.differentiable)
-            asked = [leaves[i] for i in self.differentiable]
-            with torch.autocast(backend.device, torch.bfloat16):
-                outputs = self.call(*leaves)
-                up = self.upstream(outputs)
-                within = torch.autograd.grad(outputs, asked, up, retain_graph=True)
-            outside = torch.autograd.grad(outputs, asked, up)
-            for g, e in zip(within, outside, strict=True):
-                assert torch.equal(g, e), variant
 
 
 class TestMadeInverse(OverLists):

@@ -59,6 +59,14 @@ class OverLists(Contract):
     # run at once.
     split_shapes = dict.fromkeys(SPLIT_SHAPES, ((300,), 5))
 
+    # Several blocks of units in every layer, networks wide and narrow, several slices of the batch
+    # with an end in one.
+    of_several_tiles = (
+        ((5,), 6, (150, 131)),
+        ((70,), 9, (19, 30)),
+        ((67,), 24, (100, 90)),
+    )
+
     def has_rows(self, i, x):
         return i < self.rows
 
@@ -66,12 +74,7 @@ class OverLists(Contract):
         return backend.slow
 
     def test_rows_of_several_tiles_match_the_specification(self, backend):
-        # Several blocks of units in every layer, networks wide and narrow, several slices of the
-        # batch with an end in one.
-        sizes = [((5,), 6, (150, 131)), ((70,), 9, (19, 30))]
-        if not backend.slow:
-            sizes.append(((67,), 24, (100, 90)))
-        for batch, d, hidden in sizes:
+        for batch, d, hidden in self.of_several_tiles[: 2 if backend.slow else None]:
             for dtype in (torch.float32, torch.bfloat16):
                 for variant in self.variants:
                     inputs = self.inputs(variant, batch, d, dtype, backend.device, hidden=hidden)

@@ -58,6 +58,7 @@ class OverManyHeads(OverLists):
     # The specification evaluates a spline, of many operations, for each dimension in turn.
     shapes = tuple((batch, d) for batch, d in SHAPES if d < 20)
     longest_drawn = 12
+    of_several_tiles = OverLists.of_several_tiles[:2]
 
     def leaves(self, variant, backend):
         inputs = self.inputs(variant, (2,), 3, torch.float64, backend.device, hidden=(4, 3))

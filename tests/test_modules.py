@@ -40,13 +40,17 @@ NETWORKS = {
 }
 TRANSFORMS = {
     "AffineCoupling": lambda: rk.nn.AffineCoupling([True, False, True], (6,)),
+    "SplineCoupling": lambda: rk.nn.SplineCoupling([True, False, True], (6,), bins=3),
+    "SplineAutoregressive": lambda: rk.nn.SplineAutoregressive(rk.nn.MADE(D, (6,), heads=8)),
     "AffineAutoregressive": lambda: rk.nn.AffineAutoregressive(rk.nn.MADE(D, (6,))),
 }
 FLOWS = {
     "MAF": lambda: rk.nn.MAF(D, 2, (6, 5)),
     "IAF": lambda: rk.nn.IAF(D, 2, (6,)),
     "IAF, separate": lambda: rk.nn.IAF(D, 2, (6,), separate=True),
+    "NSF": lambda: rk.nn.NSF(D, 2, (6, 5), bins=3),
     "RealNVP": lambda: rk.nn.RealNVP(D, 3, (6,)),
+    "RealNVP of splines": lambda: rk.nn.RealNVP(D, 3, (6,), bins=3),
 }
 
 
@@ -96,6 +100,7 @@ VAES = {
     ),
     "RealNVP": lambda: vae(prior=rk.priors.RealNVP(D, 2, (6,))),
     "MAF": lambda: vae(prior=rk.priors.MAF(D, 2, (6,))),
+    "NSF": lambda: vae(prior=rk.priors.NSF(D, 2, (6,), bins=3)),
     "VampPrior": lambda: vae(prior=rk.priors.VampPrior(D, 3)),
     "VampPrior of IAF": lambda: vae(
         posterior=rk.posteriors.IAF(D, 2, (6,), 2), prior=rk.priors.VampPrior(D, 3)

@@ -260,7 +260,7 @@ class MADE(nn.Module):
         """
         self._check_heads(2, "an affine transform takes heads m and s")
         self.check("y", y, context)
-        return self._in_turn(y, context, scale, bound)
+        return self.in_turn(y, context, scale, bound)
 
     def draw(self, u: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Bernoulli variables whose logits are the one head s, each hidden unit computed once.
@@ -277,19 +277,20 @@ class MADE(nn.Module):
         """
         self._check_heads(1, "a Bernoulli variable takes one head")
         self.check("u", u, context)
-        return self._in_turn(u, context, BERNOULLI, 0.0)
+        return self.in_turn(u, context, BERNOULLI, 0.0)
 
-    def _in_turn(self, y, context, scale, bound) -> tuple[Tensor, Tensor]:
+    # What follows is public within the package: `IAF` joins two networks by it.
+
+    def in_turn(self, y: Tensor, context: Tensor | None, *kind: Any) -> tuple[Tensor, Tensor]:
+        """`made_inverse` of checked y, `kind` its scale and what follows."""
         y, offset = expand_together(self.sort(y), self.offset(context))
         weights: Sequence[Tensor] = [layer.weight for layer in self.layers]
         biases: Sequence[Tensor] = [layer.bias for layer in self.layers[1:]]
         if y.dtype == compute_dtype(offset.dtype):
             (offset,), weights, biases = upcast(offset), upcast(*weights), upcast(*biases)
-        prefixes, kind = [layer.prefix for layer in self.layers], (self.activation, scale, bound)
-        x, log_det = made_inverse(y, offset, weights, biases, prefixes, *kind)
+        prefixes = [layer.prefix for layer in self.layers]
+        x, log_det = made_inverse(y, offset, weights, biases, prefixes, self.activation, *kind)
         return self.unsort(x, -1), log_det
-
-    # What follows is public within the package: `IAF` joins two networks by it.
 
     def offset(self, context: Tensor | None) -> Tensor:
         """b_1, and what a context adds to it."""

@@ -1,22 +1,23 @@
-"""`RealNVP`: a flow of affine couplings."""
+"""`RealNVP`: a flow of couplings, affine or of splines."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from rhovae_kernels.legacy import takes_old_keywords
-from rhovae_kernels.nn.coupling import AffineCoupling
+from rhovae_kernels.nn.coupling import AffineCoupling, Coupling, SplineCoupling
 from rhovae_kernels.nn.derived import Derived
 from rhovae_kernels.nn.flow import Flow
 from rhovae_kernels.nn.masked_linear import positive_integer
 
 
 class RealNVP(Derived, Flow):
-    """A flow g of affine couplings whose masks alternate: z0 = g(z). At first the identity.
+    """A flow g of couplings whose masks alternate: z0 = g(z). At first the identity.
 
-    Coupling k lets the columns of the parity of k pass. At one feature nothing can pass: each
-    coupling then scales and shifts it by constants that are learned, or by functions of the
+    Coupling k lets the columns of the parity of k pass, and scales and shifts the others; with
+    `bins` it takes them through monotone rational-quadratic splines. At one feature nothing can
+    pass: each coupling then changes it by constants that are learned, or by functions of the
     context.
 
     Args:
@@ -24,15 +25,19 @@ class RealNVP(Derived, Flow):
         transforms: how many couplings.
         hidden_features: widths of each coupling's network.
         context: how many numbers of context each network sees.
+        bins: of each spline, two at least; None for affine couplings.
+        bound: B, of splines: beyond ±B they are the identity.
 
     Raises:
-        ValueError: features or transforms is no positive integer; a width or context does not fit.
+        ValueError: features or transforms is no positive integer; a width, context, number of bins
+            or bound does not fit.
 
     Source:
         Dinh, Sohl-Dickstein and Bengio, 2017, "Density estimation using Real NVP",
         https://arxiv.org/abs/1605.08803. Six couplings of 64×2: Bhalodia, Lee and Elhabian, 2019,
         "dpVAEs: Fixing sample generation for regularized VAEs", https://arxiv.org/abs/1911.10506,
-        section 4.2 and appendix A.
+        section 4.2 and appendix A. Splines: Durkan, Bekasov, Murray and Papamakarios, 2019, "Neural
+        Spline Flows", https://arxiv.org/abs/1906.04032.
 
     Example:
         >>> flow = RealNVP(4)
@@ -51,12 +56,20 @@ class RealNVP(Derived, Flow):
         transforms: int = 6,
         hidden_features: Sequence[int] = (64, 64),
         context: int = 0,
+        bins: int | None = None,
+        bound: float = 5.0,
     ) -> None:
         positive_integer("features", features)
         positive_integer("transforms", transforms)
         parity = torch.arange(features, device="cpu") % 2
         masks = ((parity == k % 2) if features > 1 else [False] for k in range(transforms))
-        couplings = (AffineCoupling(mask, hidden_features, context) for mask in masks)
+        couplings: Iterable[Coupling]
+        if bins is None:
+            couplings = (AffineCoupling(mask, hidden_features, context) for mask in masks)
+        else:
+            couplings = (
+                SplineCoupling(mask, hidden_features, context, bins, bound) for mask in masks
+            )
         super().__init__(features, couplings, context)
         # Where each column is once those of even number come first.
         self.derive(order=parity.argsort(stable=True).argsort())

@@ -15,7 +15,7 @@ from torch.distributions import (
 from torch.distributions.transforms import AffineTransform
 
 from rhovae_kernels.distributions import AR1Normal, DiagonalNormal, NormalizingFlow, StandardNormal
-from rhovae_kernels.nn import IAF, MAF, RealNVP
+from rhovae_kernels.nn import IAF, MAF, NSF, RealNVP
 
 D = 3
 
@@ -35,6 +35,7 @@ def draw(*shape, seed=1):
 FLOWS = {
     "IAF": lambda context=0: stirred(IAF(D, 2, (8, 8), context)),
     "MAF": lambda context=0: stirred(MAF(D, 2, (8, 8), context)),
+    "NSF": lambda context=0: stirred(NSF(D, 2, (8, 8), context, bins=3)),
     "RealNVP": lambda context=0: stirred(RealNVP(D, 2, (8, 8), context)),
 }
 flows = pytest.mark.parametrize("make", FLOWS.values(), ids=list(FLOWS))

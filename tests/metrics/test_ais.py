@@ -72,6 +72,7 @@ PRIORS = {
     "AR1": priors.AR1,
     "RealNVP": partial(priors.RealNVP, transforms=2, hidden_features=(8,)),
     "MAF": partial(priors.MAF, transforms=2, hidden_features=(8,)),
+    "NSF": partial(priors.NSF, transforms=2, hidden_features=(8,), bins=3),
     "VampPrior": partial(priors.VampPrior, components=3),
 }
 

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 import rhovae_kernels as rk
-from rhovae_kernels.nn import IAF, MAF, AffineCoupling, Flow, NormalizingFlow, RealNVP, Transform
+from rhovae_kernels.nn import (
+    IAF,
+    MAF,
+    NSF,
+    AffineCoupling,
+    Flow,
+    NormalizingFlow,
+    RealNVP,
+    Transform,
+)
 
 
 class Shift(Transform):
@@ -46,7 +55,14 @@ FLOWS = {
         )
         for scale in ("exp", "softplus", "gate")
     },
+    "NSF": lambda d, context=0, hidden=(9, 8): NSF(d, 3, hidden, context, bins=4, bound=3.0),
+    "NSF of two bins": lambda d, context=0, hidden=(9, 8): NSF(
+        d, 2, hidden, context, bins=2, activation="tanh"
+    ),
     "RealNVP": lambda d, context=0, hidden=(9, 8): RealNVP(d, 3, hidden, context),
+    "RealNVP of splines": lambda d, context=0, hidden=(9, 8): RealNVP(
+        d, 3, hidden, context, bins=4, bound=3.0
+    ),
     "a stack by hand": stack,
 }
 flows = pytest.mark.parametrize("make", FLOWS.values(), ids=list(FLOWS))
@@ -145,7 +161,8 @@ def test_a_flow_compiles_whole(make, direction, trained, draw):
     flow = trained(make(5, 2))
     x, c = draw(6, 5), draw(6, 2, seed=2)
     run = getattr(flow, direction)
-    # Of couplings Inductor makes code for 20 s; that one graph holds them all shows without it.
+    # Of couplings and of splines Inductor makes code for 20 s and more; that one graph holds them
+    # all shows without it.
     autoregressive = isinstance(flow, IAF | MAF)
     backend = "inductor" if autoregressive else "aot_eager"
     compiled = torch.compile(run, fullgraph=True, backend=backend)
@@ -339,5 +356,6 @@ def test_the_networks_take_their_old_keyword_too(kind):
 
 
 def test_what_flows_are_made_of_is_public():
-    for name in ("AffineAutoregressive", "Flow", "IAF", "MAF", "RealNVP", "Transform"):
+    transforms = "AffineAutoregressive", "AffineCoupling", "SplineAutoregressive", "SplineCoupling"
+    for name in (*transforms, "Flow", "IAF", "MAF", "NSF", "RealNVP", "Transform"):
         assert name in rk.nn.__all__ and hasattr(rk.nn, name)

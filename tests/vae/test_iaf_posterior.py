@@ -232,22 +232,23 @@ class TestModule:
             posteriors.IAF(4, **arguments)
 
 
+@pytest.mark.parametrize("kind", [priors.MAF, priors.NSF])
 class TestAutoregressivePrior:
-    def test_it_starts_as_the_standard_normal(self):
+    def test_it_starts_as_the_standard_normal(self, kind):
         z = noise(20, D)
         expected = priors.StandardNormal(D).double().log_prob(z)
-        torch.testing.assert_close(priors.MAF(D).double().log_prob(z), expected)
+        torch.testing.assert_close(kind(D).double().log_prob(z), expected)
 
-    def test_its_density_is_that_of_the_noise_and_the_dense_jacobian(self):
-        prior = stirred(priors.MAF(D, transforms=3, hidden_features=(8, 8)))
+    def test_its_density_is_that_of_the_noise_and_the_dense_jacobian(self, kind):
+        prior = stirred(kind(D, transforms=3, hidden_features=(8, 8)))
         z = noise(D)
         u = prior.to_generation(z)
         log_det = torch.linalg.slogdet(jacobian(prior.to_generation, z)).logabsdet
         expected = -0.5 * (u.square().sum() + D * math.log(2 * math.pi)) + log_det
         torch.testing.assert_close(prior.log_prob(z), expected, rtol=0, atol=1e-10)
 
-    def test_its_samples_come_from_the_noise_by_the_inverse(self):
-        prior = stirred(priors.MAF(D))
+    def test_its_samples_come_from_the_noise_by_the_inverse(self, kind):
+        prior = stirred(kind(D))
         z = prior.sample(40_000, torch.Generator().manual_seed(0))
         u = prior.to_generation(z)
         torch.testing.assert_close(prior.to_representation(u), z)
@@ -258,9 +259,9 @@ class TestAutoregressivePrior:
     @pytest.mark.parametrize(
         "arguments", [{"transforms": 0}, {"hidden_features": ()}, {"hidden_features": (0,)}]
     )
-    def test_sizes_that_are_none_are_refused(self, arguments):
+    def test_sizes_that_are_none_are_refused(self, kind, arguments):
         with pytest.raises(ValueError, match="positive integers are wanted"):
-            priors.MAF(2, **arguments)
+            kind(2, **arguments)
 
 
 def small(latent: int = 4) -> rk.VAE:

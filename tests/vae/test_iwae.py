@@ -29,6 +29,7 @@ PRIORS = {
     "AR1": priors.AR1,
     "RealNVP": lambda latent: priors.RealNVP(latent, layers=2, hidden=(8,)),
     "MAF": lambda latent: priors.MAF(latent, steps=2, hidden=(8,)),
+    "NSF": lambda latent: priors.NSF(latent, 2, (8,), bins=3),
 }
 EVERY_PRIOR = PRIORS | {"VampPrior": lambda latent: priors.VampPrior(latent, components=4)}
 DECODERS = {

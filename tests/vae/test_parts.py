@@ -27,6 +27,7 @@ PRIORS = [priors.StandardNormal, priors.AR1]
 FLOWS = [
     lambda latent: priors.RealNVP(latent, transforms=3, hidden_features=(8, 8)),
     lambda latent: priors.MAF(latent, transforms=2, hidden_features=(8, 8)),
+    lambda latent: priors.NSF(latent, transforms=2, hidden_features=(8, 8), bins=3),
 ]
 # Posteriors that have no KL divergence, no entropy and no mean in closed form.
 SAMPLED = [lambda latent: posteriors.IAF(latent, transforms=2, hidden_features=(8, 8), context=4)]

@@ -166,6 +166,26 @@ def nflows_network(d, width, device="cpu"):
     return flow.inverse, on(device, (weights, biases, prefixes)), ("softplus", 1e-3)
 
 
+def zuko_splines(d, hidden=(50, 50), transforms=3):
+    """zuko's neural spline flow, and ours of the same weights."""
+    from zuko.flows import NSF
+
+    from rhovae_kernels.nn import MADE, Flow, SplineAutoregressive
+    from rhovae_kernels.ops.rq_spline import SplineConvention
+
+    torch.manual_seed(0)
+    theirs, ours = NSF(d, transforms=transforms, hidden_features=hidden), []
+    for transform in theirs.transform.transforms:
+        layers = [m for m in transform.hyper if hasattr(m, "mask")]
+        made = MADE.from_masks(
+            [layer.weight.detach() for layer in layers],
+            [layer.bias.detach() for layer in layers],
+            [layer.mask for layer in layers],
+        )
+        ours.append(SplineAutoregressive(made, SplineConvention.zuko()))
+    return theirs, Flow(d, ours)
+
+
 class Empty(torch.autograd.Function):
     """What any op with gradients costs its host: tensors saved and made, and no work done."""
 

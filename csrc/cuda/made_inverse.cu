@@ -355,6 +355,7 @@ std::tuple<Tensor, Tensor> made_inverse(Tensor y, Tensor offset, std::vector<Ten
                                         double logit_scale, double clip, StringHandle slope) {
   const Activation activation = take_activation(activation_name);
   const Scale scale = take_scale(scale_name);
+  // Splines are not inverted here; what there is to know of them is asked as on the CPU.
   SplineConvention::take(true, bound, tails, min_width, min_height, min_derivative, logit_scale,
                          clip, slope);
   require(scale != Scale::kSpline);

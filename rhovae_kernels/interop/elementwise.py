@@ -6,7 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from python_ref.made_inverse import SPLINE
 from python_ref.rq_spline import SplineConvention
+from rhovae_kernels.nn import MADE
 from rhovae_kernels.ops import affine_coupling, rq_spline
 
 
@@ -51,30 +53,43 @@ class Spline(NamedTuple):
     @property
     def heads(self) -> int:
         """Raw numbers of a dimension."""
-        return 3 * self.bins - 1
+        return sum(self.convention.of_bins(self.bins))
 
     def __call__(self, x: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         """As that of `Affine`, for raw (…,d,3K−1)."""
-        widths, heights, slopes = raw.split([self.bins, self.bins, self.bins - 1], -1)
+        widths, heights, slopes = raw.split(self.convention.of_bins(self.bins), -1)
         x = x.expand(raw.shape[:-1])
         return rq_spline(x, widths, heights, slopes, inverse, *self.convention)
 
 
-def in_passes(
-    elementwise: Affine | Spline, network: Callable[[Tensor], Tensor], y: Tensor, passes: int
+def invert_splines(
+    spline: Spline, made: MADE, y: Tensor, context: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The inverse of an autoregressive transform: each pass makes one more dimension right.
+    """The inverse of an autoregressive transform of splines, each hidden unit computed once.
+
+    On a GPU, where `made_inverse` has no kernel for splines, in as many passes as dimensions.
+    """
+    made.check("y", y, context)
+    if y.device.type != "cpu":
+        return in_passes(spline, lambda x: made(x, context), y, made.features)
+    return made.in_turn(y, context, SPLINE, *spline.convention)
+
+
+def in_passes(
+    spline: Spline, network: Callable[[Tensor], Tensor], y: Tensor, passes: int
+) -> tuple[Tensor, Tensor]:
+    """The same of a network that is no `MADE`: each pass makes one more dimension right.
 
     Args:
-        elementwise: of each dimension.
+        spline: of each dimension.
         network: takes x, gives what is raw of y.
         y: shape (…,d).
         passes: d, or fewer where dimensions come in groups.
     """
     x = torch.zeros_like(y)
-    log_det = y.new_zeros(())
+    log_det = y.new_zeros(y.shape[:-1])
     for _ in range(passes):
-        x, log_det = elementwise(y, network(x), True)
+        x, log_det = spline(y, network(x), True)
     return x, log_det
 
 

@@ -32,7 +32,6 @@ ELEMENTWISE = {
 }
 # What is said of a transform.
 ONE_PASS = "one pass in either direction"
-PASSES_BACK = "one pass, d passes back"
 ONE_OP = "one op after its network, in either direction"
 
 

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from python_ref.rq_spline import SplineConvention
-from rhovae_kernels.interop.elementwise import Affine, Spline, in_passes, same_class
+from rhovae_kernels.interop.elementwise import Affine, Spline, in_passes, invert_splines, same_class
 from rhovae_kernels.interop.networks import (
     INPUTS,
     ONE_OP,
     ONE_PASS,
     OUTPUTS,
-    PASSES_BACK,
     Layer,
     check_elementwise,
     fold_made,
@@ -99,6 +98,8 @@ class NflowsSpline(StandIn):
         return self.spline(inputs, self._raw(inputs, context), False)
 
     def inverse(self, inputs: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if self.made is not None:
+            return invert_splines(self.spline, self.made, inputs, context)
         passes = inputs.shape[-1]
         return in_passes(self.spline, lambda x: self._raw(x, context), inputs, passes)
 
@@ -230,7 +231,7 @@ def fuse_autoregressive(parent: nn.Module, key: str, module: Any) -> tuple[str, 
         why = f"activation {name_of(network.activation)}"
         if activation is not None:
             try:
-                return _replace_network(parent, key, module, activation, spline)
+                return ONE_PASS, [_replace_network(parent, key, module, activation, spline)]
             except CannotFuse as reason:
                 why = str(reason)
     replaced = replace_by_layers(network)
@@ -272,7 +273,7 @@ def replace_by_layers(network: Any, context_last: bool = False) -> list[Replaced
 
 def _replace_network(
     parent: nn.Module, key: str, module: Any, activation: str, spline: Spline | None
-) -> tuple[str, list[Replaced]]:
+) -> Replaced:
     network, net = module.autoregressive_net, "autoregressive_net"
     outputs = torch.arange(network.final_layer.out_features)
     if spline is None:
@@ -288,9 +289,8 @@ def _replace_network(
         moves += of_moves
         made.context = of_context.in_features
         made.context_layer = nn.Sequential(of_context, MODULES[activation]())
-    if spline is None:
-        return ONE_PASS, [replace(parent, key, NflowsAffine(made, module._epsilon), moves)]
-    return PASSES_BACK, [replace(parent, key, NflowsSpline(made, spline), moves)]
+    new = NflowsAffine(made, module._epsilon) if spline is None else NflowsSpline(made, spline)
+    return replace(parent, key, new, moves)
 
 
 KINDS = {

@@ -15,13 +15,12 @@ from torch.distributions import constraints
 from torch.distributions.transforms import Transform
 
 from python_ref.rq_spline import SplineConvention
-from rhovae_kernels.interop.elementwise import Affine, Spline, in_passes, same_class
+from rhovae_kernels.interop.elementwise import Affine, Spline, in_passes, invert_splines, same_class
 from rhovae_kernels.interop.networks import (
     INPUTS,
     ONE_OP,
     ONE_PASS,
     OUTPUTS,
-    PASSES_BACK,
     Layer,
     check_elementwise,
     fold_made,
@@ -143,10 +142,12 @@ class ZukoSpline(Lazy):
         self.hyper = None if isinstance(network, MADE) else network
 
     def forward(self, c: Tensor | None = None) -> FusedTransform:
-        raw = partial(self._raw, c)
+        raw, spline, made, passes = partial(self._raw, c), self.spline, self.made, self.passes
         return FusedTransform(
-            lambda x: self.spline(x, raw(x), False),
-            lambda y: in_passes(self.spline, raw, y, self.passes),
+            lambda x: spline(x, raw(x), False),
+            (lambda y: in_passes(spline, raw, y, passes))
+            if made is None
+            else (lambda y: invert_splines(spline, made, y, c)),
         )
 
     def _raw(self, c: Tensor | None, x: Tensor) -> Tensor:
@@ -249,11 +250,10 @@ def fuse_autoregressive(parent: nn.Module, key: str, module: Any) -> tuple[str, 
         except CannotFuse as reason:
             why = str(reason)
         else:
+            new: nn.Module = ZukoAffine(made, -math.log(settings["slope"]))
             if spline is not None:
                 new = ZukoSpline(made, spline, module.passes)
-                return PASSES_BACK, [replace(parent, key, new, moves)]
-            affine = ZukoAffine(made, -math.log(settings["slope"]))
-            return ONE_PASS, [replace(parent, key, affine, moves)]
+            return ONE_PASS, [replace(parent, key, new, moves)]
     layers: list[Layer] = []
     units = last = INPUTS
     for i, layer in enumerate(hyper):

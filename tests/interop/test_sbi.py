@@ -9,13 +9,12 @@ import rhovae_kernels as rk
 
 D, OBSERVED = 3, 2
 ONE_PASS = "one pass in either direction"
-PASSES_BACK = "one pass, d passes back"
 ONE_OP = "one op after its network, in either direction"
 ESTIMATORS = {
     "maf": ONE_PASS,
     "zuko_maf": ONE_PASS,
-    "maf_rqs": PASSES_BACK,
-    "zuko_nsf": PASSES_BACK,
+    "maf_rqs": ONE_PASS,
+    "zuko_nsf": ONE_PASS,
     "nsf": ONE_OP,
     "zuko_nice": ONE_OP,
 }

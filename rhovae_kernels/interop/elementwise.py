@@ -1,10 +1,10 @@
 """What a network's outputs do to each dimension: affine maps and splines, each by one op."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from python_ref.made_inverse import SPLINE
 from python_ref.rq_spline import SplineConvention
@@ -91,9 +91,3 @@ def in_passes(
     for _ in range(passes):
         x, log_det = spline(y, network(x), True)
     return x, log_det
-
-
-def same_class(module: nn.Module, name: str) -> bool:
-    """Whether a module is of this very class: one derived from it may compute something else."""
-    kind: Any = type(module)
-    return f"{kind.__module__}.{kind.__qualname__}" == name

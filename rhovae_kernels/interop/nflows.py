@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from python_ref.rq_spline import SplineConvention
-from rhovae_kernels.interop.elementwise import Affine, Spline, in_passes, invert_splines, same_class
+from rhovae_kernels.interop.elementwise import Affine, Spline, in_passes, invert_splines
 from rhovae_kernels.interop.networks import (
     INPUTS,
     ONE_OP,
@@ -24,7 +24,7 @@ from rhovae_kernels.interop.networks import (
     replace_layers,
     with_rows,
 )
-from rhovae_kernels.interop.replaced import CannotFuse, Replaced, StandIn, is_a, replace
+from rhovae_kernels.interop.replaced import CannotFuse, Replaced, StandIn, behaves_as, replace
 from rhovae_kernels.nn import MADE, orders
 
 _AUTOREGRESSIVE = "nflows.transforms.autoregressive"
@@ -202,10 +202,10 @@ def spline_of(module: Any, hidden: int | None) -> Spline:
 
 
 def fuse_coupling(parent: nn.Module, key: str, module: Any) -> tuple[str, list[Replaced]]:
-    if same_class(module, AFFINE_COUPLING):
+    if behaves_as(module, AFFINE_COUPLING):
         new = NflowsCoupling(module, Affine(_log_scale), _in_blocks)
         return ONE_OP, [replace(parent, key, new)]
-    if same_class(module, SPLINE_COUPLING):
+    if behaves_as(module, SPLINE_COUPLING):
         return ONE_OP, [replace(parent, key, spline_coupling(module))]
     raise CannotFuse(f"as {type(module).__name__} is no affine or rational-quadratic coupling")
 
@@ -218,9 +218,9 @@ def spline_coupling(module: Any) -> NflowsCoupling:
 
 def fuse_autoregressive(parent: nn.Module, key: str, module: Any) -> tuple[str, list[Replaced]]:
     spline = None
-    if same_class(module, SPLINE):
+    if behaves_as(module, SPLINE):
         spline = spline_of(module, getattr(module.autoregressive_net, "hidden_features", None))
-    elif not is_a(module, AFFINE):
+    elif not behaves_as(module, AFFINE):
         raise CannotFuse(f"as {type(module).__name__} is neither affine nor rational-quadratic")
     network = module.autoregressive_net
     check_blocks(network)

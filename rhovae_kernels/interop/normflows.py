@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from rhovae_kernels.interop.elementwise import Affine, same_class
+from rhovae_kernels.interop.elementwise import Affine
 from rhovae_kernels.interop.networks import ONE_OP, check_elementwise
 from rhovae_kernels.interop.nflows import (
     NflowsSpline,
@@ -21,7 +21,7 @@ from rhovae_kernels.interop.nflows import (
     spline_coupling,
     spline_of,
 )
-from rhovae_kernels.interop.replaced import CannotFuse, Replaced, StandIn, replace
+from rhovae_kernels.interop.replaced import CannotFuse, Replaced, StandIn, behaves_as, replace
 from rhovae_kernels.ops import affine_coupling
 
 _AUTOREGRESSIVE = "normflows.flows.affine.autoregressive"
@@ -124,13 +124,13 @@ class NormflowsMasked(StandIn):
 
 def fuse_coupling(parent: nn.Module, key: str, module: Any) -> tuple[str, list[Replaced]]:
     new: nn.Module
-    if same_class(module, MASKED_AFFINE):
+    if behaves_as(module, MASKED_AFFINE):
         if not bool(((module.b == 0) | (module.b == 1)).all()):
             raise CannotFuse("as its mask b has other values than 0 and 1")
         new = NormflowsMasked(module)
-    elif same_class(module, SPLINE_COUPLING):
+    elif behaves_as(module, SPLINE_COUPLING):
         new = spline_coupling(module)
-    elif not same_class(module, AFFINE_COUPLING):
+    elif not behaves_as(module, AFFINE_COUPLING):
         raise CannotFuse(f"as {type(module).__name__} is no affine or rational-quadratic coupling")
     elif not module.scale:
         raise CannotFuse("as it adds alone, which is one operation already")
@@ -144,9 +144,9 @@ def fuse_coupling(parent: nn.Module, key: str, module: Any) -> tuple[str, list[R
 def fuse_autoregressive(parent: nn.Module, key: str, module: Any) -> tuple[str, list[Replaced]]:
     network = module.autoregressive_net
     spline = None
-    if same_class(module, SPLINE):
+    if behaves_as(module, SPLINE):
         spline = spline_of(module, getattr(network, "hidden_features", None))
-    elif not same_class(module, AFFINE):
+    elif not behaves_as(module, AFFINE):
         raise CannotFuse(f"as {type(module).__name__} is neither affine nor rational-quadratic")
     check_blocks(network)
     for block in network.blocks:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rhovae_kernels.interop.elementwise import same_class
 from rhovae_kernels.interop.networks import (
     INPUTS,
     ONE_PASS,
@@ -23,7 +22,7 @@ from rhovae_kernels.interop.networks import (
     name_of,
     replace_layers,
 )
-from rhovae_kernels.interop.replaced import CannotFuse, Replaced, StandIn, is_a, replace
+from rhovae_kernels.interop.replaced import CannotFuse, Replaced, StandIn, behaves_as, is_a, replace
 from rhovae_kernels.nn import MADE
 from rhovae_kernels.nn.made import expand_together
 from rhovae_kernels.ops import made_inverse
@@ -31,7 +30,7 @@ from rhovae_kernels.ops import made_inverse
 _TRANSFORMS = "pyro.distributions.transforms.affine_autoregressive"
 AFFINE = f"{_TRANSFORMS}.AffineAutoregressive"
 CONDITIONAL = f"{_TRANSFORMS}.ConditionalAffineAutoregressive"
-_NETWORK = "pyro.nn.auto_reg_nn.ConditionalAutoRegressiveNN"
+_NETWORKS = [f"pyro.nn.auto_reg_nn.{name}AutoRegressiveNN" for name in ("", "Conditional")]
 
 
 class PyroNetwork(StandIn):
@@ -121,11 +120,11 @@ def _condition(transform: Any, context: Tensor) -> Any:
 
 def fuse_autoregressive(parent: Any, key: str, module: Any) -> tuple[str, list[Replaced]]:
     conditional = is_a(module, CONDITIONAL)
-    if not same_class(module, CONDITIONAL if conditional else AFFINE):
+    if not behaves_as(module, CONDITIONAL if conditional else AFFINE):
         raise CannotFuse(f"as {type(module).__name__} is a transform of its own kind")
     key = "nn" if conditional else "arn"
     network: Any = module._modules.get(key)
-    if not is_a(network, _NETWORK):
+    if not any(behaves_as(network, name) for name in _NETWORKS):
         raise CannotFuse("as it holds no network of pyro: the transform that it was made of may")
     if list(network.param_dims) != [1, 1]:
         raise CannotFuse(f"as its network gives parameters of sizes {list(network.param_dims)}")

@@ -15,6 +15,24 @@ def is_a(module: object, name: str) -> bool:
     return any(f"{base.__module__}.{base.__qualname__}" == name for base in type(module).__mro__)
 
 
+def behaves_as(module: object, name: str) -> bool:
+    """Whether a module is of this class, or of one derived from it that has no methods of its own.
+
+    One that has may compute something else. How it is made, and shown, does not matter.
+    """
+    for base in type(module).__mro__:
+        if f"{base.__module__}.{base.__qualname__}" == name:
+            return True
+        methods = {key for key, of in vars(base).items() if callable(of) or hasattr(of, "__get__")}
+        if methods - _NO_BEHAVIOUR:
+            return False
+    return False
+
+
+# What a class may have of its own and compute as before; the last two every class has.
+_NO_BEHAVIOUR = {"__init__", "__repr__", "extra_repr", "__dict__", "__weakref__"}
+
+
 class StandIn(nn.Module):
     """A module of this package in the place of one of another library."""
 

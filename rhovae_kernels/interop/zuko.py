@@ -15,7 +15,7 @@ from torch.distributions import constraints
 from torch.distributions.transforms import Transform
 
 from python_ref.rq_spline import SplineConvention
-from rhovae_kernels.interop.elementwise import Affine, Spline, in_passes, invert_splines, same_class
+from rhovae_kernels.interop.elementwise import Affine, Spline, in_passes, invert_splines
 from rhovae_kernels.interop.networks import (
     INPUTS,
     ONE_OP,
@@ -27,7 +27,7 @@ from rhovae_kernels.interop.networks import (
     inverted,
     replace_layers,
 )
-from rhovae_kernels.interop.replaced import CannotFuse, Replaced, StandIn, is_a, replace
+from rhovae_kernels.interop.replaced import CannotFuse, Replaced, StandIn, behaves_as, is_a, replace
 from rhovae_kernels.nn import MADE, orders
 
 AUTOREGRESSIVE = "zuko.flows.autoregressive.MaskedAutoregressiveTransform"
@@ -223,13 +223,15 @@ def _soft_clip(bound: float, r: Tensor) -> Tensor:
 
 
 def fuse_coupling(parent: nn.Module, key: str, module: Any) -> tuple[str, list[Replaced]]:
-    if not same_class(module, COUPLING):
+    if not behaves_as(module, COUPLING):
         raise CannotFuse(f"as {type(module).__name__} is a coupling of its own kind")
     elementwise = _elementwise(module)[1]
     return ONE_OP, [replace(parent, key, ZukoCoupling(module, elementwise))]
 
 
 def fuse_autoregressive(parent: nn.Module, key: str, module: Any) -> tuple[str, list[Replaced]]:
+    if not behaves_as(module, AUTOREGRESSIVE):
+        raise CannotFuse(f"as {type(module).__name__} is a transform of its own kind")
     _, elementwise, settings = _elementwise(module)
     hyper = module.hyper
     linears = [layer for layer in hyper if is_a(layer, "zuko.nn.MaskedLinear")]

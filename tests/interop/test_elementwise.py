@@ -245,15 +245,6 @@ def test_spline_flows_of_nflows(nflows, compare, arguments, said):
     compare(make, run_nflows, said)
 
 
-def coupling_of_its_own(nflows):
-    class Doubled(nflows.transforms.AffineCouplingTransform):
-        def _scale_and_shift(self, transform_params):
-            scale, shift = super()._scale_and_shift(transform_params)
-            return 2 * scale, shift
-
-    return Doubled(MASK, conditioner)
-
-
 @pytest.mark.parametrize(
     "make,said",
     [
@@ -279,9 +270,37 @@ def test_a_coupling_or_spline_of_nflows_of_another_kind_is_named(nflows, make, s
     assert re.search(said, why) and list(flow.modules()) == modules
 
 
-def test_a_class_derived_from_a_coupling_is_left_alone(nflows):
-    flow = nn.Sequential(coupling_of_its_own(nflows))
-    assert rk.fuse(flow).left == {"0": "as Doubled is no affine or rational-quadratic coupling"}
+def derived(base, **methods):
+    return type("Derived", (base,), methods)
+
+
+def derived_transforms(request, **methods):
+    """A transform of each library and kind whose class is derived from the library's."""
+    nflows, zuko = (request.getfixturevalue(name) for name in ("nflows", "zuko"))
+    spline = {"num_bins": 4, "tails": "linear"}
+    t, name = nflows.transforms, "PiecewiseRationalQuadratic"
+    return nn.ModuleList(
+        [
+            derived(t.AffineCouplingTransform, **methods)(MASK, conditioner),
+            derived(getattr(t, f"{name}CouplingTransform"), **methods)(MASK, conditioner, **spline),
+            derived(t.MaskedAffineAutoregressiveTransform, **methods)(D, 8),
+            derived(getattr(t, f"Masked{name}AutoregressiveTransform"), **methods)(D, 8, **spline),
+            derived(zuko.flows.GeneralCouplingTransform, **methods)(D),
+            derived(zuko.flows.MaskedAutoregressiveTransform, **methods)(D),
+        ]
+    )
+
+
+def test_a_class_with_a_method_of_its_own_is_left_alone(request):
+    flow = derived_transforms(request, forward=lambda self, *args: None)
+    fusion = rk.fuse(flow)
+    assert not fusion.fused and len(fusion.left) == 6
+    assert all("Derived" in why for why in fusion.left.values())
+
+
+def test_a_class_that_is_only_made_and_shown_in_another_way_is_fused(request):
+    flow = derived_transforms(request, extra_repr=lambda self: "mine")
+    assert len(rk.fuse(flow).fused) == 6
 
 
 def test_a_fused_coupling_of_nflows_refuses_inputs_of_another_shape(nflows, draw):

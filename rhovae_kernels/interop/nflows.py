@@ -176,7 +176,8 @@ def _in_blocks(outputs: Tensor, d: int) -> Tensor:
 
 def by_dimension(outputs: Tensor, d: int) -> Tensor:
     """(batch,d·heads,…) as (batch,d·…,heads)."""
-    return outputs.unflatten(1, (d, -1)).movedim(2, -1).flatten(1, -2)
+    outputs = outputs.unflatten(1, (d, -1))
+    return outputs if outputs.dim() == 3 else outputs.movedim(2, -1).flatten(1, -2)
 
 
 def _log_scale(r: Tensor) -> Tensor:

@@ -76,6 +76,11 @@ def test_inverse(compare, library, network, d, width, times, passes):
     )
 
 
+def masked(weights, prefixes):
+    """The weights of a MADE's layers, zero where they are not read."""
+    return [staircase(w, p) for w, p in zip(weights, prefixes, strict=True)]
+
+
 def pass_for_each_dimension(u, offset, weights, biases):
     """x_i = [u_i < σ(s_i)] and log p(x), of weights that are masked."""
     x, log_p = torch.zeros_like(u), u.new_zeros(len(u))
@@ -102,27 +107,27 @@ def test_draws(compare, d, hidden):
     offset, *biases = (layer.bias for layer in made.layers)
     prefixes = [layer.prefix for layer in made.layers]
     weights = [layer.weight for layer in made.layers]
-    masked = [staircase(w, p) for w, p in zip(weights, prefixes, strict=True)]
+    of_eager = masked(weights, prefixes)
     u = torch.rand(rows, d)
 
     def ours(u=u, offset=offset, weights=weights, biases=biases):
         of_rows = offset.expand(len(u), -1)
         return rk.ops.made_inverse(u, of_rows, weights, biases, prefixes, "relu", scale="bernoulli")
 
-    def naive(u=u, offset=offset, weights=masked, biases=biases):
+    def naive(u=u, offset=offset, weights=of_eager, biases=biases):
         return pass_for_each_dimension(u, offset, weights, biases)
 
     # In float64 no uniform number is so near to σ(s) that a rounding decides the draw.
     few = u[:2].double()
     (x, log_p), (naive_x, naive_log_p) = (
         draw(few, offset.double(), [w.double() for w in of], [b.double() for b in biases])
-        for draw, of in ((ours, weights), (naive, masked))
+        for draw, of in ((ours, weights), (naive, of_eager))
     )
     if not torch.equal(x, naive_x):
         raise WrongResult("in float64 the draws are others")
     verify([log_p], [naive_log_p])
     x, log_p = ours()
-    s = heads(x, offset, masked, biases)
+    s = heads(x, offset, of_eager, biases)
     verify([log_p], [logsigmoid(torch.where(x > 0, s, -s)).sum(1)])
     compare(
         "made_inverse, draws",

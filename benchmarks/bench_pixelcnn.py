@@ -20,11 +20,12 @@ def pass_for_each_pixel(decoder, z, seed):
     """The images that `decoder.draw` gives with a generator of this seed."""
     weight = decoder.net.last.weight
     generator = torch.Generator().manual_seed(seed)
-    uniform = torch.rand(len(z), *SHAPE, dtype=weight.dtype, generator=generator)
-    x = torch.zeros_like(uniform)
-    for i in range(SHAPE[1]):
-        for j in range(SHAPE[2]):
-            p = torch.sigmoid(decoder.net(x, z)[:, :, i, j])
+    uniform = torch.rand(len(z), *decoder.input_shape, dtype=weight.dtype, generator=generator)
+    x, of_places = torch.zeros_like(uniform), decoder.of_places(z)
+    _, height, width = decoder.input_shape
+    for i in range(height):
+        for j in range(width):
+            p = torch.sigmoid((decoder.net(x, z) + of_places)[:, :, i, j])
             x[:, :, i, j] = (uniform[:, :, i, j] < p).to(x.dtype)
     return x
 

@@ -15,7 +15,11 @@ SAYS = {
     "own_loop.py": "epoch 10: −ELBO",
     "several_processes.py": "2 processes: test −ELBO",
     "patched_flow.py": "one pass in either direction",
+    "sbi_two_moons.py": "one pass in either direction",
 }
+# What an example is given, and what it imports that need not be installed.
+ARGUMENTS = {"sbi_two_moons.py": ["maf_rqs", "200"]}
+PEERS = {"patched_flow.py": "zuko", "sbi_two_moons.py": "sbi"}
 
 
 def test_every_example_is_run():
@@ -24,13 +28,13 @@ def test_every_example_is_run():
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_runs_as_its_docstring_says(tmp_path, name):
-    if name == "patched_flow.py":
-        pytest.importorskip("zuko", reason="zuko, whose flow is patched, is not installed")
+    if name in PEERS:
+        pytest.importorskip(PEERS[name], reason=f"{PEERS[name]}, a peer, is not installed")
     command = [sys.executable]
     if name == "several_processes.py":
         command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ended = subprocess.run(
-        [*command, str(ROOT / "examples" / name)],
+        [*command, str(ROOT / "examples" / name), *ARGUMENTS.get(name, [])],
         cwd=tmp_path,
         env={
             **os.environ,

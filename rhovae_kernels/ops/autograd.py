@@ -96,7 +96,7 @@ def backward_function(
             _, vjp = torch.func.vjp(of_floating, *values)
             result: list = [None] * ctx.arguments
             cotangents = tuple(g for g, need in zip(grads, ctx.needs, strict=True) if need)
-            for i, g in zip(where, vjp(eager.unwrapped(cotangents)), strict=True):
+            for i, g in zip(where, vjp(cotangents), strict=True):
                 result[i] = g
             return tuple(result)
 

@@ -102,6 +102,7 @@ def made_inverse(
     Raises:
         ValueError: a shape, type, device, name, bound or prefix does not fit, or a setting of the
             splines is out of its range.
+        BackendError: of "spline", on CUDA tensors: its kernel is written for the CPU alone.
 
     Source:
         Kingma, Salimans, Jozefowicz, Chen, Sutskever and Welling, 2016, "Improving variational

@@ -198,8 +198,8 @@ def replace_layers(layers: Sequence[Layer], added: Sequence[Layer]) -> list[Repl
         new = ReorderedLinear(
             fold.prefixes[0],
             old.in_features,
-            columns if layer.columns == INPUTS else None,
-            orders.rank(rows) if layer.rows == OUTPUTS else None,
+            _unless_in_order(columns) if layer.columns == INPUTS else None,
+            _unless_in_order(orders.rank(rows)) if layer.rows == OUTPUTS else None,
             old.bias is not None,
         ).to(old.weight)
         moves = [Moved("weight", "weight", rows, columns, fold.inside(0))]
@@ -211,6 +211,10 @@ def replace_layers(layers: Sequence[Layer], added: Sequence[Layer]) -> list[Repl
         new_rows, moves = with_rows(of_rows, sorting[layer.rows])
         replaced.append(replace(layer.parent, layer.key, new_rows, moves))
     return replaced
+
+
+def _unless_in_order(order: Tensor) -> Tensor | None:
+    return None if bool((order.diff() > 0).all()) else order
 
 
 def with_rows(

@@ -20,7 +20,8 @@ def compare(benchmark):
     With a `cost`, the clone of a tensor is timed too: it moves as many bytes, and allocates its
     output likewise. Its time, in percent of ours, is how near ours is to the limit.
 
-    `rounds`, where hundredths matter, are how many times each is timed.
+    `rounds`, where hundredths matter, are how many times each is timed; `budget`, for how many
+    seconds at most.
     """
 
     def run(
@@ -35,12 +36,14 @@ def compare(benchmark):
         wrong=None,
         cost=None,
         rounds=ROUNDS,
+        budget=None,
     ):
         if cost is not None:
             variants = variants | {
                 CLONE: torch.ones(cost.bytes_moved // 2, dtype=torch.uint8).clone
             }
-        milliseconds = interleaved(variants, rounds=rounds, budget=BUDGET * rounds / ROUNDS)
+        budget = BUDGET * rounds / ROUNDS if budget is None else budget
+        milliseconds = interleaved(variants, rounds=rounds, budget=budget)
         if cost is not None:
             percent = 100 * milliseconds[CLONE] / milliseconds[ours]
             benchmark.extra_info["percent_of_limit"] = percent

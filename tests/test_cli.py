@@ -321,6 +321,8 @@ ERRORS = {
         "reproduce volatility --seeds 1",
         "seeds is '1'; a reproduction of volatility takes none",
     ),
+    "seeds of maf": ("reproduce maf --seeds a", "seeds is 'a'; it must be integers"),
+    "data of maf": ("reproduce maf --data svhn", "data is 'svhn'; it must be one of breast-cancer"),
     "data of volatility": (
         "reproduce volatility --data mnist",
         "data is 'mnist'; a reproduction of volatility takes none",

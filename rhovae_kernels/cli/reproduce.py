@@ -14,14 +14,17 @@ from rhovae_kernels.cli.app import AsJson, DataRoot, FidWeights, app, numbers_of
 def reproduce(
     paper: Annotated[
         str,
-        typer.Argument(help="rho-vae, iaf, dpvae, volatility, chorales, gaps, orders or pixelvae."),
+        typer.Argument(
+            help="rho-vae, iaf, dpvae, volatility, chorales, gaps, orders, pixelvae or maf."
+        ),
     ],
     dataset: Annotated[
         str | None,
         typer.Option(
             "--data",
             help="mnist (if not given), fashion-mnist, kmnist, cifar-10, digits or two-moons; of "
-            "chorales jsb; of gaps, orders and pixelvae digits if not given.",
+            "chorales jsb; of gaps, orders and pixelvae digits if not given; of maf breast-cancer "
+            "(if not given), digits or mnist.",
         ),
     ] = None,
     form: Annotated[str | None, typer.Option(help="Of rho-vae: plain, beta or cnn.")] = None,
@@ -58,7 +61,7 @@ def reproduce(
         int | None,
         typer.Option(
             help="Passes over the training data; 20, two-moons 150, jsb 100; of gaps of digits 60; "
-            "of pixelvae 6, digits 40."
+            "of pixelvae 6, digits 40; of maf at most, 100, digits and mnist 40."
         ),
     ] = None,
     days: Annotated[
@@ -100,7 +103,10 @@ def reproduce(
     if paper in FITS:
         fits = FITS[paper]
         given = _given(paper, fits.reproduce, own | of_runs)
-        table = fits.reproduce(**given, out=out or Path("runs") / paper, quiet=quiet)
+        if "seeds" in given:
+            given["seeds"] = numbers_of("seeds", given["seeds"], int)
+        name = "-".join(filter(None, [paper, dataset]))
+        table = fits.reproduce(**given, out=out or Path("runs") / name, quiet=quiet)
         page = fits.describe(table)
     else:
         given = _given(paper, PAPERS[paper], own)

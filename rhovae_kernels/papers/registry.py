@@ -8,7 +8,17 @@ its options that the function takes. What trains no VAE runs itself, and has a l
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from rhovae_kernels.papers import chorales, dpvae, gaps, iaf, orders, pixelvae, rho_vae, volatility
+from rhovae_kernels.papers import (
+    chorales,
+    dpvae,
+    gaps,
+    iaf,
+    maf,
+    orders,
+    pixelvae,
+    rho_vae,
+    volatility,
+)
 from rhovae_kernels.papers.study import Study
 
 PAPERS: dict[str, Callable[..., Study]] = {
@@ -35,5 +45,8 @@ class Fits(NamedTuple):
     describe: Callable[[dict[str, Any]], str]
 
 
-FITS: dict[str, Fits] = {"volatility": Fits(volatility.reproduce, volatility.describe)}
+FITS: dict[str, Fits] = {
+    "volatility": Fits(volatility.reproduce, volatility.describe),
+    "maf": Fits(maf.reproduce, maf.describe),
+}
 """The comparisons that are not between VAEs."""

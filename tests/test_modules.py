@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import rhovae_kernels as rk
 from rhovae_kernels.metrics import traversals
+from rhovae_kernels.nn.coupling import Coupling
 from rhovae_kernels.papers import published
 from rhovae_kernels.vae.base import Model
 from rhovae_kernels.vae.decoders import Autoregressive, Decoder, Ordered
@@ -219,6 +220,7 @@ def test_every_class_of_module_is_among_them():
     bases |= {
         rk.nn.Transform,
         rk.nn.Flow,
+        Coupling,
         Saved,
         Model,
         SequenceEncoder,

@@ -122,10 +122,7 @@ def right(draw: Draw, op: str, args: list) -> None:
         return
     if op == "rq_spline":
         # log_det is a sum of logarithms of either sign, gradients are sums of such products.
-        sizes = [
-            u.nan_to_num(0, 0, 0).abs().max() for u in exact_upstream if u is not None and u.numel()
-        ]
-        least = max(columns, *sizes, 1.0)
+        least = size_of_terms(columns, exact_upstream)
         # A knot is a sum over the bins: x lies elsewhere in its bin by as many roundings of 2B.
         x, bins, bound = exact[0], args[1].shape[-1], args[5]
         away = 2 * bound * bins * UNIT[draw.dtype]
@@ -178,13 +175,20 @@ def right(draw: Draw, op: str, args: list) -> None:
         close(what, g, e, b, draw.dtype, rounding)
 
 
+def size_of_terms(columns: int, upstream) -> float:
+    """Of the terms of log_det and of its gradients, which may cancel: their largest, at least 1."""
+    sizes = [u.nan_to_num(0, 0, 0).abs().max() for u in upstream if u is not None and u.numel()]
+    return max(columns, *sizes, 1.0)
+
+
 def network(op, args, wanted, exact, upstream, outputs, gradients, dtype) -> None:
     """An op that inverts a Jacobian: what it gives leaves a residual of rounding.
 
     Gradients are as far off as the Jacobian's condition lets them be: a few times what the
     specification itself is off in float32 tells it. A tensor's largest value is the scale, as in
-    the tests of the op. They are not judged at the corners of a ReLU, nor where a scale comes near
-    the end of its type: the Jacobian is then another, or infinite.
+    the tests of the op; of splines, as of `rq_spline`, that of the terms of their sums at least.
+    They are not judged at the corners of a ReLU, nor where a scale comes near the end of its type:
+    the Jacobian is then another, or infinite.
     """
     rounding = ROUNDING.get(dtype, 0.0)
     with rk.use_backend("reference"):
@@ -197,11 +201,12 @@ def network(op, args, wanted, exact, upstream, outputs, gradients, dtype) -> Non
     close(f"{op} residual", residual, torch.zeros_like(residual), bound, dtype, rounding)
     if not tame or "relu" in args:
         return
+    least = size_of_terms(args[0].shape[-1], upstream) if "spline" in args else 0.0
     for i, (g, e, r) in enumerate(zip(gradients, expected, rounded, strict=True)):
         if g is not None and e is not None and e.numel():
             off = (r.double() - e).abs().max() / UNIT[torch.float32]
             scale = (16 * off + OF_MAX[dtype] / UNIT[dtype] * e.abs().max()) / C
-            close(f"{op} gradient {i}", g, e, scale + e.abs(), dtype, rounding)
+            close(f"{op} gradient {i}", g, e, max(least, scale) + e.abs(), dtype, rounding)
 
 
 def smoothed(op, args, wanted, exact, upstream, outputs, gradients, dtype) -> None:

@@ -30,6 +30,7 @@ def test_a_call_is_a_function_of_its_seed_and_number(op):
         pytest.param("markov_smooth", 31, 54527, id="a gradient of a row whose terms cancel"),
         pytest.param("markov_smooth", 61, 70615, id="a mean below the least normal float16"),
         pytest.param("markov_smooth", 61, 161368, id="a step that alone tells of the one before"),
+        pytest.param("made_inverse", 81, 1254, id="a spline at its bound"),
         pytest.param(
             "rq_spline", 52, 972, id="a place in a bin that is hardly wider than rounding"
         ),

@@ -78,7 +78,7 @@ def table(name: str, root: str | Path | None = None) -> Table:
         >>> {split: tuple(x.shape) for split, x in found.rows.items()}
         {'train': (398, 30), 'valid': (57, 30), 'test': (114, 30)}
         >>> found.given_to(True, "test")[0, -2:].tolist()
-        [0.0, 1.0]
+        [1.0, 0.0]
     """
     check_choice("data", name, TABLES)
     values, labels, kind = TABLES[name](root)

@@ -147,3 +147,40 @@ class OverLists(Contract):
             outside = torch.autograd.grad(outputs, asked, up)
             for g, e in zip(within, outside, strict=True):
                 assert torch.equal(g, e), variant
+
+
+class Solve(OverLists):
+    """The contract of made_solve, of `heads` heads a dimension, of standard deviation `spread`."""
+
+    heads: int
+    spread: float
+    op = "made_solve"
+    variants = ("J", "Jᵀ")
+    # g, a, heads, two slopes, three weights.
+    differentiable = (0, 1, 2, 3, 4, 5, 6, 7)
+    rows = 5
+    names = ("g", "a", "heads", "s1", "s2", "w1", "w2", "w3", "p1", "p2", "p3", "transpose")
+
+    def inputs(self, variant, batch, d, dtype, device="cpu", seed=0, hidden=None):
+        hidden = hidden or (min(2 * d + 1, 13), min(d + 2, 17))
+        g, _, weights, _, prefixes = network(
+            batch, d, hidden, torch.float64, "cpu", seed, self.heads
+        )
+        a = torch.exp(0.3 * normal(batch, d, torch.float64, "cpu", 100 * seed + 60))
+        heads = self.spread * normal(batch, self.heads * d, torch.float64, "cpu", 100 * seed + 61)
+        slopes = [
+            torch.sigmoid(normal(batch, h, torch.float64, "cpu", 100 * seed + 62 + i))
+            for i, h in enumerate(hidden)
+        ]
+        floating = [x.to(dtype).to(device) for x in (g, a, heads, *slopes, *weights)]
+        return [*floating, *(p.to(device) for p in prefixes), variant == "Jᵀ"]
+
+    def nested(self, flat):
+        g, a, heads, *rest = flat
+        return g, a, heads, list(rest[:2]), list(rest[2:5]), list(rest[5:8]), rest[8]
+
+    def test_under_autocast_it_runs_in_float32(self, backend):
+        # It is called by backward passes, which autocast leaves alone.
+        inputs = self.inputs("J", (3,), 9, torch.float32, backend.device)
+        with torch.autocast(backend.device, torch.bfloat16):
+            assert self.call(*inputs)[0].dtype == torch.float32

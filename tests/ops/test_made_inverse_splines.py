@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-from contract import SHAPES, detached, double, normal
-from made_cases import OverLists, network
+from contract import SHAPES, detached, double
+from made_cases import OverLists, Solve, network
 from tolerance import assert_matches
 
 import python_ref
@@ -116,37 +116,8 @@ class TestSplineInverse(OverManyHeads):
         yield "slopes of no kind", but(slope="tanh"), "slope"
 
 
-class TestSolveOfSeveralHeads(OverManyHeads):
-    op = "made_solve"
-    variants = ("J", "Jᵀ")
-    # g, a, heads, two slopes, three weights.
-    differentiable = (0, 1, 2, 3, 4, 5, 6, 7)
-    rows = 5
-    count = 5
-
-    def inputs(self, variant, batch, d, dtype, device="cpu", seed=0, hidden=None):
-        hidden = hidden or (min(2 * d + 1, 13), min(d + 2, 17))
-        g, _, weights, _, prefixes = network(
-            batch, d, hidden, torch.float64, "cpu", seed, self.count
-        )
-        a = torch.exp(0.3 * normal(batch, d, torch.float64, "cpu", 100 * seed + 60))
-        heads = 0.3 * normal(batch, self.count * d, torch.float64, "cpu", 100 * seed + 61)
-        slopes = [
-            torch.sigmoid(normal(batch, h, torch.float64, "cpu", 100 * seed + 62 + i))
-            for i, h in enumerate(hidden)
-        ]
-        floating = [x.to(dtype).to(device) for x in (g, a, heads, *slopes, *weights)]
-        return [*floating, *(p.to(device) for p in prefixes), variant == "Jᵀ"]
-
-    def nested(self, flat):
-        g, a, heads, *rest = flat
-        return g, a, heads, list(rest[:2]), list(rest[2:5]), list(rest[5:8]), rest[8]
-
-    def test_under_autocast_it_runs_in_float32(self, backend):
-        # It is called by backward passes, which autocast leaves alone.
-        inputs = self.inputs("J", (3,), 9, torch.float32, backend.device)
-        with torch.autocast(backend.device, torch.bfloat16):
-            assert self.call(*inputs)[0].dtype == torch.float32
+class TestSolveOfSeveralHeads(OverManyHeads, Solve):
+    heads, spread = 5, 0.3
 
     def wrong_inputs(self):
         good = self.inputs("J", (2,), 3, torch.float32)

@@ -189,7 +189,7 @@ def test_its_copy_has_parts_of_its_own():
 def command(run, tmp_path, monkeypatch, capsys):
     """The command on the run, whose part a function in a file makes; what it prints."""
     parts, data = tmp_path / "parts.py", tmp_path / "x.npy"
-    parts.write_text("def p():\n    from test_density import Chain\n    return {'p': Chain()}\n")
+    parts.write_text(f"def p():\n    from {__name__} import Chain\n    return {{'p': Chain()}}\n")
     np.save(data, bits(20).numpy())
 
     def call(name: str, *more: str) -> str:

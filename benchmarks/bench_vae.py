@@ -26,7 +26,7 @@ def models(latent, again=False):
 
 
 def learning(name, model, x, lr, steps):
-    """A training step of the model on x, whose loss has fallen over the first so many."""
+    """A training step of the model on x, whose loss fell over the first steps."""
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
 
     def step():

@@ -80,7 +80,7 @@ def doubling(gates, tokens, reverse=False):
     while step < tokens.shape[-1]:
         later = a if a.shape[-1] == 1 else a[..., step:]
         x = torch.cat([x[..., :step], x[..., step:] + later * x[..., :-step]], -1)
-        # The gate over twice as many steps; before there are so many, it has nothing to act on.
+        # The gate over twice as many steps; on shorter sequences it has nothing to act on.
         a = a * a if a.shape[-1] == 1 else torch.cat([a[..., :step], later * a[..., :-step]], -1)
         step *= 2
     return x

@@ -115,7 +115,7 @@ class Leader {
     return type_ == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   }
 
-  // Whether x has so many dimensions, and the leader's rows.
+  // Whether x has `dims` dimensions, and the leader's rows.
   bool has_rows(const Tensor& x, int64_t dims) const {
     return x.dim() == dims && std::equal(sizes_, sizes_ + dims_ - 1, x.sizes().data());
   }

@@ -75,7 +75,7 @@ class SplineConvention(NamedTuple):
         return bins, bins, bins - 1 if self.tails == "linear" else bins + 1
 
     def parts(self, heads: int) -> tuple[int, int, int]:
-        """Of so many numbers of one spline, how many are widths, heights and derivatives.
+        """How many of a spline's `heads` parameters are widths, heights and derivatives.
 
         Where they are not those of a whole number of bins, of the bins that they are enough for.
         """

@@ -419,7 +419,7 @@ def test_reproduce_iaf_names_the_data_keeps_the_posts_apart_and_resumes(
     status, shown, _ = rhovae(capsys, monkeypatch, *arguments)
     assert status == 0
     assert "digits (rounded pixels)" in shown
-    ours, theirs = shown.split("The post, on other data")
+    ours, theirs = shown.split("Keng (2017), on other data")
     assert "72.33" not in ours and "72.33" in theirs
     assert "CIFAR-10 was not given" in theirs and "1820.17" in theirs
     table = json.loads((tmp_path / "table.json").read_text())
@@ -472,11 +472,11 @@ def test_reproduce_iaf_trains_on_cifar_10_and_prints_the_posts_rows_of_it(
     status, shown, _ = rhovae(capsys, monkeypatch, *arguments, "--out", tmp_path / "out")
     assert status == 0
     assert "cifar-10 (grey pixels)" in shown and "CIFAR-10 was not given" not in shown
-    assert "does not say its likelihood" in shown and "70.92" not in shown
+    assert "does not state the likelihood" in shown and "70.92" not in shown
     for figure in ("1815.29", "1820.17", "1781.58", "1815.07", "1823.05", "1786.24"):
         assert shown.count(figure) == 1
-    # Of the post's likelihood, as far as it can be known, the rows are in one table.
-    assert ("The post, on CIFAR-10, but of another" in shown) == (likelihood == "logistic")
+    # Of Keng's likelihood, as far as it can be known, the rows are in one table.
+    assert ("Keng (2017), on CIFAR-10, but of another" in shown) == (likelihood == "logistic")
     assert ("bits/dim" in shown) == (likelihood == "logistic")
     table = json.loads((tmp_path / "out" / "table.json").read_text())
     assert table["training_data"] == 18 and len(table["rows"]) == 3

@@ -140,7 +140,7 @@ namespace rhovae {
 namespace RHOVAE_TARGET {
 namespace {
 
-// Of b, so many k of a line are copied at a time: they stay in the second cache. Their sum is added
+// `kDepth` k of a line of b are copied at a time: they stay in the second cache. Their sum is added
 // to that of those before, which over many k rounds off less than one sum does.
 constexpr int64_t kDepth = 512;
 // Rows of a part: what threads share out is lines by parts.

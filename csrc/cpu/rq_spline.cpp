@@ -30,7 +30,7 @@ struct Numbers {
   const void* data = nullptr;
   int64_t count = 0;               // n
   int64_t row_stride = 0, step = 0;  // from row to row and from element to element
-  int64_t extent = 0;              // all lie within so many from the first
+  int64_t extent = 0;              // the last lies this far from the first
 };
 
 // Everything the kernels of this file read and write. An operand that is not given, and an output
@@ -152,7 +152,7 @@ namespace rhovae {
 namespace RHOVAE_TARGET {
 namespace {
 
-// Numbers are transposed in squares: so many at a time, of as many elements, `kSquares` side by side.
+// Numbers are transposed in squares: as many numbers as elements at a time, `kSquares` squares side by side.
 template <typename T>
 constexpr int kSquare = kLanes<T> < 8 ? kLanes<T> : 8;
 template <typename T>

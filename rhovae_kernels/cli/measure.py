@@ -24,7 +24,7 @@ def evaluate(
         str | None, typer.Option(help="Of the leakage, ascending, with commas between; 0 to 10.")
     ] = None,
     fid_weights: FidWeights = None,
-    limit: Annotated[int | None, typer.Option(help="Only so many data, the first ones.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first N samples.")] = None,
     dataset: Annotated[
         str | None,
         typer.Option(help="A name, a file or a folder of images; the run's if not given."),

@@ -75,7 +75,8 @@ def reproduce(
         Path | None, typer.Option(help="Directory for results; one in runs, named by all this.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(help="NLL, of dpvae every metric, on so many test data.")
+        int | None,
+        typer.Option(help="Measure NLL (dpvae: every metric) on the first N test samples."),
     ] = None,
     as_json: AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress bar.")] = False,

@@ -47,7 +47,7 @@ def train(
     clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient.")] = None,
     accumulate: Annotated[int, typer.Option(help="Batches that make one step.")] = 1,
     patience: Annotated[
-        int | None, typer.Option(help="Stop after so many epochs without a better validation.")
+        int | None, typer.Option(help="Stop after N epochs without a lower validation −ELBO.")
     ] = None,
     average: Annotated[
         float | None, typer.Option(help="Decay of an average of the weights, like 0.999.")

@@ -120,7 +120,7 @@ def load(split: str) -> Dataset:
 
 
 def stan(days: int | None = None) -> dict[str, Estimate]:
-    """Stan's posterior of each of `QUANTITIES`, given the centred differences of so many days.
+    """Stan's posterior of each of `QUANTITIES`, given the centred differences of `days` days.
 
     Args:
         days: 2,516 or 100, of which it is known; all 2,516 where left out.

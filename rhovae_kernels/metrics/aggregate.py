@@ -23,7 +23,7 @@ THRESHOLDS = tuple(float(t) for t in range(11))
 """Where the leakage is measured, in nats, where nothing else is asked for."""
 
 CHUNK_NUMBERS = 2**22
-"""Densities are taken so many numbers at a time."""
+"""Numbers that are held at a time where densities are computed in chunks."""
 
 BATCH = 256
 """Data that are encoded at a time."""

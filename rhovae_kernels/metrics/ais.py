@@ -25,7 +25,7 @@ LEAST_ACCEPTANCE = 0.4
 """Of proposals, mean over the data; below this a note says so."""
 
 NUMBERS = 2**22
-"""So many numbers does the decoder put out at a time."""
+"""Numbers that the decoder puts out at a time."""
 
 WIDEST = 0.2
 """Nats between the bounds, mean over the data, beyond which a note says so."""
@@ -103,7 +103,7 @@ class Annealed:
 
 
 def schedule(temperatures: int | Sequence[float]) -> list[float]:
-    """Inverse temperatures from 0 to 1: so many of a sigmoidal schedule, or those given.
+    """Inverse temperatures from 0 to 1: as given, or their number, of a sigmoidal schedule.
 
     β_t = (σ(4(2t/(T−1) − 1)) − σ(−4)) / (σ(4) − σ(−4)), t = 0 … T−1: dense at both ends.
 

@@ -27,7 +27,7 @@ def data_of_run(
         run: the settings of its run; {} for a model without one.
         data: what to measure on; the run's named set, or "digits", where left out.
         split: of a named set.
-        limit: only so many data, the first ones.
+        limit: use the first `limit` samples only.
         data_root: directory of the data sets; the run's where left out.
         binarize: the run's, or "none", where left out.
         seed: of the draws of binarization, where there is no run.

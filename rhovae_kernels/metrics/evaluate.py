@@ -82,7 +82,7 @@ class Result(dict[str, Any]):
                     ("  KL(q ‖ p), KL(p ‖ q)", f"{entry['kl_q_p']:.3f}, {entry['kl_p_q']:.3f}")
                 )
             elif name == "leakage":
-                shown.append((name, "after the paper's words, its equation 6 being lost"))
+                shown.append((name, "as Bhalodia et al. (2020), §5.1, describe it"))
                 curve = zip(entry["thresholds"], entry["score"], entry["mass"], strict=True)
                 for threshold, score, mass in curve:
                     shown.append((f"  above {threshold:g}", f"score {score:.4g}, mass {mass:.4f}"))
@@ -127,7 +127,7 @@ def evaluate(
             Of a `Density` "nll": −log p(x), exact, with its standard error over the data, and in
             bits by the dimension; "orders", of `NADE` and `OrderlessNADE`: the same of each order,
             the mean over orders, and the ensemble, −log of the mean of p(x) over orders.
-        limit: only so many data, the first ones.
+        limit: measure on the first `limit` samples only.
         data_root: directory of the data sets; the run's where left out.
         binarize: "none", "round", "static" or "dynamic"; the run's, or "none", where left out.
         seed: of the samples.

@@ -216,7 +216,7 @@ def _check_objective(objective: Objective) -> None:
 
 
 def _encoders(vae: VAE, x: Tensor, samples: int, key: tuple[int, int]) -> _Bounds:
-    """What exactly so many samples of the encoder's answer say of each datum."""
+    """The bounds of each datum from exactly `samples` samples of the encoder's posterior."""
     chunk = max(1, CHUNK_NUMBERS // x.numel())
     sizes = [min(chunk, samples - start) for start in range(0, samples, chunk)]
     with torch.no_grad(), seeded(x.device, *key, 0):

@@ -12,7 +12,7 @@ from rhovae_kernels.vae.density import Density
 from rhovae_kernels.vae.model import VAE
 
 CHUNK_NUMBERS = 2**23
-"""Importance samples are taken so many at a time that the decoder holds this many numbers."""
+"""Numbers that the decoder puts out at a time; importance samples are chunked accordingly."""
 
 
 def standard_error(values: Tensor) -> float:
@@ -21,7 +21,7 @@ def standard_error(values: Tensor) -> float:
 
 
 def elbo(vae: VAE, x: Tensor) -> dict[str, Any]:
-    # What changes with steps is the loss alone, which is not looked at.
+    # Only the loss depends on the step, and it is not used here.
     outputs = [vae(batch, step=0) for batch in batches_of(vae, x, BATCH)]
     distortion = torch.cat([output.distortion for output in outputs]).double()
     rate = torch.cat([output.rate for output in outputs]).double()
@@ -36,7 +36,7 @@ def elbo(vae: VAE, x: Tensor) -> dict[str, Any]:
 
 
 def batches_of(vae: VAE, x: Tensor, size: int) -> list[Tensor]:
-    """Data, so many at a time; sequences without the steps that are padding in all of a batch."""
+    """Batches of `size` samples; sequences without the steps that are padding in all of a batch."""
     return [trimmed(batch) if vae.sequential else batch for batch in x.split(size)]
 
 

@@ -46,7 +46,7 @@ class Stages:
         return int(self.metadata["step"]), self._of(stage)
 
     def keep(self, stage: str, step: int, state: dict[str, Tensor]) -> None:
-        """Write down the state after so many steps, if the last time was long enough ago."""
+        """Save the state after `step` steps, if `SAVE_SECONDS` have passed since the last save."""
         if self.path is None or time.monotonic() - self._saved < SAVE_SECONDS:
             return
         self.metadata |= {"running": stage, "step": str(step)}

@@ -12,7 +12,7 @@ CHOICES = {"low-posterior": aggregate.low_posterior, "high-posterior": aggregate
 MODES = ("samples", "factors")
 
 REACH = 2.0
-"""A factor is varied over so many standard deviations of the aggregate posterior to each side."""
+"""A factor is varied by this many standard deviations of the aggregate posterior to each side."""
 
 
 def chosen_codes(vae: VAE, x: Tensor, mode: str, n: int, seed: int) -> Tensor:

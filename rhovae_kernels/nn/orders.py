@@ -169,7 +169,7 @@ def sort_made(masks: Sequence[Tensor], heads: int) -> Sorting:
 
 
 def inputs_reached(prefixes: Sequence[Tensor], d: int) -> Tensor:
-    """On how many inputs each output of a chain of staircases depends: the first so many."""
+    """The number of leading inputs that each output of a chain of staircases depends on."""
     reached = torch.arange(1, d + 1, device=prefixes[0].device)
     for prefix in prefixes:
         # Of the first k units together; of none, nothing.

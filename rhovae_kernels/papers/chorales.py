@@ -32,7 +32,7 @@ COLUMNS = {"negative_elbo": "−ELBO a step", "nll": "NLL a step"}
 """The quantities of the table."""
 
 PUBLISHED = {
-    "deep Markov model (the paper)": 6.93,
+    "deep Markov model (Krishnan et al., 2017)": 6.93,
     "deep Markov model (Pyro)": 6.87,
     "deep Markov model, 1 IAF (Pyro)": 6.82,
     "deep Markov model, 2 IAF (Pyro)": 6.80,

@@ -1,6 +1,7 @@
-"""The comparison of the dpVAE paper's Table 1: six objectives, with and without decoupled prior.
+"""Table 1 of Bhalodia et al.: six objectives, with and without decoupled prior.
 
-"dpVAEs: Fixing Sample Generation for Regularized VAEs"; here "the paper".
+Riddhish Bhalodia, Iain Lee and Shireen Elhabian, 2020, "dpVAEs: Fixing sample generation for
+regularized VAEs", https://arxiv.org/abs/1911.10506.
 """
 
 from collections.abc import Sequence
@@ -83,7 +84,7 @@ def study(
 
     Source:
         Table 1, §5.1 and appendix C. Ours are trained for fewer steps than its
-        100,000, with a network and weights of our own where the paper's are lost: see the recipes.
+        100,000, with a network and weights of our own, as none are given: see the recipes.
 
     Example:
         >>> [[model.recipe for model in row] for row in study(objectives=["tc-dpvae"]).rows]
@@ -137,8 +138,8 @@ def describe(table: dict[str, Any]) -> str:
         f"Adam {table['lr']:g}, seeds {', '.join(map(str, table['seeds']))} (mean ± standard "
         f"deviation), {table['test_data']} test data; nats. sKL and leakage: "
         f"{aggregate.SAMPLES} samples, q(z) of the test data; leaking mass: what of q(z) has "
-        f"log q − log p above {LEAK:g} (the paper's equation 6 is lost in our copy). NLL: "
-        f"{NLL_SAMPLES} importance samples. The paper's networks and weights "
+        f"log q − log p above {LEAK:g} (in words; Bhalodia et al. give it as equation 6). NLL: "
+        f"{NLL_SAMPLES} importance samples. The networks and weights of Bhalodia et al. "
         "differ from ours."
     )
     shown = [q for q in QUANTITIES if q in table["rows"][0]["plain"]]

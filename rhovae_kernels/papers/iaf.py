@@ -1,6 +1,7 @@
-"""The comparison of the IAF post's Table 1: a convolutional VAE with and without the flow.
+"""Keng's Table 1: a convolutional VAE with and without the inverse autoregressive flow.
 
-Brian Keng, "Variational Autoencoders with Inverse Autoregressive Flows", a post; here "the post".
+Brian Keng, 2017, "Variational Autoencoders with Inverse Autoregressive Flows",
+https://bjlkeng.io/posts/variational-autoencoders-with-inverse-autoregressive-flows/.
 """
 
 import math
@@ -32,7 +33,7 @@ COLUMNS = {
     "test_negative_elbo": "−ELBO, test",
     "nll": "NLL, test",
 }
-"""The measured quantities; the first three are those of the post."""
+"""The measured quantities; the first three are Keng's."""
 
 BITS = {"elbo_bits": "−ELBO, test, bits/dim", "nll_bits": "NLL, test, bits/dim"}
 """What is added to them where p(x|z) is a probability of the 256 values of a pixel."""
@@ -44,11 +45,11 @@ _LIKELIHOOD_SAYS = {
     "logistic": "discretized logistic likelihood of 256 values",
 }
 COMPARABLE = {("mnist", "rounded", "bernoulli"), ("cifar-10", "grey", "bernoulli")}
-"""The data, their label and the likelihood whose results stand in one table with the post's."""
+"""The data, their label and the likelihood whose results stand in one table with Keng's."""
 
 
 class Published(NamedTuple):
-    """A row of the post's Table 1, in nats per image.
+    """A row of Keng's Table 1, in nats per image.
 
     Attributes:
         model: "VAE" or "VAE+IAF".
@@ -72,7 +73,7 @@ PUBLISHED = {
 }
 """Table 1: MNIST rounded at 0.5, z = 32; CIFAR-10, z = 128.
 
-The post does not say its likelihood of CIFAR-10. Its figures are 0.58 to 0.59 nats for each of 3072
+Keng does not state the likelihood of CIFAR-10. The figures are 0.58 to 0.59 nats for each of 3072
 dimensions: the size of a Bernoulli's cross-entropy on values in [0, 1], log 2 = 0.69 at p = ½, and
 not of a probability of 256 values, log 256 = 5.55 where all are alike. That it is the former is our
 inference.
@@ -80,7 +81,7 @@ inference.
 
 
 def default_binarize(data: str, likelihood: str) -> str:
-    """The post's: MNIST, and what stands in its place, rounded; colours as they are."""
+    """Keng's: MNIST, and what stands in its place, rounded; colours as they are."""
     return "round" if data != "cifar-10" and likelihood == "bernoulli" else "none"
 
 
@@ -92,31 +93,31 @@ def study(
     latent: int | None = None,
     epochs: int | None = None,
 ) -> Study:
-    """The post's comparison: its three columns and what they leave out.
+    """Keng's comparison: the three columns of its table and what they leave out.
 
     Three models of the same convolutional networks, batch 100, Adam 1e-3: a diagonal posterior, the
-    IAF with a MADE each for m and s, as the post has it, and the IAF with one MADE of two heads.
+    IAF with a MADE each for m and s, as Keng has it, and the IAF with one MADE of two heads.
     CIFAR-10 has networks and a latent code of its own, four times as wide.
     Measured with the weights of the epoch of least validation −ELBO: training and validation −ELBO
-    and the test −log p(x|z), which are the post's, the test −ELBO, and the NLL by 256 importance
+    and the test −log p(x|z), which are Keng's, the test −ELBO, and the NLL by 256 importance
     samples. The curves are of the validation −ELBO.
 
     Args:
         data: name of the data set, see `data.load`.
-        binarize: see `data.load`; where left out, "round", as the post's, and "none" for CIFAR-10
+        binarize: see `data.load`; where left out, "round", as Keng's, and "none" for CIFAR-10
             and for the logistic likelihood.
         likelihood: "bernoulli", or "logistic": a probability of 256 values
             (`decoders.DiscretizedLogistic`), with which results are given in bits per dimension
             too.
-        latent: dimensions of the code; where left out the post's, 32, and 128 for CIFAR-10.
+        latent: dimensions of the code; where left out Keng's, 32, and 128 for CIFAR-10.
         epochs: passes over the training data, of which the last tenth validates; the recipe's where
-            left out, as the post does not give its own.
+            left out, as Keng gives none.
 
     Raises:
         ValueError: an unknown likelihood, or one that does not fit the pixels.
 
     Source:
-        The post's Table 1 (`PUBLISHED`).
+        Keng (2017), Table 1 (`PUBLISHED`).
 
     Example:
         >>> [model.name for row in study("mnist").rows for model in row]
@@ -172,9 +173,9 @@ reproduce = reproduction(study)
 
 
 def describe(table: dict[str, Any]) -> str:
-    """The result of `reproduce` as a page: what was measured, the table, and the post's own rows.
+    """The result of `reproduce` as a page: what was measured, the table, and Keng's rows.
 
-    The post's rows stand in the same table as ours of the same data, binarized alike, and of
+    Keng's rows stand in the same table as ours of the same data, binarized alike, and of
     nothing else: other data, other binarizations and other likelihoods are not comparable.
     """
     seeds = ", ".join(map(str, table["seeds"]))
@@ -184,7 +185,7 @@ def describe(table: dict[str, Any]) -> str:
         f"d = {table['latent']}, {table['epochs']} epochs, of which the one of least validation "
         f"−ELBO counts, batch {table['batch_size']}, Adam {table['lr']:g}, seeds {seeds} (means), "
         f"nats per image. NLL: {NLL_SAMPLES} importance samples, first "
-        f"{table['nll_data']} test images; the post gives none."
+        f"{table['nll_data']} test images; Keng gives none."
     )
     columns = {**COLUMNS, **(BITS if table["likelihood"] == "logistic" else {})}
     header = ["model", "parameters", *columns.values()]
@@ -192,9 +193,9 @@ def describe(table: dict[str, Any]) -> str:
         [row["model"], f"{row['parameters']}", *(f"{row[column]:.2f}" for column in columns)]
         for row in table["rows"]
     ]
-    of_post = table["published"]
+    keng = table["published"]
     on_cifar = table["data"] == "cifar-10"
-    theirs = of_post["cifar-10" if on_cifar else "mnist"]
+    theirs = keng["cifar-10" if on_cifar else "mnist"]
     if (table["data"], table["label"], table["likelihood"]) in COMPARABLE:
         shown = markdown(header, [*(_beside_ours(row, len(header)) for row in theirs), *ours])
     else:
@@ -207,21 +208,21 @@ def describe(table: dict[str, Any]) -> str:
             [header[0], *header[2:5]], [[_label(row), *_figures(row)] for row in theirs]
         )
         shown = (
-            f"{markdown(header, ours)}\n\nThe post, {why}, not to be compared with these:\n\n"
+            f"{markdown(header, ours)}\n\nKeng (2017), {why}, not to be compared with these:\n\n"
             f"{apart}"
         )
     if on_cifar:
         note = (
-            "The post does not say its likelihood of CIFAR-10: that it is a Bernoulli's "
+            "Keng does not state the likelihood of CIFAR-10: that it is a Bernoulli's "
             "cross-entropy on values in [0, 1], which is no density, is inferred from the size of "
-            "its figures. Nor does it say the sizes of its networks: ours are our own."
+            "the figures. Nor are the sizes of the networks stated: ours are our own."
         )
     else:
         of_cifar = "; ".join(
-            f"{_label(row)} {' / '.join(_figures(row))}" for row in of_post["cifar-10"]
+            f"{_label(row)} {' / '.join(_figures(row))}" for row in keng["cifar-10"]
         )
         note = (
-            "CIFAR-10 was not given, so nothing of ours stands beside the post's rows of it: "
+            "CIFAR-10 was not given, so nothing of ours stands beside Keng's rows of it: "
             f"{of_cifar}."
         )
     return f"{setup}\n\n{shown}\n\n{note}"
@@ -253,7 +254,7 @@ def _row(likelihood: str, outcomes: Sequence[Outcome]) -> dict[str, Any]:
 
 
 def _label(row: dict[str, Any]) -> str:
-    return f"{row['model']}, the post"
+    return f"{row['model']}, Keng (2017)"
 
 
 def _figures(row: dict[str, Any]) -> list[str]:
@@ -261,6 +262,6 @@ def _figures(row: dict[str, Any]) -> list[str]:
 
 
 def _beside_ours(row: dict[str, Any], width: int) -> list[str]:
-    """A row of the post in the table of ours, a dash where it has no figure."""
+    """A row of Keng's in the table of ours, a dash where it has no figure."""
     cells = [_label(row), NOT_REPORTED, *_figures(row)]
     return cells + [NOT_REPORTED] * (width - len(cells))

@@ -1,8 +1,8 @@
-"""The papers whose comparisons can be trained again, by name.
+"""The published comparisons that can be trained again, by name.
 
-A paper is one file beside this one: a function `study` of the name of a data set, of `epochs` and
-of the options that are the paper's own, and a line here. `rhovae reproduce` offers it with those of
-its options that the function takes. What trains no VAE runs itself, and has a line in `FITS`.
+A comparison is one file beside this one: a function `study` of the name of a data set, of `epochs`
+and of options of its own, and a line here. `rhovae reproduce` offers it with those of its options
+that the function takes. What trains no VAE runs itself, and has a line in `FITS`.
 """
 
 from collections.abc import Callable

@@ -17,7 +17,7 @@ from rhovae_kernels.vae.model import VAE
 from rhovae_kernels.vae.recipes import vae_recipe
 
 FORMS = {"plain": "", "beta": "beta-", "cnn": "cnn-"}
-"""The paper's experiments, by the prefix of their recipes."""
+"""The experiments, by the prefix of their recipes."""
 
 MODELS = {
     "diagonal": "diagonal Gaussian",
@@ -53,8 +53,8 @@ def study(data: str = "mnist", form: str = "plain", *, latent: int = 10, epochs:
         ValueError: an unknown form.
 
     Source:
-        Section 4, figures 1 to 6; the repository's README for sampler and loss. The paper does not
-        give the beta of its beta-VAE: 4 is ours.
+        Section 4, figures 1 to 6; the repository's README for sampler and loss. The
+        beta of the beta-VAE is not given: 4 is ours.
 
     Example:
         >>> [model.label for row in study("digits").rows for model in row]
@@ -100,7 +100,7 @@ reproduce = reproduction(study)
 
 def describe(table: dict[str, Any]) -> str:
     """The result of `reproduce` as a page: what was trained and measured, then one table."""
-    beta = f"β {table['beta']:g} (ours: the paper gives none), " if table["form"] == "beta" else ""
+    beta = f"β {table['beta']:g} (ours: none is published), " if table["form"] == "beta" else ""
     setup = (
         f"{table['data']} ({table['label']} pixels), {table['training_data']} training images, "
         f"{table['form']} form, {beta}d = {table['latent']}, {table['epochs']} epochs, batch "

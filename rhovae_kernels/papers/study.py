@@ -120,8 +120,8 @@ class Study:
             where left out, samples of each model are drawn.
         binarize, train_split: as `fit` takes them.
         curves: pictures of the training.
-        variant: which of the paper's experiments, for the titles of the curves.
-        facts: what table.json says beside: options of the paper, its published figures.
+        variant: which of the experiments, for the titles of the curves.
+        facts: what table.json says beside: the study's options, published figures.
         limit: how many test samples are measured, where no other number is asked for; all where
             left out.
     """

@@ -52,7 +52,7 @@ class ProgressBar(Callback):
 
 @contextlib.contextmanager
 def progress(description: str, total: int, quiet: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr for a block of so many steps; the block calls what it is given after some.
+    """A progress bar on stderr for a block of `total` steps, which reports each advance by a call.
 
     Args:
         description: what the block does.

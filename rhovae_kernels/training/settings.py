@@ -58,7 +58,7 @@ class Settings:
         weight_decay: as the optimizer takes it.
         clip: largest norm of the gradient over all parameters; None not to clip.
         accumulate: batches whose gradients make one step.
-        patience: stop after so many epochs without a lower −ELBO on the validation data; None to
+        patience: stop after this many epochs without a lower −ELBO on the validation data; None to
             go through all epochs.
         average: decay of an exponential moving average of the weights, one update a step; then it
             is the average that is validated, tested and saved as the best model.

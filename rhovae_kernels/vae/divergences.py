@@ -23,8 +23,9 @@ def stratified_log_weights(batch: int, data_size: int, like: Tensor) -> Tensor:
         ValueError: there are fewer data than the batch holds.
 
     Source:
-        β-TC-VAE's estimator, in the form of MATH.md §4: the code most libraries hold weighs
-        column 0 in place of the diagonal.
+        The estimator of β-TC-VAE, Chen, Li, Grosse and Duvenaud, 2018, "Isolating sources of
+        disentanglement in VAEs", https://arxiv.org/abs/1802.04942, appendix C.2; the code that most
+        libraries carry weighs column 0 in place of the diagonal.
 
     Example:
         >>> import torch

@@ -63,7 +63,7 @@ _IAF: dict[str, tuple[Callable[[int], posteriors.Posterior], str]] = {
     "": (_iaf, "IAF posterior, 4 steps, a MADE of two heads each"),
     "-separate": (
         partial(_iaf, separate=True),
-        "IAF posterior, 4 steps, a MADE for m and one for s each, as in the post",
+        "IAF posterior, 4 steps, a MADE for m and one for s each, as in Keng (2017)",
     ),
     "-plain": (posteriors.Diagonal, "diagonal Gaussian posterior"),
 }
@@ -175,9 +175,9 @@ def _recipes() -> dict[str, Recipe | DensityRecipe]:
             found[name + suffix] = Recipe(
                 name + suffix,
                 f"{says}; {prior_says}",
-                "dpVAE paper, section 4 and appendix C: two layers of 100 and 50 for points, batch "
-                "100, latent 2. Its step size, its network for images, the variance of its points "
-                "and the weights of its regularizers are lost in our copy: Adam 1e-3, one layer of "
+                "Bhalodia et al. (2020), section 4 and appendix C: two layers of 100 and 50 for "
+                "points, batch 100, latent 2. Its step size, its network for images, the variance of its points "
+                "and the weights of its regularizers are unknown: Adam 1e-3, one layer of "
                 "400, 0.01 and these are ours",
                 _dpvae_net,
                 posteriors.Diagonal,

@@ -60,7 +60,7 @@ def steps_of(h: Tensor | Steps, x: Tensor) -> Steps:
 
 
 def repeated(h: Tensor | Steps, times: int) -> Tensor | Steps:
-    """The features of each datum so many times in a row."""
+    """The features, each sample's repeated `times` times in a row."""
     if isinstance(h, Steps):
         return Steps(*(x.repeat_interleave(times, 0) for x in h))
     return h.repeat_interleave(times, 0)

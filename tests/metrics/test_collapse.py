@@ -28,7 +28,7 @@ class _Values(Categorical):
 
 
 def of_values(values: int) -> tuple[rk.VAE, Tensor]:
-    """A VAE of one of so many values, equally likely, that says x in z, and data."""
+    """A VAE of `values` equally likely values that encodes x in z, and its data."""
     net = nn.Linear(1, values)
     vae = rk.VAE(
         rk.nets.MLP((1,), hidden=(1,)),

@@ -45,7 +45,7 @@ def test_it_is_trained_measured_and_written_down_once(root, tmp_path):
             assert 0 < entry["nll"] < entry["negative_elbo"] + 1
             assert entry["rate"] > 0
     page = (out / "table.md").read_text("utf-8")
-    assert "Krishnan" not in page and "deep Markov model (the paper)" in page and "6.93" in page
+    assert "deep Markov model (Krishnan et al., 2017)" in page and "6.93" in page
     assert "NLL of Markov below that of independent steps, by seed:" in page
     assert (out / "samples-sequence-rho-vae.png").exists() and (out / "negative_elbo.png").exists()
     files = {path: path.stat().st_mtime_ns for path in out.glob("*/measures.json")}

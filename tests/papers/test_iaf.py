@@ -13,9 +13,9 @@ from rhovae_kernels.papers import iaf
         ("mnist", "grey", "logistic", False),
         ("digits", "rounded", "bernoulli", False),
     ],
-    ids=["the post's", "dynamic", "logistic", "digits"],
+    ids=["Keng's", "dynamic", "logistic", "digits"],
 )
-def test_the_posts_figures_share_a_table_with_rounded_mnist_alone(
+def test_published_figures_share_a_table_with_rounded_mnist_alone(
     data, label, likelihood, together
 ):
     columns = {**iaf.COLUMNS, **iaf.BITS}
@@ -35,7 +35,7 @@ def test_the_posts_figures_share_a_table_with_rounded_mnist_alone(
         "published": iaf.study(data).facts["published"],
     }
     shown = iaf.describe(table)
-    assert ("The post, on other data" not in shown) == together
+    assert ("Keng (2017), on other data" not in shown) == together
     columns = {len(line.split("|")) for line in shown.splitlines() if line.startswith("|")}
     assert len(columns) == (1 if together else 2)
     for figure in ("70.92", "72.33", "40.19", "66.44", "70.89", "39.99"):

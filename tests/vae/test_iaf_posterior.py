@@ -1,4 +1,4 @@
-"""The IAF posterior and the autoregressive prior, and the errata of the post on them."""
+"""The IAF posterior and the autoregressive prior, and the errata of Keng (2017)."""
 
 import math
 
@@ -315,7 +315,7 @@ class TestTraining:
 
 
 class TestErrata:
-    """What the post's formulas say, and what is."""
+    """What the formulas of Keng (2017) say, and what is true."""
 
     def test_erratum_equations_16_and_17_want_log_of_the_gate_in_place_of_log_s(self):
         q = posterior()(features(1))

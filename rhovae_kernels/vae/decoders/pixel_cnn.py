@@ -16,7 +16,7 @@ from rhovae_kernels.vae.parts import positive_integers
 from rhovae_kernels.vae.precision import as_stored
 
 FEATURES_OF_A_PLACE = 8
-"""Where a place has more outputs, what a code adds to them is mixed from so many numbers."""
+"""Width that a code is projected to for each pixel, where a pixel has more outputs than this."""
 
 
 class PixelCNN(Autoregressive):

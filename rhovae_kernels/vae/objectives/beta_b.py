@@ -37,7 +37,7 @@ class BetaB(Objective):
         (self.steps,) = positive_integers("steps", (steps,))
 
     def capacity_at(self, step: int) -> float:
-        """C after so many steps, in nats."""
+        """C at a step, in nats."""
         return self.capacity * min(1.0, step / self.steps)
 
     def forward(self, terms: Terms) -> Tensor:

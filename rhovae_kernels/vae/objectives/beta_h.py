@@ -17,7 +17,7 @@ class BetaH(Objective):
     Source:
         Ferdowsi, Diephuis, Rezaeifar and Voloshynovskiy, 2019, "ρ-VAE: Autoregressive
         parametrization of the VAE encoder", https://arxiv.org/abs/1909.06236, section 4, its
-        beta-VAE; the paper does not give its β.
+        beta-VAE; no β is given there.
 
     Example:
         >>> BetaH(4.0).beta

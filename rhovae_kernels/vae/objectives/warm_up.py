@@ -32,7 +32,7 @@ class WarmUp(OnKL):
         (self.steps,) = positive_integers("steps", (steps,))
 
     def weight_at(self, step: int) -> float:
-        """The weight after so many steps."""
+        """The weight at a step."""
         return min(1.0, step / self.steps)
 
     def forward(self, terms: Terms) -> Tensor:

@@ -51,7 +51,7 @@ class AR1Process(Prior):
         return self._steps
 
     def over(self, steps: int, own: Tensor | None = None) -> MarkovSequence:
-        """p(z) over so many steps, of batch shape () or that of `own`.
+        """p(z) over `steps` steps, of batch shape () or that of `own`.
 
         Args:
             steps: T.
@@ -71,7 +71,7 @@ class AR1Process(Prior):
 
     @torch.no_grad()
     def continued(self, z: Tensor, steps: int, generator: Generator | None = None) -> Tensor:
-        """What follows a state of the process: so many more steps of it, drawn from p.
+        """What follows a state of the process: `steps` more steps of it, drawn from p.
 
         Args:
             z: the last state, (…, C).

@@ -59,7 +59,7 @@ class Prior(Derived, Part):
         raise ValueError(f"{type(self).__name__} has no marginals in closed form")
 
     def over(self, steps: int, own: Tensor | None = None) -> Distribution:
-        """p(z) over so many steps, of event shape (steps, latent), of a prior of sequences.
+        """p(z) over `steps` steps, of event shape (steps, latent), of a prior of sequences.
 
         Args:
             steps: how many.

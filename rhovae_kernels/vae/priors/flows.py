@@ -80,7 +80,7 @@ class MAF(Flow):
         ValueError: a size does not fit.
 
     Source:
-        Thickstun, "Expressive variational autoencoders" (lecture notes), which sets it against an
+        John Thickstun, "Expressive Variational Autoencoders", lecture notes, compares it with an
         IAF posterior: the same family of pairs (q, p), the sequential direction in the decoder in
         place of nowhere. The flow: as cited by `nn.MAF`.
 

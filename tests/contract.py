@@ -5,7 +5,10 @@ present. An output or a gradient is held against the specification, `python_ref`
 very same (rounded) inputs.
 """
 
+import hashlib
 import math
+from collections import OrderedDict
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -38,6 +41,40 @@ LONG_SHAPES = [((2,), 2049), ((3,), 5003), ((20,), 2500)]
 NO_ROWS = (((2, 0, 3), 2500), ((0,), 17_001))
 # Per type, rows so few and long that every backend splits each: over blocks, programs or threads.
 SPLIT_SHAPES = {torch.float32: ((2,), 8201), torch.bfloat16: ((1,), 16_401)}
+
+
+class Specified(NamedTuple):
+    """What the specification gives, in float64."""
+
+    outputs: list[Tensor]
+    gradients: tuple[Tensor, ...]
+    # Per gradient, what the largest value is taken to be at least where it is one number.
+    scales: list[float]
+
+
+# By the values that each was computed of, the oldest first.
+SPECIFIED: OrderedDict[bytes, Specified] = OrderedDict()
+MOST_SPECIFIED = 512
+
+
+def digest_of(*values) -> bytes:
+    """Of tensors, the type, shape and bits; of anything else, what it prints as."""
+    digest = hashlib.sha256()
+
+    def add(x):
+        if isinstance(x, Tensor):
+            digest.update(f"{x.dtype} {tuple(x.shape)}".encode())
+            digest.update(x.detach().contiguous().numpy().tobytes())
+        elif isinstance(x, list | tuple):
+            digest.update(f"{len(x)}".encode())
+            for y in x:
+                add(y)
+        else:
+            digest.update(repr(x).encode())
+        digest.update(b";")
+
+    add(values)
+    return digest.digest()
 
 
 def as_tuple(x):
@@ -138,24 +175,45 @@ class Contract:
     def check(self, inputs, dtype, what=""):
         outputs = self.call(*inputs)
         exact = double(inputs)
-        for i, (y, e) in enumerate(zip(outputs, self.expected(*exact), strict=True)):
-            scale = self.scale_of_output(exact, i)
-            assert_matches(y.cpu(), e, dtype, f"{self.op} output {i} {what}", scale)
         up = self.upstream(outputs)
         up64 = tuple(u.cpu().double() for u in up)
+        specified = self.specified(exact, up64)
+        for i, (y, e) in enumerate(zip(outputs, specified.outputs, strict=True)):
+            scale = self.scale_of_output(exact, i)
+            assert_matches(y.cpu(), e, dtype, f"{self.op} output {i} {what}", scale)
         actual = self.gradients(self.call, inputs, up)
-        wanted = self.gradients(self.expected, exact, up64)
-        for i, (g, e) in enumerate(zip(actual, wanted, strict=True)):
+        for i, (g, e) in enumerate(zip(actual, specified.gradients, strict=True)):
             assert g.dtype == dtype
-            scale = self.scale_of_one(exact, up64, i) if e.numel() == 1 else 0.0
+            scale = specified.scales[i] if e.numel() == 1 else 0.0
             assert_matches(g.cpu(), e, dtype, f"{self.op} gradient {i} {what}", scale)
+
+    def specified(self, exact, up64):
+        """What the specification gives, which every backend and layout is held against: computed
+        once for the same values in a process."""
+        # A subclass keeps what else it computes with in its attributes.
+        key = digest_of(type(self), sorted(vars(self).items()), exact, up64)
+        if key not in SPECIFIED:
+            if len(SPECIFIED) == MOST_SPECIFIED:
+                SPECIFIED.popitem(last=False)
+            SPECIFIED[key] = self.specify(exact, up64)
+        return SPECIFIED[key]
+
+    def specify(self, exact, up64):
+        leaves = detached(exact, self.differentiable)
+        outputs = self.expected(*leaves)
+        wanted = [leaves[i] for i in self.differentiable]
+        gradients = torch.autograd.grad(outputs, wanted, up64, allow_unused=True)
+        scales = [0.0] * len(gradients)
+        if any(g.numel() == 1 for g in gradients):
+            scales = self.scales_of_ones(exact, up64)
+        return Specified([y.detach() for y in outputs], gradients, scales)
 
     def scale_of_output(self, exact, i):
         """What the largest value of output i is taken to be at least, of the float64 inputs."""
         return 0.0
 
-    def scale_of_one(self, exact, up64, i):
-        """How large gradient i, one number, is on the same values in other orders.
+    def scales_of_ones(self, exact, up64):
+        """Per gradient, how large one number is on the same values in other orders.
 
         A sum over a row can cancel to any small value, and rounding does not cancel with it. In a
         tensor of several such sums the largest is the scale; one alone has none beside it.
@@ -166,13 +224,14 @@ class Contract:
                 return x.roll(k, -1)
             return x
 
-        scales = []
+        found = []
         for k in (1, 2, 3):
             up = tuple(u.roll(k, -1) if u.dim() else -u for u in up64)
             # Each by another number of places: together they would give the same terms again.
             for inputs in (exact, [turned(x, k * n) for n, x in enumerate(exact)]):
-                scales.append(self.gradients(self.expected, inputs, up)[i].abs().max().item())
-        return max(scales)
+                gradients = self.gradients(self.expected, inputs, up)
+                found.append([g.abs().max().item() if g.numel() else 0.0 for g in gradients])
+        return [max(scales) for scales in zip(*found, strict=True)]
 
     def each_variant(self, batch, d, dtype, device):
         for variant in self.variants:
@@ -204,7 +263,8 @@ class Contract:
 
     @pytest.mark.parametrize("dtype", DTYPES, ids=str)
     def test_no_rows_of_any_length_give_empty_outputs_and_gradients(self, backend, dtype):
-        for batch, d in self.no_rows:
+        # The reference splits nothing.
+        for batch, d in self.no_rows[:1] if backend.name == "reference" else self.no_rows:
             for variant, inputs in self.each_variant(batch, d, dtype, backend.device):
                 self.check(inputs, dtype, f"{variant} {batch} {d}")
 

@@ -176,8 +176,8 @@ def _recipes() -> dict[str, Recipe | DensityRecipe]:
                 name + suffix,
                 f"{says}; {prior_says}",
                 "Bhalodia et al. (2020), section 4 and appendix C: two layers of 100 and 50 for "
-                "points, batch 100, latent 2. Step size, network for images, variance of points and "
-                "weights of the regularizers are not known: Adam 1e-3, one layer of "
+                "points, batch 100, latent 2. Step size, network for images, variance of "
+                "points and weights of the regularizers are not known: Adam 1e-3, one layer of "
                 "400, 0.01 and these are ours",
                 _dpvae_net,
                 posteriors.Diagonal,

@@ -33,12 +33,11 @@ on_the_executor = pytest.mark.parametrize(
 # The executor by itself.
 
 
-@pytest.fixture(scope="module")
-def probe(tmp_path_factory):
+def build_probe(folder: Path, flags: list[str]):
     """Runs a kernel of probes.cpp on two warps: (what the executor said, four numbers a lane)."""
-    target = tmp_path_factory.mktemp("cuda_host") / "probes.so"
-    source = cuda_host.HERE / "probes.cpp"
+    target, source = folder / "probes.so", cuda_host.HERE / "probes.cpp"
     command = [cuda_host.COMPILER, *cuda_host.FLAGS, "-shared", str(source), "-o", str(target)]
+    command += flags
     subprocess.run(command, check=True)
     function = ctypes.CDLL(str(target)).probe
     function.restype = ctypes.c_char_p
@@ -49,6 +48,16 @@ def probe(tmp_path_factory):
         return said, [list(out[i : i + 4]) for i in range(0, 256, 4)]
 
     return run
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory):
+    return build_probe(tmp_path_factory.mktemp("probe"), [])
+
+
+@pytest.fixture(scope="module")
+def probe_of_races(tmp_path_factory):
+    return build_probe(tmp_path_factory.mktemp("probe_of_races"), cuda_host.RACES)
 
 
 def test_cuda_host_shuffles_reach_within_their_width(probe):
@@ -72,8 +81,33 @@ def test_cuda_host_lanes_without_a_barrier_run_in_no_order(probe):
     said, lanes = probe("missing_barrier")
     read = [x for lane in lanes for x in lane][:64]
     assert said == ""
-    # Of two lanes that read what the other writes, one comes first and finds nothing there.
-    assert all(x + y == 1 for x, y in zip(read, reversed(read), strict=True))
+    # Of two lanes that read what the other writes, one comes first and finds what a block finds.
+    assert all({x, y} == {1, -1} for x, y in zip(read, reversed(read), strict=True))
+
+
+def test_cuda_host_fills_shared_memory_with_nan_before_a_block(probe):
+    said, lanes = probe("never_written")
+    assert said == "" and lanes == [[1, 1, 1, 1]] * 64
+
+
+@pytest.mark.parametrize("flags,contracted", [([], 0), (cuda_host.FUSED, 1)], ids=["plain", "fma"])
+def test_cuda_host_contracts_products_and_sums_where_it_is_told_to(tmp_path, flags, contracted):
+    said, lanes = build_probe(tmp_path, flags)("product_and_sum")
+    assert said == "" and lanes[:16] == [[contracted] * 4] * 16
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    ["missing_barrier", "read_without_a_barrier", "one_place_for_all", "a_shuffle_is_no_barrier"],
+)
+def test_cuda_host_sees_a_race_on_shared_memory(probe_of_races, kernel):
+    assert "a race" in probe_of_races(kernel)[0]
+
+
+def test_cuda_host_sees_no_race_where_barriers_stand(probe_of_races):
+    said, lanes = probe_of_races("with_barriers")
+    assert said == ""
+    assert [x for lane in lanes for x in lane][:64] == [(i + 1) % 64 + 4 for i in range(64)]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +119,9 @@ def test_cuda_host_lanes_without_a_barrier_run_in_no_order(probe):
         ("two_shuffles", "different shuffles"),
         ("two_distances", "distance"),
         ("half_a_mask", "a mask leaves lanes"),
-        ("part_of_a_warp", "no whole number of warps"),
+        ("part of a warp", "no whole number of warps"),
+        ("too many threads", "more threads or blocks"),
+        ("too many blocks", "more threads or blocks"),
     ],
 )
 def test_cuda_host_refuses_what_cuda_leaves_undefined(probe, kernel, message):
@@ -178,6 +214,13 @@ def test_under_address_and_undefined_behaviour_sanitizers_cuda_host_is_clean():
     assert "all results match" in result.stdout
 
 
+@pytest.mark.parametrize("flags", [cuda_host.FUSED, cuda_host.RACES], ids=["fma", "races"])
+def test_contracted_and_watched_for_races_cuda_host_is_right(flags):
+    result = run_in_a_process(cuda_host.library(flags), [*CONTRACTS, "philox", "made_inverse"])
+    assert result.returncode == 0, result.stderr[-4000:]
+    assert "all results match" in result.stdout
+
+
 # Planted bugs, each in a copy of the sources: (name, file, what it says there, what it is made to
 # say, which of the places that say so).
 
@@ -220,10 +263,12 @@ def plant(folder: Path, file: str, before: str, after: str, place: int, flags) -
     "file,before,after,place", [p[1:] for p in PLANTED], ids=[p[0] for p in PLANTED]
 )
 def test_a_planted_bug_is_caught_by_cuda_host(tmp_path, file, before, after, place):
-    result = run_in_a_process(*plant(tmp_path, file, before, after, place, ["-O0"]))
-    # By a wrong result, the executor's refusal, or a crash where memory was overrun.
+    result = run_in_a_process(*plant(tmp_path, file, before, after, place, cuda_host.RACES))
+    # By a race, a wrong result, the executor's refusal, or a crash where memory was overrun.
     said = re.search("exceeds the bound|cuda_host: ", result.stderr)
     assert result.returncode != 0 and (said or result.returncode < 0), result.stderr[-2000:]
+    if after in (";", "return 0;"):  # a barrier or a buffer fewer
+        assert "a race" in result.stderr, result.stderr[-2000:]
 
 
 def test_without_a_bug_the_same_copy_passes_on_cuda_host(tmp_path):

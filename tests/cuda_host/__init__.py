@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import platform
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,11 @@ COMPILER = shutil.which("g++")
 
 FLAGS = ["-std=c++17", "-fPIC", "-fvisibility=hidden"]
 OPTIMISED = ["-O1"]
+# Products and sums contracted, as nvcc does; g++ does so from -O2 on.
+FUSED = ["-O2", "-ffp-contract=fast", *(["-mfma"] if platform.machine() == "x86_64" else [])]
+# What is linked by default, less the sanitizer's library, whose hooks races.h has.
+RACES = ["-O1", "-fsanitize=thread", "-nodefaultlibs"]
+RACES += ["-lstdc++", "-lm", "-lc", "-lgcc_s", "-lgcc"]
 SANITIZED = ["-O0", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 

@@ -8,14 +8,17 @@
 //   - a barrier is not reached by all lanes of the block, or a shuffle or vote not by all 32 of the
 //     warp, be it that a lane has ended or that it waits elsewhere;
 //   - lanes meet in different lines, or disagree about what they do there;
-//   - a shuffle's mask leaves lanes out, or a block is no whole number of warps.
-// Shared memory is static memory: it holds at first what the block before left there. Vector loads
-// are what the compiler makes of an aligned struct; -fsanitize=alignment tells misaligned ones.
+//   - a shuffle's mask leaves lanes out, or a block is no whole number of warps;
+//   - a launch exceeds CUDA's limits of threads, blocks or bytes of parameters.
+// Shared memory is the library's thread-local memory, filled with NaN before each block. Vector
+// loads are what the compiler makes of an aligned struct; -fsanitize=alignment tells misaligned ones.
+// What the compiler's -fsanitize=thread tells of each access, races.h compares between barriers.
 //
 // Left out, since no kernel here uses them: atomics, fences, inline assembly, dynamic shared
 // memory, threads in more than one dimension, warps that diverge for good.
 #pragma once
 
+#include <link.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -34,13 +37,20 @@
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
+#ifdef __SANITIZE_THREAD__
+#include "races.h"
+#endif
 
 #define __global__
 #define __device__
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __shared__ static
+#ifdef __SANITIZE_ADDRESS__
+#define __shared__ static  // with the sanitizer's margins around it
+#else
+#define __shared__ static thread_local
+#endif
 
 struct dim3 {
   unsigned x, y, z;
@@ -54,6 +64,9 @@ namespace executor {
 constexpr int kWarp = 32;
 constexpr unsigned kEveryLane = 0xffffffffu;
 constexpr size_t kStackBytes = 128 << 10;
+// Of every device since compute capability 5.0.
+constexpr unsigned kMostThreads = 1024, kMostBlocksX = 0x7fffffffu, kMostBlocksY = 0xffffu;
+constexpr size_t kMostParameterBytes = 4096;
 
 enum class Action { kStart, kEnd, kBarrier, kUp, kDown, kXor, kIndex, kBallot };
 
@@ -87,14 +100,48 @@ inline const void* scheduler_stack = nullptr;
 inline size_t scheduler_stack_bytes = 0;
 #endif
 
+// The shared memory of all kernels of this library: its thread-local variables, and no others.
+struct SharedMemory {
+  unsigned char* first = nullptr;
+  size_t bytes = 0;
+};
+inline SharedMemory shared_memory;
+inline thread_local char in_shared_memory;  // whose use makes the library's variables exist
+
+inline int look_for_shared_memory(dl_phdr_info* library, size_t, void*) {
+  const auto address = reinterpret_cast<uintptr_t>(&shared_memory);
+  bool here = false;
+  size_t bytes = 0;
+  for (int i = 0; i < library->dlpi_phnum; ++i) {
+    const auto& segment = library->dlpi_phdr[i];
+    if (segment.p_type == PT_TLS) bytes = segment.p_memsz;
+    if (segment.p_type == PT_LOAD)
+      here |= address - (library->dlpi_addr + segment.p_vaddr) < segment.p_memsz;
+  }
+  if (here) shared_memory = {static_cast<unsigned char*>(library->dlpi_tls_data), bytes};
+  return here;
+}
+
+inline void find_shared_memory() {
+  volatile char* const exists = &in_shared_memory;
+  *exists = 0;
+  dl_iterate_phdr(look_for_shared_memory, nullptr);
+}
+
 // From the scheduler to a lane, until that waits.
 inline void resume(Lane& lane) {
   current = &lane;
+#ifdef __SANITIZE_THREAD__
+  races::lane = int(lane.thread.x);
+#endif
 #ifdef __SANITIZE_ADDRESS__
   void* frames = nullptr;
   __sanitizer_start_switch_fiber(&frames, lane.stack.get(), kStackBytes);
 #endif
   swapcontext(&scheduler, &lane.context);
+#ifdef __SANITIZE_THREAD__
+  races::lane = races::kNobody;
+#endif
 #ifdef __SANITIZE_ADDRESS__
   __sanitizer_finish_switch_fiber(frames, nullptr, nullptr);
 #endif
@@ -165,7 +212,10 @@ inline void exchange(Lane* warp) {
 
 inline void run_block() {
   const int count = int(block_size.x);
-  if (count % kWarp) throw std::runtime_error("cuda_host: a block is no whole number of warps");
+  std::memset(shared_memory.first, 0xff, shared_memory.bytes);  // NaN in every type
+#ifdef __SANITIZE_THREAD__
+  races::new_block(shared_memory.first, shared_memory.bytes);
+#endif
   if (int(lanes.size()) < count) lanes.resize(count);
   const int warps = count / kWarp;
   std::vector<std::vector<int>> ready(warps);  // lanes that can go on, of each warp
@@ -205,11 +255,17 @@ inline void run_block() {
     const int i = candidates.back();
     candidates.pop_back();
     resume(lanes[i]);
+#ifdef __SANITIZE_THREAD__
+    if (races::found) fail(races::message(), lanes[i]);
+#endif
     if (lanes[i].wait.action == Action::kEnd) {
       ++ended;
     } else if (lanes[i].wait.action == Action::kBarrier) {
       if (++at_barrier < count) continue;
       at_barrier = 0;
+#ifdef __SANITIZE_THREAD__
+      ++races::period;
+#endif
       for (int k = 0; k < count; ++k) {
         if (lanes[k].wait.line != lanes[i].wait.line)
           fail("the lanes of a block meet at different barriers", lanes[k]);
@@ -227,6 +283,11 @@ inline void run_block() {
 
 template <typename Parameters>
 void launch(void (*function)(Parameters), dim3 blocks, int threads, const Parameters& parameters) {
+  if (threads % kWarp) throw std::runtime_error("cuda_host: a block is no whole number of warps");
+  if (unsigned(threads) > kMostThreads || blocks.x > kMostBlocksX || blocks.y > kMostBlocksY)
+    throw std::runtime_error("cuda_host: more threads or blocks than a launch may have");
+  static_assert(sizeof(Parameters) <= kMostParameterBytes);
+  find_shared_memory();
   block_size = dim3(unsigned(threads));
   grid_size = blocks;
   kernel = [&] { function(parameters); };

@@ -5,6 +5,8 @@ JOBS ?= 2
 TORCH ?= torch==2.13.0
 TRITON ?= triton==3.7.1
 RUN = $(VENV)/bin/python -m
+# A worker that is done takes tests of one that is not.
+PYTEST = $(RUN) pytest -n $(JOBS) --dist worksteal
 
 SOURCES = $(wildcard csrc/*.* csrc/*/*.*) setup.py build_flags.py pyproject.toml
 
@@ -18,7 +20,7 @@ RUNTIMES = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-fil
 COMPAT ?= 2.11.0/3.6.0 2.14.1/3.8.0
 COMPAT_TESTS ?= tests
 
-.PHONY: demo test check fuzz fuzz-sanitized compat bench clean
+.PHONY: demo test check gates fuzz fuzz-sanitized compat bench clean
 
 # The pinned torch first, then the package against it: an isolated build would fetch a second torch.
 $(VENV)/.ready: $(SOURCES)
@@ -32,12 +34,17 @@ demo: $(VENV)/.ready
 	$(VENV)/bin/rhovae demo
 
 test: $(VENV)/.ready
-	$(RUN) pytest -n $(JOBS)
+	$(PYTEST) -m "not gate"
 
 check: $(VENV)/.ready
 	$(RUN) ruff check .
 	$(RUN) ruff format --check .
 	$(RUN) mypy
+
+# What compilers make of the kernels for every GPU, and what sanitizers and planted bugs show: minutes
+# of compiling, which only a change of a kernel can fail.
+gates: $(VENV)/.ready
+	$(PYTEST) -m gate
 
 # Random calls of every op, the CPU kernels against the specification.
 fuzz: $(VENV)/.ready

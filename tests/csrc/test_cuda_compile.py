@@ -24,6 +24,7 @@ SOURCES = sorted(p.name for p in (ROOT / "csrc/cuda").glob("*.cu"))
 NVCC = shutil.which("nvcc") or (CUDA_HOME and shutil.which("nvcc", path=f"{CUDA_HOME}/bin"))
 
 pytestmark = [
+    pytest.mark.gate,
     pytest.mark.skipif(NVCC is None, reason="nvcc, the CUDA compiler, is not on this machine"),
     pytest.mark.parametrize("source", SOURCES),
 ]

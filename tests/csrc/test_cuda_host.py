@@ -206,6 +206,7 @@ def under_sanitizers(library: Path, ops) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.gate
 def test_under_address_and_undefined_behaviour_sanitizers_cuda_host_is_clean():
     result = under_sanitizers(
         cuda_host.library(cuda_host.SANITIZED), [*CONTRACTS, "philox", "made_inverse"]
@@ -259,6 +260,7 @@ def plant(folder: Path, file: str, before: str, after: str, place: int, flags) -
     return library, [ops.get(file, "linear_scan")]
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     "file,before,after,place", [p[1:] for p in PLANTED], ids=[p[0] for p in PLANTED]
 )
@@ -271,11 +273,13 @@ def test_a_planted_bug_is_caught_by_cuda_host(tmp_path, file, before, after, pla
         assert "a race" in result.stderr, result.stderr[-2000:]
 
 
+@pytest.mark.gate
 def test_without_a_bug_the_same_copy_passes_on_cuda_host(tmp_path):
     result = run_in_a_process(*plant(tmp_path, "rows.cuh", "x.wide", "x.wide", 0, ["-O0"]))
     assert result.returncode == 0, result.stderr[-2000:]
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize(
     "before,after,message",
     [

@@ -67,6 +67,7 @@ def local_memory(cubin: bytes, path: Path) -> int:
     return sum(int(n) for n in re.findall(r"(?:STACK|LOCAL):(\d+)", usage))
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("room", ROOMS)
 @pytest.mark.parametrize("cc", CUDA)
 def test_each_kernel_compiles_for_nvidia_and_spills_no_register(room, cc, tmp_path):
@@ -97,6 +98,7 @@ def table_of(room: str, path: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("room", ROOMS)
 def test_the_table_of_registers_is_what_the_compiler_made(room, tmp_path):
     said = table_of(room, tmp_path / "kernel.cubin")
@@ -110,6 +112,7 @@ def test_the_table_of_registers_is_what_the_compiler_made(room, tmp_path):
         assert kept == said, "if this is meant, the section becomes:\n" + "\n".join(said.values())
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("room", ROOMS)
 def test_each_kernel_compiles_for_amd_and_spills_no_vector_register(room):
     configurations = importlib.import_module(f"rhovae_kernels.triton.{room}").configurations()
@@ -123,6 +126,7 @@ def test_each_kernel_compiles_for_amd_and_spills_no_vector_register(room):
     assert spilled == dict.fromkeys(spilled, 0)
 
 
+@pytest.mark.gate
 def test_rows_that_are_multiples_of_16_bytes_are_read_by_vector_loads():
     room = importlib.import_module("rhovae_kernels.triton.ar1")
     for configuration in room.configurations():

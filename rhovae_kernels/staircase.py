@@ -7,7 +7,7 @@ from torch import Tensor
 def staircase(mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The orders of rows and columns in which a mask is a staircase, and that staircase.
 
-    mask[row_perm][:, col_perm][j, i] = (i < prefix[j]), prefix non-decreasing. There are such
+    `mask[row_perm][:, col_perm][j, i] = (i < prefix[j])`, prefix non-decreasing. There are such
     orders if and only if the sets of inputs that the outputs read are nested: of any two, one holds
     the other. Both sorts are stable: of a mask that is a staircase, the orders are the identity.
 

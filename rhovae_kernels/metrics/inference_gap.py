@@ -110,8 +110,12 @@ def inference_gap(
         limit: how many data, the first ones; of simulated data, how many are drawn.
         simulated: measure on data drawn from the model in place of others.
         samples: of each datum, for each ELBO and for IWAE.
-        chains, temperatures, leapfrog: as of `ais`.
-        data_root, binarize, split: as of `evaluate`.
+        chains: as of `ais`.
+        temperatures: as of `ais`.
+        leapfrog: as of `ais`.
+        data_root: as of `evaluate`.
+        binarize: as of `evaluate`.
+        split: as of `evaluate`.
         seed: of every draw.
         out: directory where `ais` writes down how far it is; a call that was stopped goes on.
         quiet: show no progress bar.

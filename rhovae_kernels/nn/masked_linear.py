@@ -31,7 +31,9 @@ class MaskedLinear(nn.Module):
             decreases or is out of range, at construction or in a state dict.
 
     Source:
-        The masks of MADE (eq. 12–13 of the paper), with units sorted by degree.
+        Germain, Gregor, Murray and Larochelle, 2015, "MADE: Masked autoencoder for distribution
+        estimation", https://arxiv.org/abs/1502.03509, eqs. 12 and 13, with hidden units sorted by
+        degree.
 
     Example:
         >>> import torch, rhovae_kernels as rk

@@ -68,7 +68,8 @@ def ar1_log_prob(z: Tensor, mu: Tensor, log_var: Tensor, rho_logit: Tensor) -> T
     log q(z) = −½[d log 2π + Σ log s_j + Σ_{j≥2} log(1−ρ_j²) + ‖ε‖²]
 
     Args:
-        z: where, shape (…,d). mu: mean, shape (…,d).
+        z: where, shape (…,d).
+        mu: mean, shape (…,d).
         log_var: log variance, shape (…,1) or (…,d).
         rho_logit: a with ρ = tanh a, shape (…,1) or (…,d), as `ar1_reparam` has it.
 

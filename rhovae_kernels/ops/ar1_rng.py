@@ -33,8 +33,9 @@ def ar1_reparam_rng(
     in float64) by Box–Muller; the backward pass draws it again.
 
     Args:
-        mu: mean, shape (…,d). log_var: log variance, (…,1) or (…,d). rho_logit: a with ρ = tanh a,
-            (…,1) or (…,d), as `ar1_reparam` has it.
+        mu: mean, shape (…,d).
+        log_var: log variance, shape (…,1) or (…,d).
+        rho_logit: a with ρ = tanh a, shape (…,1) or (…,d), as `ar1_reparam` has it.
         rng_state: int64 (2,) [seed, offset], on the device of mu. The op does not change it: the
             caller advances it in place between draws (`rng_state[1] += 1`), inside a captured CUDA
             graph too, or takes a new one for each (`rhovae_kernels.fresh_rng_state`), which is

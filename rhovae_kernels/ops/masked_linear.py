@@ -40,7 +40,9 @@ def masked_linear(x: Tensor, weight: Tensor, bias: Tensor | None, prefix: Tensor
             where prefix decreases are unspecified.
 
     Source:
-        The masks of MADE (eq. 12–13 of the paper), with hidden units sorted by degree.
+        Germain, Gregor, Murray and Larochelle, 2015, "MADE: Masked autoencoder for distribution
+        estimation", https://arxiv.org/abs/1502.03509, eqs. 12 and 13, with hidden units sorted by
+        degree.
 
     Example:
         >>> import torch, rhovae_kernels as rk

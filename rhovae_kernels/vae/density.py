@@ -58,7 +58,8 @@ class Density(Model, library_name="rhovae-kernels", tags=["density"]):
 
         Args:
             x: data, (B, *input_shape).
-            step, data_size: of no use here.
+            step: of no use here.
+            data_size: of no use here.
             samples: 1; there is no code that could be drawn more often.
 
         Raises:

@@ -255,7 +255,9 @@ class VAE(Model, library_name="rhovae-kernels", tags=["vae"]):
         Args:
             x: sequences, (B, T, features), missing steps NaN.
             steps: how many are to follow.
-            samples, mode, generator: as of `impute`.
+            samples: as of `impute`.
+            mode: as of `impute`.
+            generator: as of `impute`.
 
         Returns:
             "mean": (B, steps, features). "draw": (samples, B, steps, features).

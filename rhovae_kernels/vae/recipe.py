@@ -105,7 +105,8 @@ class DensityRecipe:
 
         Args:
             input_shape: shape of one datum.
-            latent, beta: left out: there is neither a code nor a regularizer of one.
+            latent: None; there is no code.
+            beta: None; there is no regularizer of a code.
 
         Raises:
             ValueError: one was given; the decoder cannot take data of this shape.

@@ -20,7 +20,7 @@ RUNTIMES = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-fil
 COMPAT ?= 2.11.0/3.6.0 2.14.1/3.8.0
 COMPAT_TESTS ?= tests
 
-.PHONY: demo test check gates fuzz fuzz-sanitized compat bench clean
+.PHONY: demo test check gates docs fuzz fuzz-sanitized compat bench clean
 
 # The pinned torch first, then the package against it: an isolated build would fetch a second torch.
 $(VENV)/.ready: $(SOURCES)
@@ -46,28 +46,15 @@ check: $(VENV)/.ready
 gates: $(VENV)/.ready
 	$(PYTEST) -m gate
 
-# Random calls of every op, the CPU kernels against the specification.
-fuzz: $(VENV)/.ready
-	PYTHONPATH=tests $(RUN) fuzz --seed $(SEED) --calls $(CALLS)
-
-# The same on kernels that AddressSanitizer and UndefinedBehaviorSanitizer watch.
-$(SANITIZED)/.ready: $(VENV)/.ready
-	RHOVAE_SANITIZE=1 RHOVAE_CUDA=0 $(VENV)/bin/python setup.py --quiet build \
-		--build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
+# What the extra `docs` names, by itself: installing the package with it would compile it once more.
+$(VENV)/.docs: $(VENV)/.ready
+	$(VENV)/bin/python -c "from importlib.metadata import requires; \
+		print(*(r.split(';')[0] for r in requires('rhovae_kernels') if 'docs' in r.partition(';')[2]), sep='\n')" \
+		| $(RUN) pip install --quiet -r /dev/stdin
 	touch $@
 
-fuzz-sanitized: $(SANITIZED)/.ready
-	cd $(SANITIZED) && LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0 \
-		PYTHONPATH=.:$(CURDIR)/tests $(abspath $(VENV))/bin/python -m fuzz --seed $(SEED) --calls $(CALLS)
-
-# Builds and tests with the oldest and the newest torch, one line each.
-compat:
-	@failed=0; for pair in $(COMPAT); do \
-		.ci/compat $${pair%/*} $${pair#*/} $(COMPAT_TESTS) || failed=1; \
-	done; exit $$failed
-
-bench: $(VENV)/.ready
-	$(VENV)/bin/rhovae bench
-
-clean:
-	rm -rf $(VENV) build *.egg-info rhovae_kernels/_C*.so
+# The site, in build/site: built, then checked.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --quiet
+	$(VENV)/bin/python tools/site/check.py build/site
+	@echo "build/site/index.html; with search: python3 -m http.server -d build/site"

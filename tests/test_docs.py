@@ -4,6 +4,7 @@ import doctest
 import importlib
 import pkgutil
 import re
+import types
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,10 @@ def test_every_public_op_has_an_example_and_says_what_it_raises():
             assert heading in documentation, f"{name} lacks {heading}"
 
 
-PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+}
 
 
 def python_of(page: str) -> list[str]:
@@ -61,6 +65,51 @@ def test_every_file_that_a_page_links_to_is_there(page):
     text = PAGES[page].read_text("utf-8")
     for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (PAGES[page].parent / target).exists(), target
+
+
+# The modules whose names users reach by `rk.`, and the public names that are no module.
+NAMESPACES = {
+    name: module
+    for name in rhovae_kernels.__all__
+    if isinstance(module := getattr(rhovae_kernels, name), types.ModuleType)
+}
+
+
+def described(namespace: str) -> list[object]:
+    """What a page of the API describes."""
+    text = PAGES[f"docs/api/{namespace}.md"].read_text("utf-8")
+    return [pkgutil.resolve_name(path) for path in re.findall(r"(?m)^::: (\S+)$", text)]
+
+
+def public_names(module: types.ModuleType) -> list[str]:
+    """Its `__all__`, or, where it has none, what is defined in it."""
+    own = [
+        name
+        for name, value in vars(module).items()
+        if getattr(value, "__module__", None) == module.__name__ and not name.startswith("_")
+    ]
+    return getattr(module, "__all__", own)
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+def test_the_api_describes_every_public_name_of(namespace):
+    module, found = NAMESPACES[namespace], described(namespace)
+    missing = [name for name in public_names(module) if not _is_in(getattr(module, name), found)]
+    assert not missing, f"docs/api/{namespace}.md lacks {missing}"
+
+
+def test_the_api_describes_every_public_name_of_the_package():
+    pages = [
+        page.removeprefix("docs/api/").removesuffix(".md") for page in PAGES if "/api/" in page
+    ]
+    found = [value for page in pages for value in described(page)]
+    names = [name for name in rhovae_kernels.__all__ if name not in NAMESPACES]
+    missing = [name for name in names if not _is_in(getattr(rhovae_kernels, name), found)]
+    assert not missing
+
+
+def _is_in(value: object, found: list[object]) -> bool:
+    return any(value is each for each in found)
 
 
 def growth(op: str, arguments) -> Cost:
@@ -137,6 +186,6 @@ def test_the_table_of_what_an_op_moves_is_the_models():
             c = growth(op, arguments)
             cells += [f"{c.bytes_read} + {c.bytes_written}", f"{c.flops:g}"]
         lines.append(f"| {' | '.join(cells)} |")
-    text = (ROOT / "README.md").read_text("utf-8")
+    text = PAGES["docs/how/index.md"].read_text("utf-8")
     kept = re.search(r"\| op \| forward \|.*\n\|[-|:]+\n((?:\|.*\n)+)", text)
     assert kept and kept[1].splitlines() == lines, "the table is\n" + "\n".join(lines)

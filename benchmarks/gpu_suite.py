@@ -1,15 +1,18 @@
 """Every op on a GPU: built, tested, verified, timed; into one JSON and one log.
 
     python benchmarks/gpu_suite.py OUT [--ops ar1_reparam,linear_scan] [--minutes 9] [--no-tests]
-        [--dry-run]
+        [--wheels FOLDER] [--dry-run]
 
 It needs CUDA's compiler, torch ≥ 2.11, triton ≥ 3.6 and pytest, and no network. In this order,
-while time is left: the extension is built for the card that is there; the ops' tests run on it; the
-bandwidth of a copy and the rates of matrix products are measured; every case of `gpu_cases.py` is
-verified against float64, then timed by device events beside what else does that work, in turns:
-launched one by one ("eager"), and replayed from a CUDA graph ("graph"). What time does not suffice
-for is named. `--no-tests` leaves the tests out, where they have run before. `--dry-run` goes the
-same way on the CPU with tiny shapes: its times are no figures.
+while time is left: the extension is built for the card that is there; each op is called once on a
+small shape and verified, in a process of its own, so that a crash ends nothing else; the bandwidth
+of a copy and the rates of matrix products are measured; the largest case of each entry of
+`gpu_cases.py` is verified against float64, then timed by device events beside what else does that
+work, in turns: launched one by one ("eager"), and replayed from a CUDA graph ("graph"); the ops'
+tests run; then the other cases. What time does not suffice for is named. `--no-tests` leaves the
+tests out, where they have run before. `--wheels` is a folder of wheels of the competitors, which
+are unpacked beside the result. `--dry-run` goes the same way on the CPU with tiny shapes: its times
+are no figures. The last 30 lines say it all in short.
 
 A row of the JSON is one backend of ours beside one competitor, or none. ratio: competitor_ms / ms.
 percent_of_limit: of ms, the least time that the op's bytes and FLOPs (`rhovae_kernels/ops/cost.py`)
@@ -23,8 +26,10 @@ import argparse
 import gc
 import importlib.util
 import json
+import math
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -32,6 +37,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +45,7 @@ import torch
 import torch._functorch.config
 
 HERE = Path(__file__).resolve().parent
+PROGRAM = [sys.executable, str(HERE / "gpu_suite.py")]
 ROOT = HERE.parent
 sys.path[:0] = [str(HERE), str(ROOT)]
 import gpu_cases  # noqa: E402
@@ -49,13 +56,16 @@ from gpu_cases import Entry, Way, Work  # noqa: E402
 BOUND = {torch.float32: 1e-4, torch.bfloat16: 2.0**-7}
 # A competitor that computes in bfloat16 throughout rounds at each of its steps.
 COMPETITORS_BOUND = {torch.float32: 1e-3, torch.bfloat16: 2.0**-5}
-# TF32 keeps 10 bits of each factor and cuts the rest off: so much of a product may be wrong.
+# TF32 keeps 10 bits of each factor and cuts the rest off.
 TF32_BOUND = 2.0**-9
-# Of a result larger than this, so many are verified.
+# Elements of a result that are verified, where it has more.
 VERIFIED_ELEMENTS = 2**22
 ROUNDS, BUDGET = 21, 0.2
-# Of the time that is left, at most so much goes to the tests.
-TESTS_SHARE = 0.4
+# The share of the time that is left which goes to the tests, and to the smoke tests, at most.
+TESTS_SHARE, SMOKE_SHARE = 0.4, 0.3
+# The shape of a smoke test; a tiny one, of a rehearsal.
+SMALL, TINY = (64, 128), (4, 8)
+SUMMARY_LINES = 30
 
 
 def by_events(call: Callable[[], object]) -> float:
@@ -121,9 +131,16 @@ class Suite:
     """One run: what it may spend, what it found, and where that is written."""
 
     def __init__(
-        self, out: Path, ops: list[str] | None, minutes: float, dry_run: bool, tests: bool = True
+        self,
+        out: Path,
+        ops: list[str] | None,
+        minutes: float,
+        dry_run: bool,
+        tests: bool = True,
+        wheels: Path | None = None,
     ):
         self.out, self.ops, self.dry_run, self.tested = out, ops, dry_run, tests
+        self.wheels = wheels
         self.device = "cpu" if dry_run else "cuda"
         self.end = time.monotonic() + 60 * minutes
         out.mkdir(parents=True, exist_ok=True)
@@ -183,27 +200,40 @@ class Suite:
         self, what: str, command: list[str], seconds: float, **environment: str
     ) -> tuple[bool, str]:
         """Run a program for so long at most: whether it went well, and its output, also logged."""
+        status, output = self.program(what, command, seconds, **environment)
+        if status:
+            last = (output.strip().splitlines() or [""])[-1]
+            self.failed(what, f"exit status {status}: {last}")
+        return status == 0, output
+
+    def program(
+        self, what: str, command: list[str], seconds: float, **environment: str
+    ) -> tuple[int | None, str]:
+        """Its exit status, None where it was stopped for time, and its output, also logged."""
+        # A session of its own: whatever the program started is stopped with it.
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        seconds = max(1.0, seconds)
         try:
-            done = subprocess.run(
-                command,
-                cwd=ROOT,
-                env=os.environ | environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                timeout=max(1.0, seconds),
-            )
-        except subprocess.TimeoutExpired as expired:
-            output = expired.stdout or b""
-            self.log.write(output if isinstance(output, str) else output.decode(errors="replace"))
+            output, _ = process.communicate(timeout=seconds)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            output, _ = process.communicate()
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
             self.not_run.append(f"{what}: stopped after {seconds:.0f} s")
             self.say(f"out of time: {self.not_run[-1]}")
-            return False, ""
-        self.log.write(done.stdout)
-        if done.returncode != 0:
-            last = (done.stdout.strip().splitlines() or [""])[-1]
-            self.failed(what, f"exit status {done.returncode}: {last}")
-        return done.returncode == 0, done.stdout
+            process.returncode = None
+        self.log.write(output)
+        return process.returncode, output
 
     # The steps.
 
@@ -221,6 +251,39 @@ class Suite:
             RHOVAE_CUDA_ARCHITECTURES=f"{major}{minor}",
         )
         self.result["build"] = f"{'' if done else 'not done '}for sm_{major}{minor}"
+
+    def unpack(self, wheels: Path) -> None:
+        """The competitors, into a folder beside the result that is searched last."""
+        files = sorted(map(str, wheels.glob("*.whl")))
+        if not files:
+            raise FileNotFoundError(f"{wheels} holds no wheel")
+        target = self.out / "peers"
+        options = ["--quiet", "--no-index", "--no-deps", "--target", str(target)]
+        self.command(
+            "wheels", [sys.executable, "-m", "pip", "install", *options, *files], self.left()
+        )
+        sys.path.append(str(target))
+
+    def smoke(self, entries: list[Entry]) -> None:
+        """A verified call of each entry on a small shape, in a process that may crash."""
+        end = time.monotonic() + SMOKE_SHARE * self.left()
+        waiting = [str(gpu_cases.ENTRIES.index(entry)) for entry in entries]
+        while waiting:
+            command = [*PROGRAM, str(self.out / "smoke"), "--smoke", ",".join(waiting)]
+            command += ["--dry-run"] if self.dry_run else []
+            status, output = self.program("smoke test", command, end - time.monotonic())
+            for op, error in re.findall(r"^smoke \d+ (\w+): (?!right$)(.*)$", output, re.MULTILINE):
+                self.failed(f"smoke test of {op}", error)
+            if status in (0, 1, None):
+                return
+            begun = re.findall(r"^smoke (\d+) (\w+)", output, re.MULTILINE)
+            if not begun:
+                self.failed("smoke test", f"exit status {status} before the first op")
+                return
+            # The next process goes on after the one that ended this.
+            last, op = begun[-1]
+            self.failed(f"smoke test of {op}", f"the process ended with status {status}")
+            waiting = waiting[waiting.index(last) + 1 :]
 
     def tests(self, files: list[str]) -> None:
         """The contract of each op, on this card."""
@@ -273,9 +336,16 @@ class Suite:
     def measure(self, entry: Entry, shape: tuple[int, int], dtype: torch.dtype) -> None:
         """Verify and time one case."""
         with tf32_allowed(entry.tf32):
-            self.measure_as_set(entry, shape, dtype)
+            case = self.verified(entry, self.fitting(entry, shape, dtype), dtype)
+            for direction in entry.directions:
+                for mode in entry.modes:
+                    if self.left() <= 0:
+                        self.not_run.append(f"{case.label} {direction} {mode}")
+                    else:
+                        self.compare(case, direction, mode)
 
-    def measure_as_set(self, entry: Entry, shape: tuple[int, int], dtype: torch.dtype) -> None:
+    def verified(self, entry: Entry, shape: tuple[int, int], dtype: torch.dtype) -> Case:
+        """The case with the ways that gave the right results."""
         import rhovae_kernels as rk
         from rhovae_kernels import backends
         from rhovae_kernels.ops.op import REGISTRY
@@ -284,7 +354,6 @@ class Suite:
         if not self.dry_run:
             torch.cuda.empty_cache()
         torch._dynamo.reset()
-        shape = self.fitting(entry, shape, dtype)
         work = entry.make(shape, dtype, self.device)
         case = Case(entry, shape, dtype, work, {}, {}, {}, ())
         for backend in ("cpu", "triton") if self.dry_run else ("cuda", "triton"):
@@ -311,12 +380,7 @@ class Suite:
                 case.ways[name] = way
             except Exception as error:
                 self.way_failed(case, name, "", error)
-        for direction in entry.directions:
-            for mode in entry.modes:
-                if self.left() <= 0:
-                    self.not_run.append(f"{case.label} {direction} {mode}")
-                else:
-                    self.compare(case, direction, mode)
+        return case
 
     def left_untimed(self, what: str, why: str) -> None:
         self.not_timed.append(f"{what}: {why}")
@@ -414,20 +478,20 @@ class Suite:
     def cases(self) -> list[tuple[Entry, tuple[int, int], torch.dtype]]:
         """Each entry that was asked for, at each shape and type; in a rehearsal, a tiny one.
 
-        The first case of each comes before the others: a run that is cut short has seen every op.
+        The largest of each come first: a run that is cut short has timed every op.
         """
         of_entries = [
             [
-                (entry, (4, 8) if self.dry_run else shape, dtype)
-                for shape in entry.shapes[: 1 if self.dry_run else None]
+                (entry, shape, dtype)
+                for shape in ([TINY] if self.dry_run else sorted(entry.shapes, key=math.prod)[::-1])
                 for dtype in entry.dtypes
             ]
-            for entry in gpu_cases.ENTRIES
-            if self.ops is None or entry.op in self.ops
+            for entry in self.entries()
         ]
-        return [case for cases in of_entries for case in cases[:1]] + [
-            case for cases in of_entries for case in cases[1:]
-        ]
+        return [case for turn in zip_longest(*of_entries) for case in turn if case is not None]
+
+    def entries(self) -> list[Entry]:
+        return [e for e in gpu_cases.ENTRIES if self.ops is None or e.op in self.ops]
 
     def test_files(self) -> list[str]:
         """Those of the rooms whose ops were asked for."""
@@ -446,16 +510,17 @@ class Suite:
         """All steps; the exit status."""
         self.step("build", self.build)
         self.step("machine", lambda: self.result.update(machine=harness.machine()))
-        files = self.test_files()
+        if self.wheels is not None:
+            self.step("wheels", partial(self.unpack, self.wheels))
+        entries, files, cases = self.entries(), self.test_files(), self.cases()
+        self.step("smoke test", partial(self.smoke, entries))
+        self.step("limits", self.measure_limits)
+        self.measure_each(cases[: len(entries)])
         if not self.tested:
             self.result["tests"] = "left out, as was asked"
         elif files:
-            self.step("tests", lambda: self.tests(files))
-        self.step("limits", self.measure_limits)
-        for entry, shape, dtype in self.cases():
-            function = getattr(entry.make, "func", entry.make).__name__
-            what = f"{entry.op} {shape[0]}×{shape[1]} {type_name(dtype)} ({function})"
-            self.step(what, partial(self.measure, entry, shape, dtype))
+            self.step("tests", partial(self.tests, files))
+        self.measure_each(cases[len(entries) :])
         self.say("")
         if self.dry_run:
             self.say("A dry run: the times below are no figures.")
@@ -464,9 +529,71 @@ class Suite:
             self.say(f"not run: {what}")
         for failure in self.failures:
             self.say(f"FAILED: {failure['what']}: {failure['error']}")
-        self.say(f"written: {self.out / 'gpu_suite.json'}, {self.out / 'gpu_suite.log'}")
+        self.say("")
+        for line in self.summary():
+            self.say(line)
         self.log.close()
         return 1 if self.failures else 3 if self.not_run else 0
+
+    def measure_each(self, cases: list[tuple[Entry, tuple[int, int], torch.dtype]]) -> None:
+        for entry, shape, dtype in cases:
+            function = getattr(entry.make, "func", entry.make).__name__
+            what = f"{entry.op} {shape[0]}×{shape[1]} {type_name(dtype)} ({function})"
+            self.step(what, partial(self.measure, entry, shape, dtype))
+
+    def summary(self) -> list[str]:
+        """The run in `SUMMARY_LINES` lines at most."""
+        machine = self.result["machine"]
+        limits = (f"{name} {value:.3g}" for name, value in self.limits.items())
+        lines = [
+            f"on {machine.get('gpu', machine.get('cpu'))}, torch {machine.get('torch')}",
+            f"build: {self.result.get('build')}; tests: {self.result.get('tests')}",
+            f"limits: {', '.join(limits) or 'not measured'}",
+            f"{len(self.rows)} rows, {len(self.failures)} failures, {len(self.not_run)} not run, "
+            f"{len(self.not_timed)} not timed",
+        ]
+        written = f"written: {self.out / 'gpu_suite.json'}, {self.out / 'gpu_suite.log'}"
+        failed = [f"FAILED: {f['what']}: {f['error']}" for f in self.failures]
+        # The least share of the limit of each op and backend: where there is most to gain.
+        least: dict[tuple[str, str], dict] = {}
+        for row in self.rows:
+            key = row["op"], row["backend"]
+            if row["percent_of_limit"] is not None and (
+                key not in least or row["percent_of_limit"] < least[key]["percent_of_limit"]
+            ):
+                least[key] = row
+        slowest = [
+            f"{op}, {backend}: {row['percent_of_limit']:.0f}% of the limit at the least, at "
+            f"{'×'.join(map(str, row['shape']))} {row['dtype']}, {row['direction']}, {row['mode']}"
+            for (op, backend), row in sorted(
+                least.items(), key=lambda item: item[1]["percent_of_limit"]
+            )
+        ]
+        for part in (failed, slowest):
+            free = SUMMARY_LINES - 1 - len(lines)
+            if len(part) > free:
+                part = [*part[: free - 1], f"and {len(part) - free + 1} more"] if free > 1 else []
+            lines += part
+        return [*lines, written]
+
+
+def smoke(suite: Suite, numbers: list[int]) -> int:
+    """Call and verify each of these entries on a small shape; the exit status."""
+    for number in numbers:
+        entry = gpu_cases.ENTRIES[number]
+        print(f"smoke {number} {entry.op}", flush=True)
+        before = len(suite.failures)
+        try:
+            with tf32_allowed(entry.tf32):
+                suite.verified(entry, TINY if suite.dry_run else SMALL, entry.dtypes[0])
+                if not suite.dry_run:
+                    torch.cuda.synchronize()
+            said = "; ".join(failure["error"] for failure in suite.failures[before:])
+        except Exception as error:
+            said = sentence(error)
+            suite.failed(entry.op, said)
+        print(f"smoke {number} {entry.op}: {said or 'right'}", flush=True)
+    return 1 if suite.failures else 0
 
 
 @contextmanager
@@ -548,11 +675,14 @@ def held_against_exact(way, upstream, bound: float, by_row: bool) -> None:
             return x
         return some(x.detach()).double().requires_grad_(x.requires_grad)
 
-    outputs = way.function(*way.arguments)
-    exact_arguments = list(map(double, way.arguments))
-    exact = way.exact(*exact_arguments)
+    differentiated = not {"backward", "both"}.isdisjoint(way.directions)
+    # What is only run forwards keeps nothing for a backward pass.
+    with torch.set_grad_enabled(differentiated):
+        outputs = way.function(*way.arguments)
+        exact_arguments = list(map(double, way.arguments))
+        exact = way.exact(*exact_arguments)
     harness.verify(map(some, outputs), exact, bound)
-    if "backward" in way.directions:
+    if differentiated:
         leaves = [x for x in way.arguments if x.requires_grad]
         gradients = torch.autograd.grad(outputs, leaves, upstream)
         expected = torch.autograd.grad(
@@ -569,6 +699,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--ops", help="only these, with commas between")
     parser.add_argument("--minutes", type=float, default=9.0, help="time it may take: 9")
     parser.add_argument("--no-tests", action="store_true", help="leave the tests out")
+    parser.add_argument("--wheels", type=Path, help="folder of the competitors' wheels")
+    parser.add_argument("--smoke", help=argparse.SUPPRESS)  # in the process of a smoke test
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, with tiny shapes")
     given = parser.parse_args(arguments)
     ops = given.ops.split(",") if given.ops else None
@@ -580,7 +712,12 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("no CUDA device is here; --dry-run goes through the suite without one")
     # A backward pass that is timed alone runs many times over the same saved tensors.
     with torch._functorch.config.patch(donated_buffer=False):
-        return Suite(given.out, ops, given.minutes, given.dry_run, not given.no_tests).run()
+        suite = Suite(
+            given.out, ops, given.minutes, given.dry_run, not given.no_tests, given.wheels
+        )
+        if given.smoke:
+            return smoke(suite, list(map(int, given.smoke.split(","))))
+        return suite.run()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,10 @@
 """The suite for a GPU machine, rehearsed on the CPU: `--dry-run` goes the same way, tiny."""
 
+import importlib
 import json
 import sys
+import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -26,9 +29,10 @@ def run(folder, *arguments):
 
 
 def plant(monkeypatch, *entries):
-    """These in place of the entries; the tests of the ops, which others run, are left out."""
+    """These in place of the entries, without tests of the ops and without smoke tests."""
     monkeypatch.setattr(gpu_cases, "ENTRIES", list(entries))
     monkeypatch.setattr(gpu_suite.Suite, "test_files", lambda self: [])
+    monkeypatch.setattr(gpu_suite.Suite, "smoke", lambda self, entries: None)
 
 
 def altered(name, change):
@@ -61,8 +65,11 @@ def test_a_whole_run_measures_every_op_and_says_that_it_is_no_measurement(tmp_pa
     }  # fmt: skip
     shown = capsys.readouterr().out
     assert "no figures" in shown
-    # The table comes last, but for where everything was written.
-    assert shown.splitlines()[-2].startswith("ar1_log_prob")
+    summary = shown.rpartition("\n\n")[2].splitlines()
+    assert 10 < len(summary) <= 30 and summary[-1].startswith("written: ")
+    assert f"{len(result['rows'])} rows, 0 failures, 0 not run" in summary[3]
+    for n, entry in enumerate(gpu_cases.ENTRIES):
+        assert f"smoke {n} {entry.op}: right" in log
 
 
 def test_told_which_ops_it_runs_those_and_their_tests(tmp_path):
@@ -129,7 +136,7 @@ def test_what_time_does_not_suffice_for_is_named(tmp_path):
     status, result, _ = run(tmp_path, "--minutes", "0")
     assert status == 3
     assert result["rows"] == result["failures"] == []
-    for what in ("build", "machine", "tests", "limits"):
+    for what in ("build", "machine", "smoke test", "tests", "limits"):
         assert what in result["not_run"]
     for entry in gpu_cases.ENTRIES:
         assert any(line.startswith(entry.op) for line in result["not_run"]), entry.op
@@ -178,6 +185,105 @@ def test_a_program_that_runs_too_long_is_stopped_and_named(tmp_path):
     suite = gpu_suite.Suite(tmp_path, None, minutes=1, dry_run=True)
     done, _ = suite.command("sleeping", [sys.executable, "-c", "import time; time.sleep(60)"], 1)
     assert not done and suite.not_run == ["sleeping: stopped after 1 s"]
+
+
+def test_what_a_program_started_is_stopped_with_it(tmp_path):
+    alive = tmp_path / "alive"
+    child = f"import time; time.sleep(3); open({str(alive)!r}, 'w').close()"
+    starting = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    suite = gpu_suite.Suite(tmp_path / "out", None, minutes=1, dry_run=True)
+    began = time.monotonic()
+    suite.command("starting", [sys.executable, "-c", starting], 1)
+    assert time.monotonic() - began < 3
+    time.sleep(3.5)
+    assert not alive.exists()
+
+
+PLANTED = """
+import os, sys
+sys.path[:0] = [{benchmarks!r}]
+import gpu_cases, gpu_suite
+
+def crash(shape, dtype, device):
+    os.abort()
+
+def wrong(shape, dtype, device):
+    work = scan.make(shape, dtype, device)
+    function = work.ours.function
+    return work._replace(
+        ours=work.ours._replace(function=lambda *args: (1.01 * function(*args)[0],))
+    )
+
+scan = next(e for e in gpu_cases.ENTRIES if e.op == "linear_scan")
+gpu_cases.ENTRIES[:] = [
+    scan, scan._replace(op="crash", make=crash), scan._replace(op="wrong", make=wrong), scan
+]
+sys.exit(gpu_suite.main())
+"""
+
+
+def test_smoke_tests_outlive_a_crash_and_name_what_is_wrong(tmp_path, monkeypatch):
+    program = tmp_path / "planted.py"
+    program.write_text(PLANTED.format(benchmarks=str(Path(gpu_suite.__file__).parent)))
+    entries = [SCAN._replace(op=op) for op in ("linear_scan", "crash", "wrong", "scan_again")]
+    monkeypatch.setattr(gpu_cases, "ENTRIES", entries)
+    monkeypatch.setattr(gpu_suite, "PROGRAM", [sys.executable, str(program)])
+    suite = gpu_suite.Suite(tmp_path / "out", None, minutes=5, dry_run=True)
+    suite.smoke(entries)
+    crashed, *wrong = suite.failures
+    assert crashed["what"] == "smoke test of crash" and "status -6" in crashed["error"]
+    assert [f["what"] for f in wrong] == ["smoke test of wrong"]
+    assert "WrongResult" in wrong[0]["error"]
+    suite.log.flush()
+    assert "smoke 3 linear_scan: right" in (tmp_path / "out" / "gpu_suite.log").read_text("utf-8")
+
+
+def test_what_is_run_forwards_only_is_verified_without_autograd():
+    tracked = []
+
+    def function(x):
+        tracked.append((2 * x).requires_grad)
+        return (2 * x,)
+
+    x = torch.ones(3, requires_grad=True)
+    for directions, kept in ((("forward",), False), (("forward", "backward"), True)):
+        way = gpu_cases.Way(function, (x,), lambda x: (2 * x,), directions)
+        gpu_suite.held_against_exact(way, (torch.ones(3),), 1e-6, by_row=True)
+        assert tracked.pop() is kept
+
+
+def test_wheels_in_a_folder_are_unpacked_beside_the_result_and_imported(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    suite = gpu_suite.Suite(tmp_path / "out", None, minutes=1, dry_run=True)
+    with pytest.raises(FileNotFoundError, match="holds no wheel"):
+        suite.unpack(tmp_path)
+    about = "planted_peer-1.0.dist-info"
+    with zipfile.ZipFile(tmp_path / "planted_peer-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("planted_peer.py", "answer = 42\n")
+        wheel.writestr(
+            f"{about}/METADATA", "Metadata-Version: 2.1\nName: planted-peer\nVersion: 1.0\n"
+        )
+        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        wheel.writestr(f"{about}/RECORD", "")
+    suite.unpack(tmp_path)
+    assert suite.failures == []
+    assert importlib.import_module("planted_peer").answer == 42
+
+
+def test_the_summary_of_many_failures_has_thirty_lines(tmp_path):
+    suite = gpu_suite.Suite(tmp_path, None, minutes=1, dry_run=True)
+    suite.failures = [{"what": f"op {n}", "error": "wrong"} for n in range(99)]
+    lines = suite.summary()
+    assert len(lines) == 30 and lines[-2] == "and 75 more"
+
+
+def test_the_largest_case_of_each_entry_comes_first(tmp_path):
+    suite = gpu_suite.Suite(tmp_path, None, minutes=1, dry_run=True)
+    suite.dry_run = False
+    first = suite.cases()[: len(gpu_cases.ENTRIES)]
+    assert [entry for entry, _, _ in first] == list(gpu_cases.ENTRIES)
+    for entry, shape, _ in first:
+        assert all(shape[0] * shape[1] >= rows * columns for rows, columns in entry.shapes)
 
 
 def test_a_program_that_fails_is_reported_with_its_last_line(tmp_path):

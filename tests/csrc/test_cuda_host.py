@@ -269,7 +269,8 @@ def test_a_planted_bug_is_caught_by_cuda_host(tmp_path, file, before, after, pla
     # By a race, a wrong result, the executor's refusal, or a crash where memory was overrun.
     said = re.search("exceeds the bound|cuda_host: ", result.stderr)
     assert result.returncode != 0 and (said or result.returncode < 0), result.stderr[-2000:]
-    if after in (";", "return 0;"):  # a barrier or a buffer fewer
+    # A barrier or a buffer fewer; those of made_inverse.cu are of global memory too.
+    if after in (";", "return 0;") and file != "made_inverse.cu":
         assert "a race" in result.stderr, result.stderr[-2000:]
 
 

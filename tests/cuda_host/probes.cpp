@@ -48,6 +48,7 @@ __global__ void read_without_a_barrier(Probe p) {
 __global__ void one_place_for_all(Probe p) {
   __shared__ int written;
   written = threadIdx.x;
+  __syncthreads();
   p.out[threadIdx.x] = written;
 }
 

@@ -67,7 +67,9 @@ def test_every_file_that_a_page_links_to_is_there(page):
         assert (PAGES[page].parent / target).exists(), target
 
 
-# The modules whose names users reach by `rk.`, and the public names that are no module.
+EXPLAINED = "gaussians", "flows"
+
+# The modules among the public names.
 NAMESPACES = {
     name: module
     for name in rhovae_kernels.__all__
@@ -110,6 +112,14 @@ def test_the_api_describes_every_public_name_of_the_package():
 
 def _is_in(value: object, found: list[object]) -> bool:
     return any(value is each for each in found)
+
+
+def test_every_public_op_is_in_the_table_of_ops_and_explained():
+    table = PAGES["docs/how/index.md"].read_text("utf-8")
+    sections = "".join(PAGES[f"docs/how/{page}.md"].read_text("utf-8") for page in EXPLAINED)
+    for name in rhovae_kernels.ops.__all__:
+        assert f"| `{name}(" in table, name
+        assert f"\n## {name}\n" in sections, name
 
 
 def growth(op: str, arguments) -> Cost:

@@ -1,5 +1,6 @@
 """The backends that are here, each run through the same tests."""
 
+import gc
 import os
 
 import cuda_host
@@ -26,6 +27,14 @@ CORES = os.cpu_count() or 1
 THREADS = max(1, min(2, CORES // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 torch.set_num_threads(THREADS)
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
+
+
+def pytest_collection_finish():
+    # Modules and tests stay to the end: looking them through for garbage, again and again, took two
+    # fifths of the specification's loops over steps.
+    gc.collect()
+    gc.freeze()
+
 
 # (backend, device): Triton on the CPU is its interpreter, `cuda_host` the CUDA kernels' executor.
 PRESENT = [("reference", "cpu"), ("cpu", "cpu"), ("triton", "cpu"), ("cuda_host", "cpu")]

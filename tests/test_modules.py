@@ -100,6 +100,7 @@ VAES = {
         posterior=published.Posterior(D), objective=published.Objective(beta=2.0)
     ),
     "RealNVP": lambda: vae(prior=rk.priors.RealNVP(D, 2, (6,))),
+    "RealNVP of splines": lambda: vae(prior=rk.priors.RealNVP(D, 2, (6,), bins=3)),
     "MAF": lambda: vae(prior=rk.priors.MAF(D, 2, (6,))),
     "NSF": lambda: vae(prior=rk.priors.NSF(D, 2, (6,), bins=3)),
     "VampPrior": lambda: vae(prior=rk.priors.VampPrior(D, 3)),

@@ -26,6 +26,7 @@ PRIORS = [priors.StandardNormal, priors.AR1]
 # Priors to which a Gaussian has no KL divergence in closed form.
 FLOWS = [
     lambda latent: priors.RealNVP(latent, transforms=3, hidden_features=(8, 8)),
+    lambda latent: priors.RealNVP(latent, transforms=3, hidden_features=(8, 8), bins=3),
     lambda latent: priors.MAF(latent, transforms=2, hidden_features=(8, 8)),
     lambda latent: priors.NSF(latent, transforms=2, hidden_features=(8, 8), bins=3),
 ]
@@ -225,14 +226,16 @@ def test_the_rate_under_the_decoupled_prior_is_the_mean_of_log_q_over_p(posterio
 
 
 class TestDecoupledPrior:
-    def test_with_the_identity_as_flow_it_is_the_standard_normal(self):
-        prior = priors.RealNVP(4).double()
+    @pytest.mark.parametrize("bins", [None, 4], ids=["affine", "splines"])
+    def test_with_the_identity_as_flow_it_is_the_standard_normal(self, bins):
+        prior = priors.RealNVP(4, bins=bins).double()
         z = torch.randn(1000, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
         expected = priors.StandardNormal(4).double().log_prob(z)
         torch.testing.assert_close(prior.log_prob(z), expected, rtol=0, atol=1e-10)
 
-    def test_the_spaces_lead_to_each_other(self):
-        prior = made(prior=FLOWS[0]).double().prior
+    @pytest.mark.parametrize("flow", FLOWS[:2], ids=["affine", "splines"])
+    def test_the_spaces_lead_to_each_other(self, flow):
+        prior = made(prior=flow).double().prior
         z = torch.randn(50, LATENT, dtype=torch.float64)
         z0 = prior.to_generation(z)
         assert (z0 - z).abs().max() > 0.1
@@ -240,8 +243,9 @@ class TestDecoupledPrior:
         for other in (priors.StandardNormal(LATENT), priors.AR1(LATENT)):
             assert other.to_generation(z) is z and other.to_representation(z) is z
 
-    def test_samples_are_standard_normal_in_the_generation_space(self):
-        prior = made(prior=FLOWS[0]).prior
+    @pytest.mark.parametrize("flow", FLOWS[:2], ids=["affine", "splines"])
+    def test_samples_are_standard_normal_in_the_generation_space(self, flow):
+        prior = made(prior=flow).prior
         z0 = prior.to_generation(prior.sample(40_000, torch.Generator().manual_seed(0)))
         assert (z0.mean(0).abs() < 5 / 200).all()
         # Five standard errors of a variance estimated from 40,000 samples: 5·√(2/40000).
@@ -259,6 +263,19 @@ class TestDecoupledPrior:
     )
     def test_sizes_that_are_none_are_refused(self, arguments):
         with pytest.raises(ValueError, match="positive integers are wanted"):
+            priors.RealNVP(2, **arguments)
+
+    @pytest.mark.parametrize(
+        "arguments, says",
+        [
+            ({"bins": 1}, "bins is 1; two at least are wanted"),
+            ({"bins": 0}, "bins is 0"),
+            ({"bins": 4, "bound": -1.0}, "bound"),
+        ],
+        ids=["one bin", "no bin", "negative bound"],
+    )
+    def test_splines_that_do_not_fit_are_refused(self, arguments, says):
+        with pytest.raises(ValueError, match=says):
             priors.RealNVP(2, **arguments)
 
 
@@ -890,6 +907,7 @@ def test_a_part_is_described_and_built_again():
         nets.Conv(channels=(2, 3)),
         posteriors.AR1(4),
         priors.RealNVP(3, 2, (5,)),
+        priors.RealNVP(3, 2, (5,), bins=4, bound=3.0),
         objectives.BetaH(2.0),
     ):
         again = parts.build(json.loads(json.dumps(parts.describe(part))))

@@ -1,5 +1,7 @@
 """`RealNVP`, `MAF` and `NSF`: flows that are learned with the VAE."""
 
+from typing import Any
+
 import torch
 from torch import Generator, Tensor, nn
 
@@ -43,10 +45,17 @@ class RealNVP(Flow):
         latent: dimensions of the code.
         transforms: how many couplings.
         hidden_features: widths of the network of each.
+        bins: of each spline, two at least; None for affine couplings.
+        bound: B, of splines: beyond ±B they are the identity.
+
+    Raises:
+        ValueError: a size, number of bins or bound does not fit.
 
     Source:
         Bhalodia, Lee and Elhabian, 2019, "dpVAEs: Fixing sample generation for regularized VAEs",
-        https://arxiv.org/abs/1911.10506, section 4.2; 6 couplings of 64×2.
+        https://arxiv.org/abs/1911.10506, section 4.2; 6 couplings of 64×2. Splines: Durkan,
+        Bekasov, Murray and Papamakarios, 2019, "Neural Spline Flows",
+        https://arxiv.org/abs/1906.04032.
 
     Example:
         >>> import torch
@@ -57,12 +66,26 @@ class RealNVP(Flow):
 
     @takes_old_keywords("priors.RealNVP")
     def __init__(
-        self, latent: int, transforms: int = 6, hidden_features: tuple[int, ...] = (64, 64)
+        self,
+        latent: int,
+        transforms: int = 6,
+        hidden_features: tuple[int, ...] = (64, 64),
+        bins: int | None = None,
+        bound: float = 5.0,
     ) -> None:
         super().__init__(latent)
         (self.transforms,) = positive_integers("transforms", (transforms,))
         self.hidden_features = positive_integers("hidden_features", hidden_features)
-        self.flow = blocks.RealNVP(latent, transforms, self.hidden_features)
+        self.bins, self.bound = bins, bound
+        self.flow = blocks.RealNVP(latent, transforms, self.hidden_features, bins=bins, bound=bound)
+
+    def arguments(self) -> dict[str, Any]:
+        arguments = super().arguments()
+        if self.bins is None:
+            # Affine couplings have neither: they are described, and runs of theirs go on, as
+            # before there were splines.
+            del arguments["bins"], arguments["bound"]
+        return arguments
 
 
 class MAF(Flow):

@@ -82,7 +82,7 @@ class Result(dict[str, Any]):
                     ("  KL(q ‖ p), KL(p ‖ q)", f"{entry['kl_q_p']:.3f}, {entry['kl_p_q']:.3f}")
                 )
             elif name == "leakage":
-                shown.append((name, "as Bhalodia et al. (2020), §5.1, describe it"))
+                shown.append((name, "as Bhalodia et al. (2019), §5.1, describe it"))
                 curve = zip(entry["thresholds"], entry["score"], entry["mass"], strict=True)
                 for threshold, score, mass in curve:
                     shown.append((f"  above {threshold:g}", f"score {score:.4g}, mass {mass:.4f}"))

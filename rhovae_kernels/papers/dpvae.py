@@ -1,6 +1,6 @@
 """Table 1 of Bhalodia et al.: six objectives, with and without decoupled prior.
 
-Riddhish Bhalodia, Iain Lee and Shireen Elhabian, 2020, "dpVAEs: Fixing sample generation for
+Riddhish Bhalodia, Iain Lee and Shireen Elhabian, 2019, "dpVAEs: Fixing sample generation for
 regularized VAEs", https://arxiv.org/abs/1911.10506.
 """
 

@@ -175,7 +175,7 @@ def _recipes() -> dict[str, Recipe | DensityRecipe]:
             found[name + suffix] = Recipe(
                 name + suffix,
                 f"{says}; {prior_says}",
-                "Bhalodia et al. (2020), section 4 and appendix C: two layers of 100 and 50 for "
+                "Bhalodia et al. (2019), section 4 and appendix C: two layers of 100 and 50 for "
                 "points, batch 100, latent 2. Step size, network for images, variance of "
                 "points and weights of the regularizers are not known: Adam 1e-3, one layer of "
                 "400, 0.01 and these are ours",

@@ -1,15 +1,23 @@
-"""Turns the JSON of a benchmark run into a table (Markdown) and a plot."""
+"""Turns the JSON of benchmark runs into a table (Markdown) and two charts.
+
+`python benchmarks/report.py RUN.json [OTHER.json …]` writes the table and the charts beside the
+first run; the charts show the runs side by side, labelled by the instruction set of each.
+"""
 
 import json
-import math
 import sys
 from pathlib import Path
 
 import matplotlib
+from harness import CLONE
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
+
+# What is timed beside an op and is no other way to compute what it does: variants of ours, by how
+# their names begin, and what shows the limit.
+NO_COMPETITORS = ("rhovae", "rho-vae", "scaled-rho-vae", "one pass", CLONE)
 
 
 def rows(path: Path):
@@ -55,54 +63,99 @@ def table(path: Path) -> str:
     return "\n".join([*lines, "", *refused(path)]).rstrip() + "\n"
 
 
-PLOT_COLUMNS = 4
+def ratios(path: Path) -> dict[str, list[tuple[str, str, float]]]:
+    """By op: direction, shape, and how many times our time its best competitor takes."""
+    found: dict[str, list[tuple[str, str, float]]] = {}
+    for benchmark in json.loads(path.read_text(encoding="utf-8"))["benchmarks"]:
+        info = benchmark["extra_info"]
+        times = info["milliseconds"]
+        others = [ms for name, ms in times.items() if not name.startswith(NO_COMPETITORS)]
+        if others:
+            shape = "×".join(map(str, info["shape"]))
+            point = info["direction"], shape, min(others) / times[info["ours"]]
+            found.setdefault(info["op"], []).append(point)
+    return found
 
 
-def plot(path: Path, out: Path) -> None:
-    """Times of every variant relative to ours, one panel a comparison."""
-    groups: dict[tuple, list] = {}
-    for op, shape, direction, note, variant, _, ratio, *_ in rows(path):
-        groups.setdefault((op, shape, direction, note), []).append((variant, ratio))
-    across = min(len(groups), PLOT_COLUMNS)
-    down = math.ceil(len(groups) / across)
-    tallest = [
-        max(map(len, list(groups.values())[i * across : (i + 1) * across])) for i in range(down)
-    ]
+def shares(path: Path) -> dict[str, list[tuple[str, str, float]]]:
+    """By op: direction, shape, and the percent of the limit (`table` says which)."""
+    found: dict[str, list[tuple[str, str, float]]] = {}
+    for op, shape, direction, _, _, _, _, _, percent in rows(path):
+        if percent is not None:
+            found.setdefault(op, []).append((direction, shape, percent))
+    return found
+
+
+def label(path: Path) -> str:
+    """The instruction set and the machine that a run was measured on."""
+    machine = json.loads(path.read_text(encoding="utf-8"))["machine_info"]["rhovae"]
+    return f"{machine['build']['instructions']}: {machine['cpu']}, {machine['threads']} threads"
+
+
+def chart(runs: list[tuple[str, dict]], described: str, out: Path, logarithmic: bool) -> None:
+    """An op a line, shapes as points, a panel a run: `runs` are labels and what `ratios` gives.
+
+    A hollow point is a forward pass alone. The least and the greatest point of a line carry their
+    shape.
+    """
+    ops = list(dict.fromkeys(op for _, found in runs for op in found))
+    every = [x for _, found in runs for points in found.values() for _, _, x in points]
     figure, axes = plt.subplots(
-        down,
-        across,
-        figsize=(6.5 * across, 0.3 * sum(tallest) + 0.8 * down),
-        height_ratios=[n + 1 for n in tallest],
+        1,
+        len(runs),
+        figsize=(8 * len(runs), 0.6 * len(ops) + 1.4),
+        sharex=True,
+        sharey=True,
         layout="constrained",
         squeeze=False,
     )
-    for axis in axes.flat[len(groups) :]:
-        axis.set_visible(False)
-    for axis, ((op, shape, direction, note), variants) in zip(
-        axes.flat, groups.items(), strict=False
-    ):
-        names, ratios = zip(*variants, strict=True)
-        bars = axis.barh(names, ratios, color=["C0" if r == 1 else "C7" for r in ratios])
-        axis.bar_label(bars, [f" {r:.2f}×" for r in ratios], fontsize=8)
-        axis.set_xscale("log")
-        axis.set_xlim(min(0.5, 0.8 * min(ratios)), max(2.0, 2.5 * max(ratios)))
-        axis.xaxis.set_major_formatter("{x:g}×")
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.axvline(1, color="C0", linewidth=0.8)
-        axis.invert_yaxis()
-        axis.set_title(" ".join(x for x in (op, shape, direction, note) if x), fontsize=9)
-        axis.tick_params(labelsize=8)
-    figure.supxlabel("time relative to the first variant (log scale)", fontsize=9)
+    for axis, (name, found) in zip(axes.flat, runs, strict=True):
+        for y, op in enumerate(ops):
+            points = sorted(found.get(op, []), key=lambda point: point[2])
+            for direction, _, x in points:
+                color = "C0" if x >= 1 or not logarithmic else "C3"
+                face = color if "backward" in direction else "white"
+                axis.plot(x, y, "o", color=color, markerfacecolor=face, markersize=6)
+            ends = [(points[0], "right"), (points[-1], "left")] if points else []
+            for (_, shape, x), side in ends[-len(points) :]:
+                axis.annotate(shape, (x, y), (0, 6), textcoords="offset points", ha=side, size=7)
+        axis.set_title(name, fontsize=9)
+        axis.set_yticks(range(len(ops)), ops, fontsize=9)
+        axis.set_ylim(len(ops) - 0.5, -0.7)
+        axis.grid(axis="x", color="0.9")
+        axis.set_axisbelow(True)
+        if logarithmic:
+            axis.set_xscale("log")
+            axis.margins(x=0.15)
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter("{x:g}×")
+            axis.xaxis.set_minor_formatter(NullFormatter())
+            axis.axvline(1, color="0.4", linewidth=0.8)
+        else:
+            axis.set_xlim(0, 1.1 * max(100, *every))
+            axis.xaxis.set_major_formatter("{x:g} %")
+            axis.axvline(100, color="0.4", linewidth=0.8)
+    figure.supxlabel(f"{described}; hollow: forward alone, filled: with backward", fontsize=9)
     figure.savefig(out, dpi=120)
+    plt.close(figure)
 
 
-def main(path: Path) -> None:
-    text = table(path)
-    path.with_suffix(".md").write_text(text, encoding="utf-8")
-    plot(path, path.with_suffix(".png"))
+def main(paths: list[Path]) -> None:
+    first = paths[0]
+    text = table(first)
+    written = [first.with_suffix(".md")]
+    written[0].write_text(text, encoding="utf-8")
+    for kind, found, described, logarithmic in (
+        ("ratio", ratios, "time of the best competitor, in times ours (log scale)", True),
+        ("limit", shares, "time of a copy of as many bytes, in percent of ours", False),
+    ):
+        runs = [(label(path), found(path)) for path in paths]
+        if any(of_run for _, of_run in runs):
+            written.append(first.with_name(f"{first.stem}-{kind}.png"))
+            chart(runs, described, written[-1], logarithmic)
     print(text)
-    print(f"written: {path}, {path.with_suffix('.md')}, {path.with_suffix('.png')}")
+    print(f"written: {', '.join(map(str, written))}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main([Path(argument) for argument in sys.argv[1:]])

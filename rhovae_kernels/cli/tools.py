@@ -46,7 +46,7 @@ def demo(
 @app.command()
 def bench(
     out: Annotated[
-        Path | None, typer.Option(help="JSON to write; table and plot beside it.")
+        Path | None, typer.Option(help="JSON to write; table and charts beside it.")
     ] = None,
     only: Annotated[
         str | None, typer.Option(help="Run the benchmarks whose names match this.")

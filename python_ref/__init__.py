@@ -1,6 +1,6 @@
 """The executable specification: every op of `rhovae_kernels` in plain PyTorch.
 
-One module per op, the same name as in every other room. The functions read like the mathematics,
+One module per op, of the op's name. The functions read like the mathematics,
 run on any device, and import nothing of `rhovae_kernels`; each kernel is held against them.
 """
 

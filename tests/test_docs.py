@@ -63,7 +63,7 @@ def test_the_python_of_a_page_runs(page, monkeypatch, tmp_path):
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_that_a_page_links_to_is_there(page):
     text = PAGES[page].read_text("utf-8")
-    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+    for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
         assert (PAGES[page].parent / target).exists(), target
 
 

@@ -19,7 +19,9 @@ def on_lines_of_their_own(text: str) -> str:
     lines = text.split("\n")
     for i, line in enumerate(lines):
         if FORMULA.match(line):
-            lines[i] = line + "  "
+            # Unless a sentence goes on behind it.
+            if not re.search(r" [a-z]{3,}$", line):
+                lines[i] = line + "  "
             if i and lines[i - 1].strip():
                 lines[i - 1] = lines[i - 1].rstrip() + "  "
     return "\n".join(lines)

@@ -118,6 +118,8 @@ class Contract:
     differentiable: tuple[int, ...]
     # Positions of the outputs that carry gradients.
     results: tuple[int, ...] = (0,)
+    # Attributes that the specification is computed with, beside the inputs.
+    specified_by: tuple[str, ...] = ()
     shapes = SHAPES
     longest_drawn = 300
     # What every element must be written of, and what must be the same from run to run.
@@ -190,8 +192,8 @@ class Contract:
     def specified(self, exact, up64):
         """What the specification gives, which every backend and layout is held against: computed
         once for the same values in a process."""
-        # A subclass keeps what else it computes with in its attributes.
-        key = digest_of(type(self), sorted(vars(self).items()), exact, up64)
+        settings = [getattr(self, name) for name in self.specified_by]
+        key = digest_of(type(self), settings, exact, up64)
         if key not in SPECIFIED:
             if len(SPECIFIED) == MOST_SPECIFIED:
                 SPECIFIED.popitem(last=False)

@@ -86,6 +86,7 @@ class TestReparamRng(Ar1Contract):
     op = "ar1_reparam_rng"
     differentiable = (0, 1, 2)
     results = (0, 1)
+    specified_by = ("drawn_as",)
 
     def inputs(self, variant, batch, d, dtype, device="cpu", seed=0):
         state = torch.tensor([2**40 + 17 * seed, 2**33 + seed], device=device)

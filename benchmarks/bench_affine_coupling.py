@@ -8,7 +8,7 @@ import pytest
 import torch
 from harness import forward_backward, verify
 
-import python_ref
+from rhovae_kernels import python_ref
 from rhovae_kernels.ops.cost import Cost, cost
 
 OPS = torch.ops.rhovae

@@ -5,7 +5,7 @@ import torch
 from harness import forward_backward, verify
 from torch.nn.functional import logsigmoid
 
-import python_ref
+from rhovae_kernels import python_ref
 from rhovae_kernels.ops.cost import Cost, cost
 
 OPS = torch.ops.rhovae

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from harness import forward_backward, verify
 
-import python_ref
 import rhovae_kernels as rk
-from python_ref.masked_linear import staircase_mask
+from rhovae_kernels import python_ref
+from rhovae_kernels.python_ref.masked_linear import staircase_mask
 
 OP = rk.ops.masked_linear
 PANELS = 4

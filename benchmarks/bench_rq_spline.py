@@ -8,9 +8,9 @@ import pytest
 import torch
 from harness import forward_backward, verify
 
-import python_ref
-from python_ref.rq_spline import SplineConvention
+from rhovae_kernels import python_ref
 from rhovae_kernels.ops.cost import Cost, cost
+from rhovae_kernels.python_ref.rq_spline import SplineConvention
 
 OPS = torch.ops.rhovae
 BINS = 8

@@ -25,11 +25,11 @@ from competitors import (
 )
 from torch import Tensor
 
-import python_ref
-from python_ref.ar1 import draw
-from python_ref.markov_smooth import BY_DOUBLING
-from python_ref.masked_linear import staircase_mask
-from python_ref.rq_spline import SplineConvention
+from rhovae_kernels import python_ref
+from rhovae_kernels.python_ref.ar1 import draw
+from rhovae_kernels.python_ref.markov_smooth import BY_DOUBLING
+from rhovae_kernels.python_ref.masked_linear import staircase_mask
+from rhovae_kernels.python_ref.rq_spline import SplineConvention
 
 OPS = torch.ops.rhovae
 DIRECTIONS = ("forward", "backward", "both")

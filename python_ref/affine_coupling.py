@@ -7,7 +7,7 @@ s is log_scale, or tanh(log_scale) where the bound is "tanh".
 import torch
 from torch import Tensor
 
-from python_ref.precision import upcast
+from .precision import upcast
 
 
 def _sech2(x: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from python_ref.linear_scan import linear_scan, shift
-from python_ref.philox import normal
-from python_ref.precision import compute_dtype, upcast
+from .linear_scan import linear_scan, shift
+from .philox import normal
+from .precision import compute_dtype, upcast
 
 LOG_2 = math.log(2)
 LOG_2PI = math.log(2 * math.pi)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from python_ref.precision import upcast
+from .precision import upcast
 
 
 def linear_scan(

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, logsigmoid
 
-from python_ref.made_solve import (
+from .made_solve import (
     bias_gradient,
     for_each_head,
     made_solve,
@@ -27,8 +27,8 @@ from python_ref.made_solve import (
     staircase,
     weight_gradient,
 )
-from python_ref.precision import compute_dtype
-from python_ref.rq_spline import SplineConvention, rq_spline, rq_spline_backward
+from .precision import compute_dtype
+from .rq_spline import SplineConvention, rq_spline, rq_spline_backward
 
 # Activation of a pre-activation p, and its slope; h is the activation.
 ACTIVATIONS: dict[str, tuple[Callable, Callable]] = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from python_ref.precision import compute_dtype
+from .precision import compute_dtype
 
 
 def staircase(weight: Tensor, prefix: Tensor) -> Tensor:

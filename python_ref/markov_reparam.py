@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid, pad
 
-from python_ref import ar1
-from python_ref.ar1 import Correlation, from_second, read
-from python_ref.linear_scan import linear_scan, shift
-from python_ref.precision import upcast
+from . import ar1
+from .ar1 import Correlation, from_second, read
+from .linear_scan import linear_scan, shift
+from .precision import upcast
 
 
 def cosh_times_difference(a: Tensor, b: Tensor) -> Tensor:

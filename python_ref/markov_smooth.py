@@ -18,9 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from python_ref.ar1 import LOG_2PI, Correlation, from_second, like
-from python_ref.linear_scan import linear_scan, shift
-from python_ref.precision import upcast
+from .ar1 import LOG_2PI, Correlation, from_second, like
+from .linear_scan import linear_scan, shift
+from .precision import upcast
 
 # Beyond this |a| is linear in log sinh |a|, and sinh |a| may overflow.
 LARGE = 80.0

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from python_ref.precision import upcast
+from .precision import upcast
 
 
 def staircase_mask(prefix: Tensor, columns: int) -> Tensor:

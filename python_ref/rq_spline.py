@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, softplus
 
-from python_ref.precision import upcast
+from .precision import upcast
 
 
 class SplineConvention(NamedTuple):

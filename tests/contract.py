@@ -18,8 +18,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.flop_counter import FlopCounterMode
 
-import python_ref
 import rhovae_kernels as rk
+from rhovae_kernels import python_ref
 from rhovae_kernels.ops.cost import cost
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

@@ -5,11 +5,11 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, register_kl
 from torch.linalg import solve_triangular
 
-from python_ref.ar1 import Correlation, read, whiten
-from python_ref.precision import upcast
 from rhovae_kernels.distributions.markov import MarkovNormal
 from rhovae_kernels.distributions.markov_kl import as_markov, check_dimensions
 from rhovae_kernels.distributions.normal import DiagonalNormal
+from rhovae_kernels.python_ref.ar1 import Correlation, read, whiten
+from rhovae_kernels.python_ref.precision import upcast
 
 
 def _kl(whitened: Tensor, shift: Tensor, log_det_q: Tensor, log_det_p: Tensor) -> Tensor:

@@ -8,7 +8,13 @@ from torch import Generator, Tensor
 from torch.distributions import Distribution, Normal, constraints
 from torch.distributions.utils import lazy_property
 
-from python_ref.ar1 import (
+from rhovae_kernels.distributions import markov_matrices as matrices
+from rhovae_kernels.distributions import markov_processes as processes
+from rhovae_kernels.distributions.constraints import FromSecond, OpenInterval
+from rhovae_kernels.distributions.draws import standard_normal
+from rhovae_kernels.distributions.shapes import check_shapes
+from rhovae_kernels.ops import ar1_log_prob, ar1_reparam, markov_smooth
+from rhovae_kernels.python_ref.ar1 import (
     LOG_2PI,
     Correlation,
     between,
@@ -17,14 +23,8 @@ from python_ref.ar1 import (
     read,
     whiten,
 )
-from python_ref.linear_scan import shift
-from python_ref.precision import upcast
-from rhovae_kernels.distributions import markov_matrices as matrices
-from rhovae_kernels.distributions import markov_processes as processes
-from rhovae_kernels.distributions.constraints import FromSecond, OpenInterval
-from rhovae_kernels.distributions.draws import standard_normal
-from rhovae_kernels.distributions.shapes import check_shapes
-from rhovae_kernels.ops import ar1_log_prob, ar1_reparam, markov_smooth
+from rhovae_kernels.python_ref.linear_scan import shift
+from rhovae_kernels.python_ref.precision import upcast
 
 
 class Conditionals(NamedTuple):

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal, register_kl
 
-from python_ref.ar1 import read
-from python_ref.markov_reparam import kl_to_prior, kl_to_prior_per_step
-from python_ref.precision import upcast
 from rhovae_kernels.distributions.markov import MarkovNormal
 from rhovae_kernels.distributions.normal import DiagonalNormal
+from rhovae_kernels.python_ref.ar1 import read
+from rhovae_kernels.python_ref.markov_reparam import kl_to_prior, kl_to_prior_per_step
+from rhovae_kernels.python_ref.precision import upcast
 
 
 def kl_per_step(q: Distribution, p: Distribution) -> Tensor:

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from python_ref.ar1 import Correlation, between, from_second, read
-from python_ref.linear_scan import shift
-from python_ref.precision import upcast
 from rhovae_kernels.ops import linear_scan
+from rhovae_kernels.python_ref.ar1 import Correlation, between, from_second, read
+from rhovae_kernels.python_ref.linear_scan import shift
+from rhovae_kernels.python_ref.precision import upcast
 
 
 def products(rho: Tensor, d: int) -> Tensor:

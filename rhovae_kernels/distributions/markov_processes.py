@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from python_ref.ar1 import from_second
-from python_ref.precision import upcast
 from rhovae_kernels.distributions.shapes import check_shapes
 from rhovae_kernels.ops import linear_scan
+from rhovae_kernels.python_ref.ar1 import from_second
+from rhovae_kernels.python_ref.precision import upcast
 
 if TYPE_CHECKING:
     from rhovae_kernels.distributions.markov import MarkovNormal

@@ -8,8 +8,8 @@ from torch import Generator, Tensor
 from torch.distributions import Distribution, Independent, Normal, constraints, register_kl
 from torch.distributions.utils import lazy_property
 
-from python_ref.precision import upcast
 from rhovae_kernels.distributions.draws import standard_normal
+from rhovae_kernels.python_ref.precision import upcast
 
 
 class DiagonalNormal(Distribution):

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from python_ref.made_inverse import SPLINE
-from python_ref.rq_spline import SplineConvention
 from rhovae_kernels.nn import MADE
 from rhovae_kernels.ops import affine_coupling, rq_spline
+from rhovae_kernels.python_ref.made_inverse import SPLINE
+from rhovae_kernels.python_ref.rq_spline import SplineConvention
 
 
 class Affine(NamedTuple):

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from python_ref.rq_spline import SplineConvention
 from rhovae_kernels.interop.elementwise import Affine, Spline, in_passes, invert_splines
 from rhovae_kernels.interop.networks import (
     INPUTS,
@@ -26,6 +25,7 @@ from rhovae_kernels.interop.networks import (
 )
 from rhovae_kernels.interop.replaced import CannotFuse, Replaced, StandIn, behaves_as, replace
 from rhovae_kernels.nn import MADE, orders
+from rhovae_kernels.python_ref.rq_spline import SplineConvention
 
 _AUTOREGRESSIVE = "nflows.transforms.autoregressive"
 _COUPLING = "nflows.transforms.coupling"

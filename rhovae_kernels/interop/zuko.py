@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.distributions.transforms import Transform
 
-from python_ref.rq_spline import SplineConvention
 from rhovae_kernels.interop.elementwise import Affine, Spline, in_passes, invert_splines
 from rhovae_kernels.interop.networks import (
     INPUTS,
@@ -29,6 +28,7 @@ from rhovae_kernels.interop.networks import (
 )
 from rhovae_kernels.interop.replaced import CannotFuse, Replaced, StandIn, behaves_as, is_a, replace
 from rhovae_kernels.nn import MADE, orders
+from rhovae_kernels.python_ref.rq_spline import SplineConvention
 
 AUTOREGRESSIVE = "zuko.flows.autoregressive.MaskedAutoregressiveTransform"
 COUPLING = "zuko.flows.coupling.GeneralCouplingTransform"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from python_ref.precision import compute_dtype
+from rhovae_kernels.python_ref.precision import compute_dtype
 from rhovae_kernels.vae import divergences
 from rhovae_kernels.vae.model import VAE
 

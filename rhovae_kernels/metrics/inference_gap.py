@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from python_ref.precision import compute_dtype
 from rhovae_kernels.metrics.aggregate import refuse_sequences
 from rhovae_kernels.metrics.ais import Annealed, ais, from_model, schedule
 from rhovae_kernels.metrics.data import data_of_run
@@ -18,6 +17,7 @@ from rhovae_kernels.metrics.fitting import HELD_OUT, best_members
 from rhovae_kernels.metrics.hamiltonian import Joint
 from rhovae_kernels.metrics.likelihood import CHUNK_NUMBERS, standard_error
 from rhovae_kernels.plots.tables import markdown
+from rhovae_kernels.python_ref.precision import compute_dtype
 from rhovae_kernels.seeding import seeded
 from rhovae_kernels.training.progress import progress
 from rhovae_kernels.training.run import load_run

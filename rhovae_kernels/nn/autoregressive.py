@@ -2,13 +2,13 @@
 
 from torch import Tensor
 
-from python_ref.made_inverse import SPLINE
-from python_ref.rq_spline import SplineConvention
 from rhovae_kernels.nn.flow import Transform
 from rhovae_kernels.nn.made import MADE
 from rhovae_kernels.ops import rq_spline
 from rhovae_kernels.ops.made_inverse import check_scale
 from rhovae_kernels.ops.rq_spline import check_names, check_ranges
+from rhovae_kernels.python_ref.made_inverse import SPLINE
+from rhovae_kernels.python_ref.rq_spline import SplineConvention
 
 DEFAULT = SplineConvention()
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from python_ref.precision import compute_dtype
+from rhovae_kernels.python_ref.precision import compute_dtype
 
 
 class Derived(nn.Module):

@@ -8,14 +8,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from python_ref.made_inverse import ACTIVATIONS, BERNOULLI, SCALES
-from python_ref.precision import compute_dtype, upcast
 from rhovae_kernels.legacy import takes_old_keywords
 from rhovae_kernels.nn import orders
 from rhovae_kernels.nn.degrees import even_degrees, given_degrees, refuse_unread
 from rhovae_kernels.nn.masked_linear import MaskedLinear, positive_integer
 from rhovae_kernels.ops import iaf_gate, made_inverse
 from rhovae_kernels.ops.made_inverse import check_scale
+from rhovae_kernels.python_ref.made_inverse import ACTIVATIONS, BERNOULLI, SCALES
+from rhovae_kernels.python_ref.precision import compute_dtype, upcast
 
 # In place: nothing else reads what a masked layer gives, and their derivatives take the result.
 IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {

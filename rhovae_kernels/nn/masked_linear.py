@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from python_ref.masked_linear import staircase_mask
 from rhovae_kernels.ops import masked_linear
+from rhovae_kernels.python_ref.masked_linear import staircase_mask
 
 
 class MaskedLinear(nn.Module):

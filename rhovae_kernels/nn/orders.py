@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from python_ref.masked_linear import staircase_mask
+from rhovae_kernels.python_ref.masked_linear import staircase_mask
 from rhovae_kernels.staircase import staircase
 
 

@@ -1,8 +1,8 @@
 """What splines that are the identity beyond an interval are made of, in flows."""
 
-from python_ref.rq_spline import SplineConvention
 from rhovae_kernels.nn.masked_linear import positive_integer
 from rhovae_kernels.ops.rq_spline import check_ranges
+from rhovae_kernels.python_ref.rq_spline import SplineConvention
 
 
 def splines_of(bins: int, bound: float) -> tuple[SplineConvention, tuple[int, int, int]]:

@@ -4,11 +4,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from python_ref.affine_coupling import affine_coupling as specification
-from python_ref.affine_coupling import affine_coupling_backward as specification_backward
 from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.cost import Cost, per_row, wanted
 from rhovae_kernels.ops.op import Op, of_those_asked_for, register
+from rhovae_kernels.python_ref.affine_coupling import affine_coupling as specification
+from rhovae_kernels.python_ref.affine_coupling import (
+    affine_coupling_backward as specification_backward,
+)
 
 BOUNDS = ("none", "tanh")
 

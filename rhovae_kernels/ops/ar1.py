@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from python_ref import ar1 as specification
 from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.cost import Cost, per_row, wanted
 from rhovae_kernels.ops.op import Form, Op, of_those_asked_for, register
+from rhovae_kernels.python_ref import ar1 as specification
 
 
 def ar1_reparam(

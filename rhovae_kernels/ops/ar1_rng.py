@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from python_ref import ar1 as specification
-from python_ref.precision import compute_dtype
 from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.ar1 import (
     backward_reads,
@@ -22,6 +20,8 @@ from rhovae_kernels.ops.ar1 import (
 )
 from rhovae_kernels.ops.cost import Cost, per_row, wanted
 from rhovae_kernels.ops.op import Op, of_those_asked_for, register
+from rhovae_kernels.python_ref import ar1 as specification
+from rhovae_kernels.python_ref.precision import compute_dtype
 
 
 def ar1_reparam_rng(

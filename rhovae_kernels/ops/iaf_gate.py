@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from python_ref.iaf_gate import iaf_gate as specification
-from python_ref.iaf_gate import iaf_gate_backward as specification_backward
 from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.cost import Cost, per_row, wanted
 from rhovae_kernels.ops.op import Op, of_those_asked_for, register
+from rhovae_kernels.python_ref.iaf_gate import iaf_gate as specification
+from rhovae_kernels.python_ref.iaf_gate import iaf_gate_backward as specification_backward
 
 
 def iaf_gate(z: Tensor, m: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:

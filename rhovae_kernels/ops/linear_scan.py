@@ -4,13 +4,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from python_ref.linear_scan import linear_scan as specification
-from python_ref.linear_scan import linear_scan_backward as specification_backward
-from python_ref.linear_scan import shift
-from python_ref.precision import compute_dtype
 from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.cost import Cost, wanted
 from rhovae_kernels.ops.op import Op, of_those_asked_for, register
+from rhovae_kernels.python_ref.linear_scan import linear_scan as specification
+from rhovae_kernels.python_ref.linear_scan import linear_scan_backward as specification_backward
+from rhovae_kernels.python_ref.linear_scan import shift
+from rhovae_kernels.python_ref.precision import compute_dtype
 
 
 def linear_scan(

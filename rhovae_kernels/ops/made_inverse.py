@@ -7,16 +7,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from python_ref.made_inverse import (
-    ACTIVATIONS,
-    BERNOULLI,
-    SCALES,
-    SPLINE,
-    made_inverse_adjoint,
-)
-from python_ref.made_inverse import made_inverse as specification
-from python_ref.made_solve import bias_gradient, weight_gradient
-from python_ref.rq_spline import SplineConvention
 from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.cost import Cost, per_row
 from rhovae_kernels.ops.made_solve import (
@@ -33,6 +23,16 @@ from rhovae_kernels.ops.made_solve import (
 )
 from rhovae_kernels.ops.op import Form, Lists, Op, register
 from rhovae_kernels.ops.rq_spline import check_names, check_ranges, flops_each
+from rhovae_kernels.python_ref.made_inverse import (
+    ACTIVATIONS,
+    BERNOULLI,
+    SCALES,
+    SPLINE,
+    made_inverse_adjoint,
+)
+from rhovae_kernels.python_ref.made_inverse import made_inverse as specification
+from rhovae_kernels.python_ref.made_solve import bias_gradient, weight_gradient
+from rhovae_kernels.python_ref.rq_spline import SplineConvention
 
 
 def made_inverse(

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from python_ref.made_solve import made_solve as specification
-from python_ref.made_solve import product_gradients
-from python_ref.precision import compute_dtype
 from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.cost import Cost
 from rhovae_kernels.ops.op import Form, Lists, Op, register
+from rhovae_kernels.python_ref.made_solve import made_solve as specification
+from rhovae_kernels.python_ref.made_solve import product_gradients
+from rhovae_kernels.python_ref.precision import compute_dtype
 
 
 def _check_prefixes(op: str, prefixes: Sequence[Tensor], d: int, heads: int) -> None:

@@ -4,12 +4,14 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from python_ref.markov_reparam import markov_reparam as specification
-from python_ref.markov_reparam import markov_reparam_backward as specification_backward
 from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.ar1 import check_parameters, per_row_like, scanned
 from rhovae_kernels.ops.cost import Cost, per_row, wanted
 from rhovae_kernels.ops.op import Op, of_those_asked_for, register
+from rhovae_kernels.python_ref.markov_reparam import markov_reparam as specification
+from rhovae_kernels.python_ref.markov_reparam import (
+    markov_reparam_backward as specification_backward,
+)
 
 
 def markov_reparam(

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from python_ref.markov_smooth import BY_DOUBLING
-from python_ref.markov_smooth import markov_smooth as specification
-from python_ref.markov_smooth import markov_smooth_backward as specification_backward
 from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.ar1 import per_row_like
 from rhovae_kernels.ops.cost import Cost, per_row, wanted
 from rhovae_kernels.ops.op import Op, of_those_asked_for, register
+from rhovae_kernels.python_ref.markov_smooth import BY_DOUBLING
+from rhovae_kernels.python_ref.markov_smooth import markov_smooth as specification
+from rhovae_kernels.python_ref.markov_smooth import markov_smooth_backward as specification_backward
 
 
 def markov_smooth(

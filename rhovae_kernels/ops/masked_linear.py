@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from python_ref.masked_linear import masked_linear as specification
-from python_ref.masked_linear import masked_linear_backward as specification_backward
 from rhovae_kernels.ops import autograd, checks, eager
 from rhovae_kernels.ops.cost import Cost, wanted
 from rhovae_kernels.ops.op import Op, of_those_asked_for, register
+from rhovae_kernels.python_ref.masked_linear import masked_linear as specification
+from rhovae_kernels.python_ref.masked_linear import masked_linear_backward as specification_backward
 
 
 def masked_linear(x: Tensor, weight: Tensor, bias: Tensor | None, prefix: Tensor) -> Tensor:

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from python_ref.philox import philox as specification
 from rhovae_kernels.ops import checks
 from rhovae_kernels.ops.cost import Cost
 from rhovae_kernels.ops.op import Op, register
+from rhovae_kernels.python_ref.philox import philox as specification
 
 
 def philox(rng_state: Tensor, rows: int, columns: int) -> Tensor:

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from python_ref.rq_spline import SplineConvention
-from python_ref.rq_spline import rq_spline as specification
-from python_ref.rq_spline import rq_spline_backward as specification_backward
 from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.cost import Cost, per_row, wanted
 from rhovae_kernels.ops.op import Op, of_those_asked_for, register
+from rhovae_kernels.python_ref.rq_spline import SplineConvention
+from rhovae_kernels.python_ref.rq_spline import rq_spline as specification
+from rhovae_kernels.python_ref.rq_spline import rq_spline_backward as specification_backward
 
 TAILS = ("linear", "bounded")
 SLOPES = ("unit", "softplus", "exp")

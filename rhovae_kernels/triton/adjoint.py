@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from python_ref.precision import compute_dtype
+from rhovae_kernels.python_ref.precision import compute_dtype
 from rhovae_kernels.triton.correlation import steps
 from rhovae_kernels.triton.linear_scan import compose, earlier, linear_scan, scan
 from rhovae_kernels.triton.philox import noise

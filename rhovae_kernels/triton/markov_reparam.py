@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from python_ref.precision import compute_dtype
+from rhovae_kernels.python_ref.precision import compute_dtype
 from rhovae_kernels.triton.adjoint import adjoint_of, end_after, end_before, sample, tile_ends
 from rhovae_kernels.triton.correlation import exp_tail, expm1, expm1_minus, sinh, steps
 from rhovae_kernels.triton.linear_scan import scan

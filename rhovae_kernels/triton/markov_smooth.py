@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from python_ref.precision import compute_dtype
+from rhovae_kernels.python_ref.precision import compute_dtype
 from rhovae_kernels.triton.correlation import expm1
 from rhovae_kernels.triton.linear_scan import earlier, scan
 from rhovae_kernels.triton.runtime import (

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.jit import JITFunction
 
-from python_ref.precision import compute_dtype
+from rhovae_kernels.python_ref.precision import compute_dtype
 from rhovae_kernels.triton.runtime import (
     PROGRAMS_WANTED,
     Configuration,

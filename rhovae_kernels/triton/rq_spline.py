@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from python_ref.precision import compute_dtype
-from python_ref.rq_spline import SplineConvention
+from rhovae_kernels.python_ref.precision import compute_dtype
+from rhovae_kernels.python_ref.rq_spline import SplineConvention
 from rhovae_kernels.triton.iaf_gate import log1p
 from rhovae_kernels.triton.linear_scan import INTERPRETED, earlier
 from rhovae_kernels.triton.runtime import (

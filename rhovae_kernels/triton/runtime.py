@@ -13,7 +13,7 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
-from python_ref.precision import compute_dtype
+from rhovae_kernels.python_ref.precision import compute_dtype
 
 # A tile is eight elements a thread, of as many rows as fit; a longer row is a loop over the last.
 # (Sixteen elements a thread, or eight in a tile of 2048, spill registers.)

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
-from python_ref.precision import compute_dtype
 from rhovae_kernels.nn.flow import Flow
+from rhovae_kernels.python_ref.precision import compute_dtype
 
 
 def as_stored(x: Tensor, module: nn.Module) -> Tensor:

@@ -294,7 +294,7 @@ def test_a_program_that_fails_is_reported_with_its_last_line(tmp_path):
 
 
 def test_the_scan_by_doubling_is_the_specifications():
-    from python_ref import linear_scan
+    from rhovae_kernels.python_ref import linear_scan
 
     gates, tokens = torch.rand(2, 3, 37, dtype=torch.float64).unbind()
     for a in (gates, gates[:, :1]):

@@ -17,8 +17,8 @@ import test_linear_scan
 import test_made_inverse
 
 import cuda_host
-import python_ref
 import rhovae_kernels as rk
+from rhovae_kernels import python_ref
 from rhovae_kernels.ops.op import Op
 
 CONTRACTS = {

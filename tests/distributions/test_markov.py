@@ -16,8 +16,8 @@ from torch.distributions import (
     kl_divergence,
 )
 
-from python_ref.markov_reparam import cosh_times_difference
 from rhovae_kernels import AR1Normal
+from rhovae_kernels.python_ref.markov_reparam import cosh_times_difference
 
 # Covariance forms (one scale for all dimensions, one for each) and numbers of dimensions.
 CASES = [(d, scaled) for d in (1, 2, 7) for scaled in (False, True)]

@@ -14,10 +14,10 @@ import math
 import torch
 from torch import Tensor
 
-from python_ref.ar1 import LOG_2, LOG_2PI, Correlation, between, from_second, read
-from python_ref.linear_scan import first, linear_scan, shift
-from python_ref.markov_reparam import cosh_times_difference
-from python_ref.masked_linear import staircase_mask
+from rhovae_kernels.python_ref.ar1 import LOG_2, LOG_2PI, Correlation, between, from_second, read
+from rhovae_kernels.python_ref.linear_scan import first, linear_scan, shift
+from rhovae_kernels.python_ref.markov_reparam import cosh_times_difference
+from rhovae_kernels.python_ref.masked_linear import staircase_mask
 
 # Sums over a tile are in two lanes at least (float64 without vectors), tiles are added in float64.
 LANE = 2048 // 2

@@ -10,12 +10,19 @@ from torch import Tensor
 
 from fuzz import bounds
 from fuzz.draw import Draw
-from python_ref.linear_scan import shift
-from python_ref.made_inverse import ACTIVATIONS, BERNOULLI, SCALES, SPLINE, Made, pairs
-from python_ref.made_solve import for_each_head, of_each, staircase
-from python_ref.markov_smooth import Chain
-from python_ref.rq_spline import SplineConvention, rq_spline_backward
-from python_ref.rq_spline import rq_spline as spline_of
+from rhovae_kernels.python_ref.linear_scan import shift
+from rhovae_kernels.python_ref.made_inverse import (
+    ACTIVATIONS,
+    BERNOULLI,
+    SCALES,
+    SPLINE,
+    Made,
+    pairs,
+)
+from rhovae_kernels.python_ref.made_solve import for_each_head, of_each, staircase
+from rhovae_kernels.python_ref.markov_smooth import Chain
+from rhovae_kernels.python_ref.rq_spline import SplineConvention, rq_spline_backward
+from rhovae_kernels.python_ref.rq_spline import rq_spline as spline_of
 
 
 class Op(NamedTuple):

@@ -4,12 +4,12 @@ import torch
 from tolerance import OF_MAX
 from torch import Tensor
 
-import python_ref
 import rhovae_kernels as rk
 from fuzz.calls import OPS, RESIDUALS
 from fuzz.draw import DTYPES, Draw
-from python_ref.ar1 import draw as draw_noise
-from python_ref.masked_linear import staircase_mask
+from rhovae_kernels import python_ref
+from rhovae_kernels.python_ref.ar1 import draw as draw_noise
+from rhovae_kernels.python_ref.masked_linear import staircase_mask
 
 # Rounding errors of a step of any of the formulas, in units: a few operations, and functions that
 # are a few units off. (The normals of `ar1_reparam_rng` are 17 units of float32 off: 1e-6.)

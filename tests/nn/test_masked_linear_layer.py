@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from python_ref.masked_linear import staircase_mask
 from rhovae_kernels.nn import MaskedLinear
+from rhovae_kernels.python_ref.masked_linear import staircase_mask
 
 
 def test_a_masked_linear_is_a_linear_layer_of_its_own_weight(trained, draw):

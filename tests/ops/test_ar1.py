@@ -7,9 +7,9 @@ import torch
 from contract import Contract, normal
 from tolerance import assert_matches
 
-import python_ref
 import rhovae_kernels as rk
-from python_ref.ar1 import draw
+from rhovae_kernels import python_ref
+from rhovae_kernels.python_ref.ar1 import draw
 
 OPS = torch.ops.rhovae
 

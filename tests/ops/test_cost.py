@@ -15,8 +15,8 @@ from contract import normal
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import python_ref
 import rhovae_kernels as rk
+from rhovae_kernels import python_ref
 from rhovae_kernels.ops.cost import Cost, cost, stored
 from rhovae_kernels.ops.op import REGISTRY
 from rhovae_kernels.ops.rq_spline import SplineConvention

@@ -7,8 +7,8 @@ import torch
 from contract import DTYPES, Contract, normal
 from tolerance import assert_matches
 
-import python_ref
 import rhovae_kernels as rk
+from rhovae_kernels import python_ref
 
 OPS = torch.ops.rhovae
 

@@ -5,8 +5,8 @@ import torch
 from contract import Contract, normal
 from tolerance import assert_matches
 
-import python_ref
 import rhovae_kernels as rk
+from rhovae_kernels import python_ref
 
 
 class TestLinearScan(Contract):

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from made_cases import OverLists, Solve, network, prefixes_of
 from tolerance import assert_matches
 
-import python_ref
 import rhovae_kernels as rk
-from python_ref.made_inverse import ACTIVATIONS, SCALES, made_forward
+from rhovae_kernels import python_ref
+from rhovae_kernels.python_ref.made_inverse import ACTIVATIONS, SCALES, made_forward
 
 OPS = torch.ops.rhovae
 

@@ -9,12 +9,11 @@ from contract import SHAPES, detached, double
 from made_cases import OverLists, Solve, network
 from tolerance import assert_matches
 
-import python_ref
 import rhovae_kernels as rk
-from python_ref.made_inverse import ACTIVATIONS, made_forward
-from rhovae_kernels import backends
+from rhovae_kernels import backends, python_ref
 from rhovae_kernels.ops.op import REGISTRY
 from rhovae_kernels.ops.rq_spline import SplineConvention
+from rhovae_kernels.python_ref.made_inverse import ACTIVATIONS, made_forward
 
 OPS = torch.ops.rhovae
 UNWRITTEN = dict.fromkeys(

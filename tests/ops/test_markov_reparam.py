@@ -8,8 +8,8 @@ import torch
 from contract import Contract, normal
 from tolerance import assert_matches
 
-import python_ref
 import rhovae_kernels as rk
+from rhovae_kernels import python_ref
 
 UNWRITTEN = dict.fromkeys(
     ("cuda", "cuda_host"), "markov_reparam has no CUDA C++: on a GPU it is Triton's"

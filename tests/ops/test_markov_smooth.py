@@ -14,10 +14,10 @@ from tolerance import assert_matches
 from torch import Tensor
 from torch.autograd import gradcheck
 
-import python_ref
 import rhovae_kernels as rk
-from python_ref.markov_smooth import BY_DOUBLING, IN_SERIES, Chain
+from rhovae_kernels import python_ref
 from rhovae_kernels.ops.cost import cost
+from rhovae_kernels.python_ref.markov_smooth import BY_DOUBLING, IN_SERIES, Chain
 
 OPS = torch.ops.rhovae
 

@@ -8,10 +8,10 @@ from contract import DTYPES, Contract, detached, double, normal
 from test_cost import run, within
 from tolerance import assert_matches
 
-import python_ref
 import rhovae_kernels as rk
-from python_ref.masked_linear import staircase_mask
+from rhovae_kernels import python_ref
 from rhovae_kernels.ops.cost import Cost, cost
+from rhovae_kernels.python_ref.masked_linear import staircase_mask
 
 UNWRITTEN = dict.fromkeys(
     ("cuda", "cuda_host"), "masked_linear has no CUDA C++: on a GPU its products are Triton's"

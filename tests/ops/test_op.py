@@ -19,7 +19,7 @@ def test_the_files_of_an_op_hold_its_implementations(op):
     for source in filter(Path.exists, compiled):
         assert f'm.impl("{op.name}"' in source.read_text()
     assert compiled[0].exists()
-    assert hasattr(importlib.import_module(f"python_ref.{op.file}"), op.name)
+    assert hasattr(importlib.import_module(f"rhovae_kernels.python_ref.{op.file}"), op.name)
     if op.triton is not None:
         pytest.importorskip("triton", reason="Triton has no build for this platform")
         kernel = op.triton()

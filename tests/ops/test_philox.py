@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import python_ref
+from rhovae_kernels import python_ref
 
 
 def words(rng_state, rows, columns, device="cpu"):

@@ -8,8 +8,8 @@ import torch
 from contract import Contract, normal
 from tolerance import assert_matches
 
-import python_ref
 import rhovae_kernels as rk
+from rhovae_kernels import python_ref
 from rhovae_kernels.ops.rq_spline import SplineConvention
 
 OPS = torch.ops.rhovae

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch import distributions as D
 
-from python_ref.precision import upcast
+from rhovae_kernels.python_ref.precision import upcast
 from rhovae_kernels.vae.decoders.base import Decoder
 from rhovae_kernels.vae.parts import Part
 

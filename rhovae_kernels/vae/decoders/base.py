@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from torch import Generator, Tensor, nn
 from torch import distributions as D
 
-from python_ref.precision import compute_dtype, upcast
+from rhovae_kernels.python_ref.precision import compute_dtype, upcast
 from rhovae_kernels.vae.nets import Encoder
 from rhovae_kernels.vae.parts import Part
 from rhovae_kernels.vae.precision import as_stored

@@ -8,10 +8,10 @@ import torch
 from torch import Generator, Tensor, nn
 from torch import distributions as D
 
-from python_ref.made_inverse import SCALES
-from python_ref.precision import compute_dtype
 from rhovae_kernels.distributions.draws import source, standard_normal
 from rhovae_kernels.nn.made import MADE
+from rhovae_kernels.python_ref.made_inverse import SCALES
+from rhovae_kernels.python_ref.precision import compute_dtype
 from rhovae_kernels.vae.decoders.ordered import Ordered
 from rhovae_kernels.vae.parts import positive_integers
 from rhovae_kernels.vae.precision import as_stored

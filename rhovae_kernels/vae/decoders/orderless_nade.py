@@ -8,9 +8,9 @@ import torch
 from torch import Generator, Tensor, nn
 from torch import distributions as D
 
-from python_ref.precision import compute_dtype
 from rhovae_kernels.distributions.draws import source
 from rhovae_kernels.nn.derived import Derived
+from rhovae_kernels.python_ref.precision import compute_dtype
 from rhovae_kernels.vae.decoders.ordered import Ordered
 from rhovae_kernels.vae.parts import positive_integers
 from rhovae_kernels.vae.precision import as_stored

@@ -6,10 +6,10 @@ import torch
 from torch import Generator, Tensor, nn
 from torch import distributions as D
 
-from python_ref.precision import compute_dtype, upcast
 from rhovae_kernels.distributions.draws import source
 from rhovae_kernels.nn.gated_pixel_cnn import GatedPixelCNN, spread
 from rhovae_kernels.nn.pixel_sampling import sample
+from rhovae_kernels.python_ref.precision import compute_dtype, upcast
 from rhovae_kernels.vae.decoders.autoregressive import Autoregressive
 from rhovae_kernels.vae.decoders.pixel_likelihoods import pixel_likelihood
 from rhovae_kernels.vae.parts import positive_integers

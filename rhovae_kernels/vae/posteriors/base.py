@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, kl_divergence
 
-from python_ref.precision import compute_dtype
+from rhovae_kernels.python_ref.precision import compute_dtype
 from rhovae_kernels.vae.parts import Part, positive_integers
 from rhovae_kernels.vae.priors import Prior
 

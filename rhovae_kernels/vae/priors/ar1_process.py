@@ -3,11 +3,11 @@
 import torch
 from torch import Generator, Tensor, nn
 
-from python_ref.ar1 import Correlation
-from python_ref.precision import upcast
 from rhovae_kernels.distributions.draws import standard_normal
 from rhovae_kernels.distributions.sequence import MarkovSequence
 from rhovae_kernels.ops import linear_scan
+from rhovae_kernels.python_ref.ar1 import Correlation
+from rhovae_kernels.python_ref.precision import upcast
 from rhovae_kernels.vae.priors.base import Prior
 
 

@@ -5,8 +5,9 @@ JOBS ?= 2
 TORCH ?= torch==2.13.0
 TRITON ?= triton==3.7.1
 RUN = $(VENV)/bin/python -m
-# A worker that is done takes tests of one that is not.
-PYTEST = $(RUN) pytest -n $(JOBS) --dist worksteal
+# Workers share the cores with what they start: a thread each, but where a test asks for two, of which
+# none spins while it waits. A worker that is done takes tests of one that is not.
+PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(RUN) pytest -n $(JOBS) --dist worksteal
 
 SOURCES = $(wildcard csrc/*.* csrc/*/*.*) setup.py build_flags.py pyproject.toml
 

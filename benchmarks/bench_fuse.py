@@ -23,7 +23,9 @@ def made(name, d):
     posterior_nn = pytest.importorskip("sbi.neural_nets").posterior_nn
     torch.manual_seed(0)
     theta, x = torch.randn(500, d), torch.randn(500, d)
-    estimator = posterior_nn(name, hidden_features=50, num_transforms=5)(theta, x)
+    kind, _, residual = name.partition(" of ")
+    given = {"use_residual_blocks": True} if residual else {}
+    estimator = posterior_nn(kind, hidden_features=50, num_transforms=5, **given)(theta, x)
     fused = rk.fuse(copy.deepcopy(estimator))
     assert not fused.left
     return {"sbi": estimator, "rhovae": fused}, theta[:BATCH], x[:BATCH]
@@ -37,6 +39,7 @@ def made(name, d):
         ("zuko_maf", 8, 8, math.inf),
         ("nsf", 8, 1, math.inf),
         ("maf_rqs", 8, 8, math.inf),
+        ("maf_rqs of residual blocks", 8, 8, math.inf),
         ("zuko_nsf", 8, 6, math.inf),
         ("maf_rqs", 32, 20, 3.0),
         ("zuko_nsf", 32, 20, 3.0),

@@ -24,6 +24,7 @@ from rhovae_kernels.interop.networks import (
     with_rows,
 )
 from rhovae_kernels.interop.replaced import CannotFuse, Replaced, StandIn, behaves_as, replace
+from rhovae_kernels.interop.residual import NflowsResidual, SoftplusAffine
 from rhovae_kernels.nn import MADE, orders
 from rhovae_kernels.python_ref.rq_spline import SplineConvention
 
@@ -236,6 +237,14 @@ def fuse_autoregressive(parent: nn.Module, key: str, module: Any) -> tuple[str, 
             except CannotFuse as reason:
                 why = str(reason)
     replaced = replace_by_layers(network)
+    if network.use_residual_blocks:
+        elementwise = SoftplusAffine(module._epsilon) if spline is None else spline
+        try:
+            new = NflowsResidual(network, elementwise, network.initial_layer.in_features)
+        except CannotFuse as reason:
+            why = f"{why}, {reason}"
+        else:
+            return ONE_PASS, [*replaced, replace(parent, key, new)]
     if spline is not None:
         replaced.append(replace(parent, key, NflowsSpline(network, spline)))
     return f"layer by layer, d passes back: {why}", replaced

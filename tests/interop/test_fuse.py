@@ -191,6 +191,8 @@ NFLOWS = {
     "GELU": {"activation": F.gelu},
     "residual blocks": {"use_residual_blocks": True},
     "residual blocks and context": {"use_residual_blocks": True, "context_features": CONTEXT},
+    "few units in residual blocks": {"use_residual_blocks": True, "hidden_features": 3},
+    "residual blocks of GELU": {"use_residual_blocks": True, "activation": F.gelu},
 }
 
 
@@ -222,9 +224,8 @@ def test_an_nflows_flow_keeps_its_densities_samples_and_state(
     before = copy.deepcopy(flow)
     fusion = rk.fuse(flow)
     assert not masked_layers(flow) and fusion.left == {} and len(fusion.fused) == 3
-    layers = "residual" in name or name == "GELU"
     for how in fusion.fused.values():
-        assert how.startswith("layer by layer" if layers else ONE_PASS)
+        assert how.startswith("layer by layer" if name == "GELU" else ONE_PASS)
     with torch.no_grad():
         close(flow.log_prob(x, c), before.log_prob(x, c))
         close(flow.transform_to_noise(x, c), before.transform_to_noise(x, c))
@@ -365,3 +366,10 @@ def test_a_flow_whose_layers_are_replaced_is_left_alone(nflows):
     flow = nflows.transforms.CompositeTransform([transform])
     rk.fuse(flow)
     assert rk.fuse(flow).left == {"_transforms.0": "as its layers are replaced already"}
+
+
+def test_residual_blocks_of_nflows_refuse_what_is_not_of_their_dimensions(nflows, draw):
+    flow = nflows_flow(nflows, use_residual_blocks=True)
+    rk.fuse(flow)
+    with pytest.raises(ValueError, match=rf"\(3, {D + 1}\); it must be of shape \(batch,{D}\)"):
+        flow._transform._transforms[1].inverse(draw(3, D + 1))

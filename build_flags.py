@@ -3,6 +3,7 @@
 And where the CUDA runtime is that it is linked with.
 """
 
+import os
 import re
 import subprocess
 from collections.abc import Iterable
@@ -11,12 +12,21 @@ from pathlib import Path
 # The stable C++ ABI of torch, as of 2.11: one build serves every torch from there on.
 DEFINES = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DTORCH_STABLE_ONLY"]
 
-CXX_FLAGS = ["-O3", "-std=c++17", "-fno-math-errno", "-fvisibility=hidden", "-Wall"]
+# -g0: Python's own flags ask for debug information, which takes time and space here.
+CXX_FLAGS = ["-O3", "-g0", "-std=c++17", "-fno-math-errno", "-fvisibility=hidden", "-Wall"]
 
 # In the place of optimisation, and for the linker: what reads or writes out of bounds, or relies on
 # undefined behaviour, ends the program.
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-SANITIZED_CXX_FLAGS = ["-O1", "-g1", *CXX_FLAGS[1:], *SANITIZE]
+SANITIZED_CXX_FLAGS = ["-O1", "-g1", *CXX_FLAGS[2:], *SANITIZE]
+
+# Of the CPU kernels, in the order of `Target` in csrc/cpu/simd_types.h: what a compiler that builds
+# for its own machine defines, where that machine runs them.
+CPU_TARGETS = {
+    "baseline": [],
+    "avx2": ["__AVX2__", "__FMA__"],
+    "avx512": ["__AVX512F__", "__AVX512BW__", "__AVX512DQ__", "__AVX512VL__"],
+}
 
 NVCC_FLAGS = [
     "-O3",
@@ -36,6 +46,14 @@ def gencode(architectures: list[str]) -> list[str]:
     """nvcc's flags for these compute capabilities ("90"), PTX of the last one included."""
     flags = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in architectures]
     return [*flags, f"-gencode=arch=compute_{architectures[-1]},code=compute_{architectures[-1]}"]
+
+
+def native_target(compiler: str) -> str:
+    """The best instruction set of `CPU_TARGETS` that this machine runs, as its compiler says."""
+    command = [compiler, "-march=native", "-dM", "-E", "-x", "c++", os.devnull]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    defined = {line.split()[1] for line in said.splitlines()}
+    return [name for name, macros in CPU_TARGETS.items() if defined.issuperset(macros)][-1]
 
 
 def toolkit_of(nvcc: str) -> Path | None:

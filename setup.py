@@ -2,8 +2,9 @@
 
 Environment: RHOVAE_CUDA=0 leaves CUDA out, RHOVAE_CUDA=1 insists on it; RHOVAE_CUDA_ARCHITECTURES
 ("80;90") names the architectures, otherwise those of the GPUs found, otherwise the default list.
-RHOVAE_SANITIZE=1 builds the C++ kernels with AddressSanitizer and UndefinedBehaviorSanitizer, whose
-runtimes the program that loads them must have loaded first (`make fuzz-sanitized`).
+RHOVAE_CPU_TARGETS=native builds the CPU kernels for the instruction set of this machine alone;
+unset, for each. RHOVAE_SANITIZE=1 builds them with AddressSanitizer and UndefinedBehaviorSanitizer,
+whose runtimes the program that loads them must have loaded first (`make fuzz-sanitized`).
 """
 
 import os
@@ -20,10 +21,16 @@ sys.path.insert(0, str(ROOT))
 import build_flags  # noqa: E402
 
 
+def setting(name: str, *values: str) -> str:
+    """What the environment variable is, of these values; the first of them where it is unset."""
+    found = os.environ.get(name, values[0])
+    if found not in values:
+        raise SystemExit(f"{name} is {found!r}; it must be {', '.join(values[1:])} or unset")
+    return found
+
+
 def with_cuda() -> bool:
-    wanted = os.environ.get("RHOVAE_CUDA", "auto")
-    if wanted not in ("auto", "0", "1"):
-        raise SystemExit(f"RHOVAE_CUDA is {wanted!r}; it must be 0, 1 or unset")
+    wanted = setting("RHOVAE_CUDA", "auto", "0", "1")
     found = CUDA_HOME is not None and torch.version.cuda is not None
     if wanted == "1" and not found:
         raise SystemExit(
@@ -32,13 +39,6 @@ def with_cuda() -> bool:
             f"is built for CUDA {torch.version.cuda}"
         )
     return found and wanted != "0"
-
-
-def sanitized() -> bool:
-    wanted = os.environ.get("RHOVAE_SANITIZE", "0")
-    if wanted not in ("0", "1"):
-        raise SystemExit(f"RHOVAE_SANITIZE is {wanted!r}; it must be 0, 1 or unset")
-    return wanted == "1"
 
 
 def architectures() -> list[str]:
@@ -63,47 +63,46 @@ def runtime_folder() -> Path:
     return build_flags.link_folder(library, ROOT / "build" / "cuda")
 
 
-def compiler() -> str:
-    command = os.environ.get("CXX", "c++")
+def compiler_version(compiler: str) -> str:
     try:
         return subprocess.run(
-            [command, "--version"], capture_output=True, text=True, check=True
+            [compiler, "--version"], capture_output=True, text=True, check=True
         ).stdout.splitlines()[0]
     except (OSError, subprocess.CalledProcessError) as error:
-        raise SystemExit(f"no C++ compiler: {command} --version failed ({error})") from error
+        raise SystemExit(f"no C++ compiler: {compiler} --version failed ({error})") from error
 
 
 def quoted(name: str, value: str) -> str:
     return f'-D{name}="{value}"'
 
 
-def pybind11_headers() -> list[str]:
-    """Those of the installed pybind11; where there is none, torch's include paths hold a copy."""
-    try:
-        import pybind11
-    except ImportError:
-        return []
-    return [pybind11.get_include()]
-
-
 def extension():
     cuda = with_cuda()
     archs = architectures() if cuda else []
     sources = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.cpp"))
-    cxx_flags = build_flags.SANITIZED_CXX_FLAGS if sanitized() else build_flags.CXX_FLAGS
+    sanitized = setting("RHOVAE_SANITIZE", "0", "1") == "1"
+    cxx_flags = build_flags.SANITIZED_CXX_FLAGS if sanitized else build_flags.CXX_FLAGS
     flags = [*build_flags.DEFINES, *cxx_flags]
+    compiler = os.environ.get("CXX", "c++")
+    version = compiler_version(compiler)
+    targets = list(build_flags.CPU_TARGETS)
+    if setting("RHOVAE_CPU_TARGETS", "all", "native") == "native":
+        native = build_flags.native_target(compiler)
+        flags.append(f"-DRHOVAE_ONLY={targets.index(native)}")
+        targets = [native]
     info = [
-        quoted("RHOVAE_COMPILER", compiler()),
+        quoted("RHOVAE_COMPILER", version),
         quoted("RHOVAE_FLAGS", " ".join(cxx_flags)),
         quoted("RHOVAE_TORCH", torch.__version__),
         quoted("RHOVAE_CUDA", torch.version.cuda if cuda else ""),
         quoted("RHOVAE_ARCHITECTURES", ";".join(archs)),
+        quoted("RHOVAE_TARGETS", ";".join(targets)),
     ]
     # Paths are absolute: ninja compiles in its build folder.
     arguments = {
         "name": "rhovae_kernels._C",
-        "include_dirs": pybind11_headers(),
-        "extra_link_args": build_flags.SANITIZE if sanitized() else [],
+        "py_limited_api": True,
+        "extra_link_args": build_flags.SANITIZE if sanitized else [],
         "extra_compile_args": {
             "cxx": [*flags, *info],
             "nvcc": [
@@ -123,7 +122,12 @@ def extension():
     )
 
 
+# Built before the extension was one for every version of Python, and imported in its place.
+for stale in ROOT.glob("rhovae_kernels/_C.cpython-*.so"):
+    stale.unlink()
+
 setup(
     ext_modules=[extension()],
     cmdclass={"build_ext": BuildExtension.with_options(use_ninja=True, no_python_abi_suffix=False)},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

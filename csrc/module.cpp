@@ -1,41 +1,50 @@
-// rhovae_kernels._C: importing it registers the kernels; it tells how it was built.
+// rhovae_kernels._C: importing it registers the kernels; it tells how it was built. Of Python's
+// interface it uses the stable part (Py_LIMITED_API), so that one build serves every version.
 
-#include <pybind11/pybind11.h>
+#include <Python.h>
+
+#include <exception>
 
 #include "cpu/simd_types.h"
 
-namespace py = pybind11;
-
 namespace {
 
-const char* target_name() {
-  switch (rhovae::cpu_target()) {
-    case rhovae::Target::kAvx512:
-      return "avx512";
-    case rhovae::Target::kAvx2:
-      return "avx2";
-    default:
-      return "baseline";
-  }
+PyObject* build_info(PyObject*, PyObject*) {
+  return Py_BuildValue(
+      "{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s}", "compiler", RHOVAE_COMPILER, "flags", RHOVAE_FLAGS,
+      "torch", RHOVAE_TORCH, "torch_target", "2.11", "cuda", RHOVAE_CUDA, "architectures",
+      RHOVAE_ARCHITECTURES, "targets", RHOVAE_TARGETS, "instructions",
+      rhovae::name_of(rhovae::cpu_target()));
 }
+
+PyMethodDef methods[] = {
+    {"build_info", build_info, METH_NOARGS,
+     "How this extension was built (compiler, flags, CUDA version and architectures, the torch it "
+     "was built against, the instruction sets of its CPU kernels), and the one of them that runs "
+     "on this machine."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef module = {
+    PyModuleDef_HEAD_INIT,
+    "_C",
+    "Compiled kernels of rhovae_kernels; importing this registers them.",
+    -1,
+    methods,
+    nullptr,
+    nullptr,
+    nullptr,
+    nullptr,
+};
 
 }  // namespace
 
-PYBIND11_MODULE(_C, m) {
-  m.doc() = "Compiled kernels of rhovae_kernels; importing this registers them.";
-  m.def(
-      "build_info",
-      [] {
-        py::dict info;
-        info["compiler"] = RHOVAE_COMPILER;
-        info["flags"] = RHOVAE_FLAGS;
-        info["torch"] = RHOVAE_TORCH;
-        info["torch_target"] = "2.11";
-        info["cuda"] = RHOVAE_CUDA;
-        info["architectures"] = RHOVAE_ARCHITECTURES;
-        info["instructions"] = target_name();
-        return info;
-      },
-      "How this extension was built (compiler, flags, CUDA version and architectures, the torch it "
-      "was built against), and the CPU instructions it uses on this machine.");
+PyMODINIT_FUNC PyInit__C() {
+  try {
+    rhovae::cpu_target();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_ImportError, error.what());
+    return nullptr;
+  }
+  return PyModule_Create(&module);
 }

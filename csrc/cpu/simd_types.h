@@ -5,10 +5,19 @@
 #error "rhovae_kernels needs GCC 12 or newer (or Clang): CXX=g++-12 names another compiler"
 #endif
 
-// One file, several instruction sets: GCC's way. Other compilers build the baseline alone.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-#define RHOVAE_SEVERAL_TARGETS
+// One file, several instruction sets: GCC's way. Other compilers build the baseline alone. A build
+// for one machine names its instruction set in RHOVAE_ONLY, by its number in `Target`.
+#if !defined(__x86_64__) || !defined(__GNUC__) || defined(__clang__)
+#undef RHOVAE_ONLY
+#define RHOVAE_ONLY 0
 #endif
+#ifdef RHOVAE_ONLY
+#define RHOVAE_BUILDS(number) (RHOVAE_ONLY == number)
+#else
+#define RHOVAE_BUILDS(number) 1
+#endif
+#define RHOVAE_BUILDS_AVX2 RHOVAE_BUILDS(1)
+#define RHOVAE_BUILDS_AVX512 RHOVAE_BUILDS(2)
 
 #include <cstdint>
 #include <cstdlib>
@@ -16,7 +25,7 @@
 #include <stdexcept>
 #include <string>
 
-#ifdef RHOVAE_SEVERAL_TARGETS
+#if RHOVAE_BUILDS_AVX2 || RHOVAE_BUILDS_AVX512
 #include <immintrin.h>
 #endif
 
@@ -43,33 +52,51 @@ template <typename S>
 using Compute = typename ComputeOf<S>::type;
 
 enum class Target { kBaseline, kAvx2, kAvx512 };
+constexpr const char* kTargetNames[] = {"baseline", "avx2", "avx512"};
 
-// The best target of this machine, or a lesser one named by RHOVAE_CPU_TARGET.
+inline const char* name_of(Target target) { return kTargetNames[int(target)]; }
+
+inline bool is_built(Target target) {
+  constexpr bool built[] = {RHOVAE_BUILDS(0), RHOVAE_BUILDS_AVX2, RHOVAE_BUILDS_AVX512};
+  return built[int(target)];
+}
+
+inline bool runs_here(Target target) {
+#if RHOVAE_BUILDS_AVX2 || RHOVAE_BUILDS_AVX512
+  if (target == Target::kAvx512) {
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  }
+  if (target == Target::kAvx2) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  }
+#endif
+  return target == Target::kBaseline;
+}
+
+// The best target that is built and that this machine runs, up to the one that RHOVAE_CPU_TARGET
+// names.
 inline Target cpu_target() {
-#ifdef RHOVAE_SEVERAL_TARGETS
   static const Target target = [] {
-    const char* named = std::getenv("RHOVAE_CPU_TARGET");
-    const auto is = [named](const char* name) { return !std::strcmp(named, name); };
-    if (named && !is("baseline") && !is("avx2") && !is("avx512")) {
-      throw std::runtime_error(std::string("RHOVAE_CPU_TARGET is '") + named +
-                               "'; it must be baseline, avx2 or avx512");
+    int best = int(Target::kAvx512);
+    if (const char* named = std::getenv("RHOVAE_CPU_TARGET")) {
+      while (best >= 0 && std::strcmp(named, kTargetNames[best])) --best;
+      if (best < 0) {
+        throw std::runtime_error(std::string("RHOVAE_CPU_TARGET is '") + named +
+                                 "'; it must be baseline, avx2 or avx512");
+      }
     }
-    const auto allowed = [named](const char* name) { return !named || !std::strcmp(named, name); };
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-        allowed("avx512")) {
-      return Target::kAvx512;
+    for (; best >= 0; --best) {
+      if (is_built(Target(best)) && runs_here(Target(best))) return Target(best);
     }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-        (allowed("avx2") || allowed("avx512"))) {
-      return Target::kAvx2;
+    std::string built;
+    for (const Target each : {Target::kBaseline, Target::kAvx2, Target::kAvx512}) {
+      if (is_built(each)) built += built.empty() ? name_of(each) : std::string(", ") + name_of(each);
     }
-    return Target::kBaseline;
+    throw std::runtime_error("its CPU kernels were built for " + built +
+                             ", which this machine does not run or RHOVAE_CPU_TARGET rules out");
   }();
   return target;
-#else
-  return Target::kBaseline;
-#endif
 }
 
 }  // namespace rhovae

@@ -1,4 +1,4 @@
-// Compiles the kernels of one file once per instruction set; RHOVAE_RUN(arguments, Pass) runs the best.
+// Compiles the kernels of one file once per instruction set; RHOVAE_RUN(arguments, Pass) runs the best that is here.
 //
 // A kernel file names itself in RHOVAE_KERNELS and includes this header, which includes it back for
 // each target with RHOVAE_TARGET defined: the part of the file under `#ifdef RHOVAE_TARGET` lands in
@@ -8,6 +8,7 @@
 #include "../math.h"
 #include "simd_types.h"
 
+#if RHOVAE_BUILDS(0)
 #define RHOVAE_TARGET baseline
 #define RHOVAE_VECTOR_BYTES 16
 #include "simd.h"
@@ -15,9 +16,12 @@
 #include RHOVAE_KERNELS
 #undef RHOVAE_TARGET
 #undef RHOVAE_VECTOR_BYTES
+#define RHOVAE_RUN_BASELINE(...) __VA_ARGS__
+#else
+#define RHOVAE_RUN_BASELINE(...)
+#endif
 
-#ifdef RHOVAE_SEVERAL_TARGETS
-
+#if RHOVAE_BUILDS_AVX2
 #pragma GCC push_options
 #pragma GCC target("avx2,fma")
 #define RHOVAE_TARGET avx2
@@ -28,7 +32,12 @@
 #undef RHOVAE_TARGET
 #undef RHOVAE_VECTOR_BYTES
 #pragma GCC pop_options
+#define RHOVAE_RUN_AVX2(...) __VA_ARGS__
+#else
+#define RHOVAE_RUN_AVX2(...)
+#endif
 
+#if RHOVAE_BUILDS_AVX512
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,fma,prefer-vector-width=512")
 #define RHOVAE_TARGET avx512
@@ -44,20 +53,23 @@
 #undef RHOVAE_TARGET
 #undef RHOVAE_VECTOR_BYTES
 #pragma GCC pop_options
-
-#define RHOVAE_RUN(arguments, ...)                                                        \
-  switch (::rhovae::cpu_target()) {                                                        \
-    case ::rhovae::Target::kAvx512:                                                        \
-      ::rhovae::avx512::run<::rhovae::avx512::__VA_ARGS__>(arguments);                     \
-      break;                                                                               \
-    case ::rhovae::Target::kAvx2:                                                          \
-      ::rhovae::avx2::run<::rhovae::avx2::__VA_ARGS__>(arguments);                         \
-      break;                                                                               \
-    default:                                                                               \
-      ::rhovae::baseline::run<::rhovae::baseline::__VA_ARGS__>(arguments);                 \
-  }
-
+#define RHOVAE_RUN_AVX512(...) __VA_ARGS__
 #else
-#define RHOVAE_RUN(arguments, ...) \
-  ::rhovae::baseline::run<::rhovae::baseline::__VA_ARGS__>(arguments)
+#define RHOVAE_RUN_AVX512(...)
 #endif
+
+#define RHOVAE_RUN_ON(target, arguments, ...) \
+  ::rhovae::target::run<::rhovae::target::__VA_ARGS__>(arguments)
+
+// cpu_target() gives none that is not built.
+#define RHOVAE_RUN(arguments, ...)                                        \
+  switch (::rhovae::cpu_target()) {                                       \
+    case ::rhovae::Target::kAvx512:                                       \
+      RHOVAE_RUN_AVX512(RHOVAE_RUN_ON(avx512, arguments, __VA_ARGS__));   \
+      break;                                                              \
+    case ::rhovae::Target::kAvx2:                                         \
+      RHOVAE_RUN_AVX2(RHOVAE_RUN_ON(avx2, arguments, __VA_ARGS__));       \
+      break;                                                              \
+    case ::rhovae::Target::kBaseline:                                     \
+      RHOVAE_RUN_BASELINE(RHOVAE_RUN_ON(baseline, arguments, __VA_ARGS__)); \
+  }

@@ -1,5 +1,6 @@
-"""The CUDA runtime that the extension is linked with is found where nvcc is a script, or alone."""
+"""What the build finds out: the CUDA runtime, also where nvcc is a script; the instruction set."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -77,3 +78,32 @@ def test_the_linker_finds_a_library_whose_name_ends_in_its_version(tmp_path):
         assert (folder / "libcudart.so").resolve() == versioned
     plain = library(tmp_path / "lib64")
     assert build_flags.link_folder(plain, tmp_path / "build") == plain.parent
+
+
+AVX512 = [f"__AVX512{part}__" for part in ("F", "BW", "DQ", "VL")]
+
+
+@pytest.mark.parametrize(
+    "macros,expected",
+    [
+        ([], "baseline"),
+        (["__AVX__", "__AVX2__"], "baseline"),
+        (["__AVX2__", "__FMA__"], "avx2"),
+        (["__AVX2__", "__FMA__", *AVX512[:-1]], "avx2"),
+        (["__AVX2__", "__FMA__", *AVX512], "avx512"),
+    ],
+    ids=["none", "avx2 without fma", "avx2", "a part of avx512", "avx512"],
+)
+def test_a_build_for_this_machine_is_of_the_best_set_that_its_compiler_names(
+    tmp_path, macros, expected
+):
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\n" + "".join(f"echo '#define {name} 1'\n" for name in macros))
+    compiler.chmod(0o755)
+    assert build_flags.native_target(str(compiler)) == expected
+
+
+def test_the_instruction_sets_are_those_of_the_source_in_its_order():
+    source = (Path(build_flags.__file__).parent / "csrc/cpu/simd_types.h").read_text("utf-8")
+    names = re.search(r"kTargetNames\[\] = \{(.*?)\}", source)
+    assert names and re.findall(r'"(\w+)"', names[1]) == list(build_flags.CPU_TARGETS)

@@ -5,7 +5,6 @@ What the compiler made of each configuration is kept in `benchmarks/results/regi
 
 import importlib
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,14 +12,14 @@ import torch
 
 triton = pytest.importorskip("triton", reason="Triton has no build for this platform")
 import triton.language as tl  # noqa: E402
+from machine_code import compiled, dumped, local_memory  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource, CompiledKernel  # noqa: E402
+from triton.compiler import CompiledKernel  # noqa: E402
 from triton.runtime.interpreter import InterpretedFunction  # noqa: E402
 
 from rhovae_kernels.triton.adjoint import compose_but_last  # noqa: E402
 from rhovae_kernels.triton.ar1 import compose_tangent  # noqa: E402
 from rhovae_kernels.triton.linear_scan import compose, linear_scan  # noqa: E402
-from rhovae_kernels.triton.runtime import Configuration  # noqa: E402
 
 REGISTERS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "registers.md"
 ROOMS = (
@@ -37,34 +36,6 @@ ROOMS = (
 )
 CUDA = {cc: GPUTarget("cuda", cc, 32) for cc in (80, 90, 100)}
 HIP = GPUTarget("hip", "gfx942", 64)
-
-
-def compiled(configuration: Configuration, target: GPUTarget) -> CompiledKernel:
-    """As a launch compiles it for 16-byte aligned operands, whose vector loads take registers."""
-    aligned = {
-        (i,): [["tt.divisibility", 16]]
-        for i, (name, kind) in enumerate(configuration.signature.items())
-        if kind.startswith("*") or (kind != "constexpr" and name.endswith(("_row", "columns")))
-    }
-    source = ASTSource(
-        configuration.kernel, configuration.signature, configuration.constexprs, aligned
-    )
-    options = {"num_warps": configuration.warps}
-    if target.backend == "cuda":
-        options["maxnreg"] = configuration.registers
-    return triton.compile(source, target=target, options=options)
-
-
-def dumped(what: str, cubin: bytes, path: Path) -> str:
-    path.write_bytes(cubin)
-    command = [triton.knobs.nvidia.cuobjdump.path, f"--dump-{what}", str(path)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def local_memory(cubin: bytes, path: Path) -> int:
-    """Bytes of stack and local memory a thread: what registers spill to."""
-    usage = dumped("resource-usage", cubin, path)
-    return sum(int(n) for n in re.findall(r"(?:STACK|LOCAL):(\d+)", usage))
 
 
 @pytest.mark.gate

@@ -19,24 +19,47 @@ from rhovae_kernels.triton.tile import own_rows, row_sum, store, upcast, zero_pe
 
 @triton.jit
 def log1p(x):
-    """log(1+x) = 2 artanh(x/(2+x)) for 0 ≤ x ≤ 1, by its series."""
+    """log(1+x) for x ≥ 0; for x ≤ 1 by the series of 2 artanh(x/(2+x)), which keeps a small x."""
     TERMS: tl.constexpr = 16 if x.dtype == tl.float64 else 7
     t = x / (2.0 + x)
+    y = t * t
     series = t * 0.0 + 1.0 / (2 * TERMS + 1)
     for i in tl.static_range(TERMS):
-        series = series * t * t + 1.0 / (2 * (TERMS - i) - 1)
-    return 2.0 * t * series
+        series = series * y + 1.0 / (2 * (TERMS - i) - 1)
+    return tl.where(x <= 1.0, 2.0 * t * series, tl.log(1.0 + x))
+
+
+@triton.jit
+def either(p, q):
+    """(1+p)(1+q) − 1, which keeps the digits of small p and q."""
+    return p + (q + p * q)
+
+
+@triton.jit
+def sum_log1p(e, VECTOR: tl.constexpr):
+    """Σ log(1+e_j) over each row, of 0 ≤ e ≤ 1, by one logarithm for eight factors 1+e_j.
+
+    VECTOR, a power of two, is how many neighbours one load gives a lane; the two halves of a long
+    row lie alike.
+    """
+    ROWS: tl.constexpr = e.shape[0]
+    for i in tl.static_range(3):
+        if 2**i < VECTOR:
+            p, q = tl.split(tl.reshape(e, (ROWS, e.shape[1] // 2, 2)))
+            e = either(p, q)
+        elif e.shape[1] >= 64:
+            p, q = tl.split(tl.permute(tl.reshape(e, (ROWS, 2, e.shape[1] // 2)), (0, 2, 1)))
+            e = either(p, q)
+    return row_sum(log1p(e))
 
 
 @triton.jit
 def gates(s):
-    """σ(s), σ(−s) and log σ(s), of e = exp(−|s|), which never overflows."""
+    """σ(s) and σ(−s), of e = exp(−|s|), which never overflows."""
     e = tl.exp(-tl.abs(s))
     large = 1.0 / (1.0 + e)
-    small = e / (1.0 + e)
-    kept = tl.where(s < 0, small, large)
-    replaced = tl.where(s < 0, large, small)
-    return kept, replaced, tl.where(s < 0, s, 0.0) - log1p(e)
+    small = e * large
+    return tl.where(s < 0, small, large), tl.where(s < 0, large, small)
 
 
 @triton.jit
@@ -47,6 +70,7 @@ def _gate(
     LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """z' = σ(s) z + σ(−s) m; log_det = Σ log σ(s)"""
+    VECTOR: tl.constexpr = 128 // z.dtype.element_ty.primitive_bitwidth
     chunk = tl.program_id(0) % chunks
     row = own_rows(chunks, BLOCK_ROWS)
     lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
@@ -60,10 +84,16 @@ def _gate(
         mask = row_mask & (column < columns)
         x = upcast(tl.load(z + row * z_row + column * z_step, mask=mask, other=0.0))
         mean = upcast(tl.load(m + row * m_row + column * m_step, mask=mask, other=0.0))
-        logit = upcast(tl.load(s + row * s_row + column * s_step, mask=mask, other=0.0))
-        kept, replaced, log_kept = gates(logit)
-        store(out + row * columns + column, kept * x + replaced * mean, mask)
-        total += row_sum(tl.where(mask, log_kept, 0.0)).to(tl.float64)
+        # Beyond the row σ(∞) = 1, whose logarithm adds nothing.
+        logit = tl.load(s + row * s_row + column * s_step, mask=mask, other=float("inf"))
+        logit = upcast(logit)
+        # log σ(s) = min(s, 0) − log(1+e), and of σ(s), σ(−s) the larger is 1/(1+e).
+        e = tl.exp(-tl.abs(logit))
+        large = 1.0 / (1.0 + e)
+        of_large, of_small = tl.where(logit < 0, mean, x), tl.where(logit < 0, x, mean)
+        store(out + row * columns + column, large * of_large + e * large * of_small, mask)
+        below = row_sum(tl.minimum(logit, 0.0)).to(tl.float64)
+        total += below - sum_log1p(e, VECTOR).to(tl.float64)
 
     store(log_det + row * chunks + chunk, total, row_mask)
 
@@ -88,7 +118,7 @@ def _gate_backward(
         column = start + offset + lane
         mask = row_mask & (column < columns)
         logit = upcast(tl.load(s + row * s_row + column * s_step, mask=mask, other=0.0))
-        kept, replaced, _ = gates(logit)
+        kept, replaced = gates(logit)
         if grad_out is None:
             g = logit * 0.0
         else:
@@ -132,6 +162,7 @@ def configurations() -> list[Configuration]:
     none: dict[str, bool] = {}
     cases: list[tuple] = [
         *((_gate, "fp32", c, {}, none) for c in COMPILED_COLUMNS),
+        (_gate, "fp32", LOOPED, {}, none, False, True),
         (_gate, "bf16", LOOPED, {"log_det": "fp32"}, none),
         (_gate, "fp64", LOOPED, {}, none),
         *((_gate_backward, "fp32", c, {}, none) for c in COMPILED_COLUMNS),

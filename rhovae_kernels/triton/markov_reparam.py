@@ -17,8 +17,8 @@ from rhovae_kernels.triton.adjoint import adjoint_of, end_after, end_before, sam
 from rhovae_kernels.triton.correlation import exp_tail, expm1, expm1_minus, sinh, steps
 from rhovae_kernels.triton.linear_scan import scan
 from rhovae_kernels.triton.runtime import (
+    COMPILED_TILES,
     LOOPED,
-    TILE_COLUMNS,
     Configuration,
     add_chunks,
     as_rows,
@@ -349,11 +349,11 @@ def configurations() -> list[Configuration]:
     no_sample: dict[str, str | None] = whole_backward | {"grad_z": None, "d_eps": None}
     kl32 = {"kl": "fp32"}
     cases: list[tuple] = [
-        *((forward, "fp32", c, whole, one_prior) for c in TILE_COLUMNS),
+        *((forward, "fp32", c, whole, one_prior) for c in COMPILED_TILES),
         (forward, "fp32", LOOPED, {}, each, True),
-        (forward, "fp64", TILE_COLUMNS[-1], whole, each),
+        (forward, "fp64", COMPILED_TILES[-1], whole, each),
         (forward, "bf16", 64, whole | kl32, per_row),
-        *((backward, "fp32", c, whole_backward, one_prior | both) for c in TILE_COLUMNS),
+        *((backward, "fp32", c, whole_backward, one_prior | both) for c in COMPILED_TILES),
         (backward, "fp32", LOOPED, {}, each | both, True),
         (backward, "fp32", 64, no_sample, each | {"SAMPLE": False, "ADJOINT": False}),
         (backward, "bf16", 64, whole_backward | {"grad_kl": "fp32"}, per_row | both),

@@ -17,7 +17,7 @@ from rhovae_kernels.python_ref.precision import compute_dtype
 
 # A tile is eight elements a thread, of as many rows as fit; a longer row is a loop over the last.
 # (Sixteen elements a thread, or eight in a tile of 2048, spill registers.)
-TILE_COLUMNS = (16, 64, 256, 1024)
+TILE_COLUMNS = (16, 64, 128, 256, 512, 1024)
 TILE_ELEMENTS = 1024
 WARPS = 4
 # Kernels that hold much at once, (float64, other types): with as many threads again they spill no
@@ -31,6 +31,12 @@ WARPS_OF = {
     "_markov_reparam_backward": (16, 8),
     "_spline_backward": (8, WARPS),
 }
+# Kernels whose tiles of whole rows, where a tile is as wide as this, one warp runs: 32 elements a
+# lane, no scan or sum that leaves the warp, the scalars of a row in 32 lanes and not in 128. Rows
+# in chunks are few, and take the warps above, as the multiprocessors would else have too little to
+# do; so do float64 tiles, for want of registers.
+ONE_WARP_COLUMNS = 256
+ONE_WARP = frozenset({"_gate"})
 # What a thread may take where a row is a loop over tiles, (float64, other types): left to itself,
 # the assembler aims for more threads at once than these kernels have registers for, and spills
 # under some versions of Triton. At 128, four programs share a multiprocessor: as many as there are
@@ -191,8 +197,14 @@ def interpreted(kernel: JITFunction) -> InterpretedFunction:
     return InterpretedFunction(_copy(kernel.fn))
 
 
-def warps_of(kernel: JITFunction, float64: bool, flags: Mapping[str, Any]) -> int:
+def warps_of(
+    kernel: JITFunction, float64: bool, t: Tiling, split: bool, flags: Mapping[str, Any]
+) -> int:
+    """The warps of a program over tiles `t`, of rows that are split into chunks or whole."""
     name = kernel.__name__
+    wide = t.block_columns >= ONE_WARP_COLUMNS and not split
+    if name in ONE_WARP and wide and not float64 and not flags.get("PER_STEP"):
+        return 1
     if flags.get("PER_STEP"):
         name = f"{name} PER_STEP" if f"{name} PER_STEP" in WARPS_OF else name
     return WARPS_OF.get(name, (WARPS, WARPS))[0 if float64 else 1]
@@ -225,7 +237,7 @@ def launch(kernel: JITFunction, t: Tiling, like: Tensor, *args, **constants) -> 
             float64 = like.dtype == torch.float64
             if torch.version.hip is None:
                 constants["maxnreg"] = registers_of(kernel, float64, t.looped)
-            warps = warps_of(kernel, float64, constants)
+            warps = warps_of(kernel, float64, t, t.chunks > 1, constants)
             kernel[(t.programs,)](*args, num_warps=warps, **constants)
 
 
@@ -277,9 +289,11 @@ def transform_backward(
     return tuple(x.new_empty(0) if d is None else d for d in gradients)
 
 
-# Row lengths that between them meet every tile, and a loop over tiles.
+# Row lengths that between them meet the tiles, and a loop over tiles. (Tiles of 128 and of 512
+# columns hold what those on either side hold.)
+COMPILED_TILES = (16, 64, 256, 1024)
 LOOPED = 2 * TILE_COLUMNS[-1]
-COMPILED_COLUMNS = (*TILE_COLUMNS, LOOPED)
+COMPILED_COLUMNS = (*COMPILED_TILES, LOOPED)
 
 
 class Configuration(NamedTuple):
@@ -300,6 +314,7 @@ def configuration(
     pointers: Mapping[str, str | None],
     flags: Mapping[str, Any],
     tiles: bool = False,
+    split: bool = False,
     elements: int = TILE_ELEMENTS,
 ) -> Configuration:
     """How `kernel` is compiled for contiguous operands with rows of at most `columns`.
@@ -309,6 +324,7 @@ def configuration(
         pointers: pointer arguments with another element type, or None where they are left out.
         flags: the constants beside those of the tile.
         tiles: whether each tile of a row has a program of its own.
+        split: whether a row is in chunks, of a kernel that has no `ends` to tell it by.
         elements: how many are in a tile.
     """
     t = tiling(TILE_ELEMENTS, columns, elements)
@@ -333,6 +349,9 @@ def configuration(
     settings = [f"columns={columns}", *(name for name, on in flags.items() if on is True)]
     settings += [f"{name}={kind}" for name, kind in pointers.items()]
     name = f"{kernel.__name__} {dtype} {' '.join(settings)}"
-    warps = warps_of(kernel, dtype == "fp64", flags)
+    if split:
+        name += " split"
+    split |= "ends" in kernel.arg_names and "ends" not in constexprs
+    warps = warps_of(kernel, dtype == "fp64", t, split, flags)
     registers = registers_of(kernel, dtype == "fp64", t.looped)
     return Configuration(name, kernel, signature, constexprs, warps, registers)

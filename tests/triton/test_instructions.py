@@ -1,0 +1,66 @@
+"""What the Triton kernels' machine code must be, at the shapes that they are measured at.
+
+Bytes are these kernels' limit, as long as an element takes few instructions and loads do not wait
+for one another: both can be read where there is no GPU.
+"""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+triton = pytest.importorskip("triton", reason="Triton has no build for this platform")
+import machine_code  # noqa: E402
+from machine_code import compiled, local_memory  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+
+from rhovae_kernels.triton.iaf_gate import _gate  # noqa: E402
+from rhovae_kernels.triton.runtime import Configuration, configuration  # noqa: E402
+
+REGISTERS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "registers.md"
+COUNTED_WITH = re.search(r"Triton (\S+\d)", REGISTERS.read_text("utf-8"))[1]
+
+
+class Gate(NamedTuple):
+    """What one kernel must hold, compiled for sm_90.
+
+    `elsewhere` is the bound on the instructions an element under another version of Triton than the
+    one they were counted with, of which `at_most` is what was reached, rounded up by 3% or less.
+    """
+
+    configuration: Configuration
+    at_most: float
+    elsewhere: float
+    loads: int
+    stores: int
+    in_flight: int
+
+
+GATES = {
+    "iaf_gate-float32": Gate(configuration(_gate, "fp32", 512, {}, {}), 35.9, 40, 24, 8, 2),
+    "iaf_gate-bfloat16": Gate(
+        configuration(_gate, "bf16", 512, {"log_det": "fp32"}, {}), 38.9, 40, 12, 4, 3
+    ),
+}
+
+
+@pytest.fixture(params=GATES)
+def gate(request) -> Gate:
+    return GATES[request.param]
+
+
+def test_an_element_takes_few_instructions_and_loads_do_not_wait_for_stores(gate, tmp_path):
+    lane, an_element = machine_code.path_of_kernel(gate.configuration, 90, tmp_path / "kernel")
+    same = triton.__version__ == COUNTED_WITH
+    assert an_element <= (gate.at_most if same else gate.elsewhere)
+    assert (len(lane.loads), len(lane.stores)) == (gate.loads, gate.stores)
+    assert lane.loads_precede_stores
+    assert not same or lane.in_flight >= gate.in_flight
+
+
+@pytest.mark.parametrize("cc", [80, 89, 90, 100, 120])
+def test_it_keeps_all_in_registers(gate, cc, tmp_path):
+    cubin = compiled(gate.configuration, GPUTarget("cuda", cc, 32)).asm["cubin"]
+    assert local_memory(cubin, tmp_path / "kernel") == 0
+    assert not re.search(r"\b(?:LDL|STL)\b", machine_code.dumped("sass", cubin, tmp_path / "sass"))

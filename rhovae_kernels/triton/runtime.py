@@ -36,7 +36,7 @@ WARPS_OF = {
 # in chunks are few, and take the warps above, as the multiprocessors would else have too little to
 # do; so do float64 tiles, for want of registers.
 ONE_WARP_COLUMNS = 256
-ONE_WARP = frozenset({"_gate"})
+ONE_WARP = frozenset({"_gate", "_coupling"})
 # What a thread may take where a row is a loop over tiles, (float64, other types): left to itself,
 # the assembler aims for more threads at once than these kernels have registers for, and spills
 # under some versions of Triton. At 128, four programs share a multiprocessor: as many as there are

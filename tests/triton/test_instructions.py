@@ -15,11 +15,14 @@ import machine_code  # noqa: E402
 from machine_code import compiled, local_memory  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
+from rhovae_kernels.triton.affine_coupling import _coupling  # noqa: E402
 from rhovae_kernels.triton.iaf_gate import _gate  # noqa: E402
 from rhovae_kernels.triton.runtime import Configuration, configuration  # noqa: E402
 
 REGISTERS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "registers.md"
 COUNTED_WITH = re.search(r"Triton (\S+\d)", REGISTERS.read_text("utf-8"))[1]
+
+TANH = {"INVERSE": False, "BOUNDED": True}
 
 
 class Gate(NamedTuple):
@@ -41,6 +44,9 @@ GATES = {
     "iaf_gate-float32": Gate(configuration(_gate, "fp32", 512, {}, {}), 35.9, 40, 24, 8, 2),
     "iaf_gate-bfloat16": Gate(
         configuration(_gate, "bf16", 512, {"log_det": "fp32"}, {}), 38.9, 40, 12, 4, 3
+    ),
+    "affine_coupling-tanh": Gate(
+        configuration(_coupling, "fp32", 512, {"mask": "u8"}, TANH), 39.7, 45, 24, 8, 2
     ),
 }
 

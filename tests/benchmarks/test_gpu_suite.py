@@ -23,7 +23,8 @@ ROW = {
 
 def run(folder, *arguments):
     """(exit status, what is in the JSON, what is in the log) of a rehearsal."""
-    status = gpu_suite.main([str(folder), "--dry-run", *arguments])
+    # More time than it needs on a machine that does other work too.
+    status = gpu_suite.main([str(folder), "--dry-run", "--minutes", "60", *arguments])
     result = json.loads((folder / "gpu_suite.json").read_text("utf-8"))
     return status, result, (folder / "gpu_suite.log").read_text("utf-8")
 

@@ -215,6 +215,7 @@ def test_under_address_and_undefined_behaviour_sanitizers_cuda_host_is_clean():
     assert "all results match" in result.stdout
 
 
+@pytest.mark.gate
 @pytest.mark.parametrize("flags", [cuda_host.FUSED, cuda_host.RACES], ids=["fma", "races"])
 def test_contracted_and_watched_for_races_cuda_host_is_right(flags):
     result = run_in_a_process(cuda_host.library(flags), [*CONTRACTS, "philox", "made_inverse"])

@@ -24,20 +24,23 @@ struct Byte {
 
 inline std::vector<Byte> storage;
 inline Byte* used = nullptr;
-inline unsigned char* first = nullptr;
-inline size_t count = 0;
+// The shared memory: what is named in the sources, and what the launch asks for.
+inline unsigned char* first[2] = {};
+inline size_t count[2] = {};
 inline long period = 0;
 inline int lane = kNobody;  // that runs now
 
 inline bool found = false;
 inline int found_lane = 0, found_other = 0;
 
-inline void new_block(unsigned char* shared_memory, size_t bytes) {
+template <typename Memory>
+void new_block(Memory named, Memory asked_for) {
+  const size_t bytes = named.bytes + asked_for.bytes;
   if (storage.size() != bytes) storage.assign(bytes, Byte());
   ++period;
   used = storage.data();
-  first = shared_memory;
-  count = bytes;
+  first[0] = named.first, first[1] = asked_for.first;
+  count[0] = named.bytes, count[1] = asked_for.bytes;
   found = false;
 }
 
@@ -50,8 +53,12 @@ inline std::string message() {
 RHOVAE_UNWATCHED inline void access(const void* address, size_t size, bool writes) {
   if (lane < 0) return;
   for (size_t i = 0; i < size; ++i) {
-    const size_t at = size_t(static_cast<const unsigned char*>(address) + i - first);
-    if (at >= count) continue;
+    const unsigned char* const p = static_cast<const unsigned char*>(address) + i;
+    size_t at = size_t(p - first[0]);
+    if (at >= count[0]) {
+      if (size_t(p - first[1]) >= count[1]) continue;
+      at = count[0] + size_t(p - first[1]);
+    }
     Byte& byte = used[at];
     if (byte.period != period) {
       byte.period = period;

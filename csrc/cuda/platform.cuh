@@ -19,6 +19,14 @@
 
 namespace rhovae::cuda {
 
+constexpr int64_t kSharedWithoutAsking = 48 << 10;
+
+// The shared memory of a block that its launch asks for.
+__device__ __forceinline__ unsigned char* shared_memory() {
+  extern __shared__ __align__(16) unsigned char memory[];
+  return memory;
+}
+
 // The device of a tensor, current while this lives. Launches go to its current stream.
 class Device {
  public:
@@ -33,11 +41,26 @@ class Device {
     return count;
   }
 
+  // That a kernel may ask for of its own, a block.
+  int64_t shared_bytes() const {
+    int bytes = 0;
+    check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, index_));
+    return bytes;
+  }
+
+  // `shared_bytes` is what `shared_memory` gives each block.
   template <typename Parameters>
-  void launch(void (*kernel)(Parameters), dim3 blocks, int threads,
-              const Parameters& parameters) const {
+  void launch(void (*kernel)(Parameters), dim3 blocks, int threads, const Parameters& parameters,
+              int64_t shared_bytes = 0) const {
     if (blocks.x == 0 || blocks.y == 0) return;
-    kernel<<<blocks, threads, 0, static_cast<cudaStream_t>(stream_)>>>(parameters);
+    if (shared_bytes > kSharedWithoutAsking) {
+      // The same at every launch, whichever thread makes it: all that there is.
+      check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                                 cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 int(this->shared_bytes())));
+    }
+    kernel<<<blocks, threads, size_t(shared_bytes), static_cast<cudaStream_t>(stream_)>>>(
+        parameters);
     check(cudaGetLastError());
   }
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rhovae_kernels import backends
 from rhovae_kernels.nn import MADE
 from rhovae_kernels.ops import affine_coupling, rq_spline
 from rhovae_kernels.python_ref.made_inverse import SPLINE
@@ -67,10 +68,11 @@ def invert_splines(
 ) -> tuple[Tensor, Tensor]:
     """The inverse of an autoregressive transform of splines, each hidden unit computed once.
 
-    On a GPU, where `made_inverse` has no kernel for splines, in as many passes as dimensions.
+    On a GPU without the compiled CUDA kernels, of which `made_inverse` is one, in as many passes as
+    dimensions.
     """
     made.check("y", y, context)
-    if y.device.type != "cpu":
+    if y.is_cuda and backends.missing("cuda", "cuda") is not None:
         return in_passes(spline, lambda x: made(x, context), y, made.features)
     return made.in_turn(y, context, SPLINE, *spline.convention)
 

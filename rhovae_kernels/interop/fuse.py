@@ -25,7 +25,7 @@ def fuse(flow: Any, optimizer: Optimizer | None = None) -> Fusion:
 
     - Autoregressive transforms, affine ones and rational-quadratic splines, of networks that are
       plain chains: the networks become `MADE`s, no mask is multiplied, and the sequential direction
-      is one pass in place of one for each dimension (of splines on the CPU alone). In networks of
+      is one pass in place of one for each dimension. In networks of
       nflows with residual blocks each masked layer is replaced, and the sequential direction
       computes each hidden unit once. In others with residual blocks, or an activation that
       `rhovae_kernels.ops.made_inverse` does not know, each layer alone is replaced.

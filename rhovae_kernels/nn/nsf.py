@@ -33,7 +33,6 @@ class NSF(Flow):
     Raises:
         ValueError: a size, number of bins, bound or activation does not fit; in use, a context of
             the wrong width, missing or not expected.
-        BackendError: u → x on CUDA tensors, as `made_inverse` has it.
 
     Source:
         Durkan, Bekasov, Murray and Papamakarios, 2019, "Neural Spline Flows",

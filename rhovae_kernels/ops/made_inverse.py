@@ -21,7 +21,7 @@ from rhovae_kernels.ops.made_solve import (
     rounds,
     tangents_of_flat,
 )
-from rhovae_kernels.ops.op import Form, Lists, Op, register
+from rhovae_kernels.ops.op import Lists, Op, register
 from rhovae_kernels.ops.rq_spline import check_names, check_ranges, flops_each
 from rhovae_kernels.python_ref.made_inverse import (
     ACTIVATIONS,
@@ -71,6 +71,8 @@ def made_inverse(
     derivatives; log_det = Σ log|dx_i/dy_i|. The arguments from `bound` on are those of `rq_spline`:
     `made_inverse(y, offset, weights, biases, prefixes, activation, "spline", *convention)`.
 
+    It runs on the CPU, in C++, and on GPUs, in CUDA C++; there is none in Triton.
+
     Args:
         y: shape (…,d); float64, float32, bfloat16 or float16.
         offset: b_1, and what a context adds to it, shape (…,H_1); an expanded view will do.
@@ -102,7 +104,7 @@ def made_inverse(
     Raises:
         ValueError: a shape, type, device, name, bound or prefix does not fit, or a setting of the
             splines is out of its range.
-        BackendError: of "spline", on CUDA tensors: its kernel is written for the CPU alone.
+        BackendError: on CUDA tensors, where the extension was built without CUDA.
 
     Source:
         Kingma, Salimans, Jozefowicz, Chen, Sutskever and Welling, 2016, "Improving variational
@@ -303,6 +305,5 @@ MADE_INVERSE = register(
         function=MadeInverse,
         autocast=torch.float32,
         lists=Lists(flatten, partial(nest, _FIRST_LIST)),
-        not_in_cuda=Form("spline heads", lambda *args: args[6] == SPLINE),
     )
 )

@@ -14,7 +14,7 @@ from torch.autograd import Function
 
 from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.cost import Cost
-from rhovae_kernels.ops.op import Form, Lists, Op, register
+from rhovae_kernels.ops.op import Lists, Op, register
 from rhovae_kernels.python_ref.made_solve import made_solve as specification
 from rhovae_kernels.python_ref.made_solve import product_gradients
 from rhovae_kernels.python_ref.precision import compute_dtype
@@ -212,10 +212,6 @@ def _cost(g, a, heads, slopes, weights, prefixes, transpose) -> Cost:
 _FIRST_LIST = 3
 
 
-def _not_affine(g, a, heads, *_) -> bool:
-    return g.dim() > 0 and heads.dim() > 0 and heads.shape[-1] != 2 * g.shape[-1]
-
-
 def _of_flat(lengths, *flat):
     return torch.ops.rhovae.made_solve.default(*nest(_FIRST_LIST, lengths, *flat))
 
@@ -275,6 +271,5 @@ MADE_SOLVE = register(
         reference=specification,
         function=MadeSolve,
         lists=Lists(flatten, partial(nest, _FIRST_LIST)),
-        not_in_cuda=Form("other than two heads a dimension", _not_affine),
     )
 )

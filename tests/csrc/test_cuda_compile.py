@@ -57,11 +57,10 @@ LONG_OPERANDS = {
     "gate_backward_kernel": (4, 3),
     # One number a range.
     "add_parts": (0, 0),
-    # Lines of 32 lanes, a number each: weights are what counts here, and the steps' order.
-    "walk<false, 1>": (0, 0),
-    "walk<false, 8>": (0, 0),
-    "walk<true, 1>": (0, 0),
-    "walk<true, 8>": (0, 0),
+    # The units' lines lie in shared memory: weights are what counts here, and the steps' order.
+    "inversion": (0, 0),
+    "spline_inversion": (0, 0),
+    "solution": (0, 0),
     "turn_prefix": (0, 0),
 }
 

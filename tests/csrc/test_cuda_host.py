@@ -110,6 +110,12 @@ def test_cuda_host_sees_no_race_where_barriers_stand(probe_of_races):
     assert [x for lane in lanes for x in lane][:64] == [(i + 1) % 64 + 4 for i in range(64)]
 
 
+def test_cuda_host_shared_memory_that_is_asked_for_holds_nan_in_every_block(probe):
+    said, lanes = probe("asked_for")
+    assert said == ""
+    assert [x for lane in lanes for x in lane][:64] == [0xFF] * 64
+
+
 @pytest.mark.parametrize(
     "kernel,message",
     [

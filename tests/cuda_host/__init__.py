@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch.utils.cpp_extension import include_paths, library_paths
 
+from rhovae_kernels.ops.op import Op
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
@@ -68,6 +70,11 @@ def library(flags: list[str]) -> Path:
     return target
 
 
-def implementation(op, backend: str):
-    """As `rhovae_kernels.ops.op.Op.implementation`, but always the CUDA kernels."""
+def implementation(op, backend: str, otherwise=Op.implementation):
+    """As `rhovae_kernels.ops.op.Op.implementation`, but of the CUDA kernels.
+
+    An op that has none, and that a backward pass calls, is what it would be without this.
+    """
+    if not torch._C._dispatch_has_kernel_for_dispatch_key(f"rhovae_cuda::{op.name}", "CPU"):
+        return otherwise(op, backend)
     return getattr(torch.ops.rhovae_cuda, op.name).default

@@ -15,6 +15,7 @@ import test_ar1
 import test_iaf_gate
 import test_linear_scan
 import test_made_inverse
+import test_made_inverse_splines
 
 import cuda_host
 import rhovae_kernels as rk
@@ -37,6 +38,10 @@ LENGTHS = {torch.float32: (7, 33, 601, 2050), torch.float64: (130, 1027), torch.
 NO_ROWS = 17_001
 
 
+def is_prefix(x) -> bool:
+    return isinstance(x, torch.Tensor) and x.dtype == torch.int32
+
+
 def exercise(op: str) -> None:
     if op == "philox":
         for shape in ((3, 0), (0, 1028), (5, 3), (2, 1028)):
@@ -51,12 +56,17 @@ def exercise(op: str) -> None:
             test_made_inverse.TestMadeInverse,
             test_made_inverse.TestBernoulli,
             test_made_inverse.TestMadeSolve,
+            test_made_inverse_splines.TestSplineInverse,
+            test_made_inverse_splines.TestSolveOfSeveralHeads,
         )
         for contract in (kind() for kind in contracts):
             for rows, d, hidden in ((3, 5, (13, 7)), (35, 3, (9, 20)), (3, 4, (140, 131))):
                 for variant in contract.variants:
                     inputs = contract.inputs(variant, (rows,), d, torch.float32, hidden=hidden)
                     contract.check(inputs, torch.float32, f"{variant} {rows} {d} {hidden}")
+                    # Units without inputs, which are due at once.
+                    less = [(x - 1).clamp_min(0) if is_prefix(x) else x for x in inputs]
+                    contract.check(less, torch.float32, f"{variant} {rows} {d} {hidden}, less")
         return
     contract = CONTRACTS[op]().on("cuda_host")
     for dtype, lengths in LENGTHS.items():

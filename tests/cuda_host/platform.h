@@ -1,7 +1,7 @@
 // What csrc/cuda/platform.cuh takes from CUDA's runtime, of the executor instead: the ops register
-// in the namespace of the CUDA kernels, for tensors on the CPU. Two environment variables, read at
-// each launch, say what the device is: RHOVAE_HOST_MULTIPROCESSORS, and RHOVAE_HOST_SEED, which
-// draws the order of lanes and blocks.
+// in the namespace of the CUDA kernels, for tensors on the CPU. Three environment variables, read at
+// each launch, say what the device is: RHOVAE_HOST_MULTIPROCESSORS; RHOVAE_HOST_SHARED_BYTES, that a
+// block may ask for; and RHOVAE_HOST_SEED, which draws the order of lanes and blocks.
 #pragma once
 
 #include <cstdlib>
@@ -12,17 +12,21 @@
 
 namespace rhovae::cuda {
 
+inline unsigned char* shared_memory() { return executor::shared_memory.data(); }
+
 class Device {
  public:
   explicit Device(const torch::stable::Tensor&) {}
 
   int multiprocessors() const { return setting("RHOVAE_HOST_MULTIPROCESSORS", 4); }
 
+  int64_t shared_bytes() const { return setting("RHOVAE_HOST_SHARED_BYTES", 99 << 10); }
+
   template <typename Parameters>
-  void launch(void (*kernel)(Parameters), dim3 blocks, int threads,
-              const Parameters& parameters) const {
+  void launch(void (*kernel)(Parameters), dim3 blocks, int threads, const Parameters& parameters,
+              int64_t shared_bytes = 0) const {
     executor::generator.seed(unsigned(setting("RHOVAE_HOST_SEED", 1)));
-    executor::launch(kernel, blocks, threads, parameters);
+    executor::launch(kernel, blocks, threads, parameters, size_t(shared_bytes));
   }
 
  private:

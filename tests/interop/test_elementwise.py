@@ -332,7 +332,7 @@ def test_a_fused_coupling_is_cast_and_moved_and_comes_back(request, library, dra
 
 @pytest.mark.parametrize("context", [0, CONTEXT], ids=["plain", "context"])
 def test_splines_in_passes_are_splines_in_one_pass(draw, context):
-    # What runs on a GPU, whose made_inverse has no kernel for splines.
+    # What runs on a GPU without the compiled CUDA kernels, of which made_inverse is one.
     from rhovae_kernels.interop.elementwise import Spline, in_passes, invert_splines
     from rhovae_kernels.python_ref.rq_spline import SplineConvention
 

@@ -394,6 +394,54 @@ def made_inverse(shape, dtype, device) -> Work:
     return Work(ours, others, {"forward": cost("made_inverse", *args)})
 
 
+def made_inverse_of_splines(shape, dtype, device) -> Work:
+    """The same network with heads for eight bins a dimension, in our own convention."""
+    from rhovae_kernels.nn import MADE
+    from rhovae_kernels.ops.cost import cost
+
+    batch, d = shape
+    width = min(8 * d, 2048)
+    spline = SplineConvention()
+    y = randn(batch, d, dtype=dtype, device=device, seed=0, scale=1.0)
+    torch.manual_seed(0)
+    made = MADE(d, (width, width), heads=sum(spline.of_bins(8)), activation="relu")
+    layers = made.to(device).requires_grad_(False).layers
+    network = tuple([getattr(x, of) for x in layers] for of in ("weight", "bias", "prefix"))
+    weights, (bias, *biases), prefixes = network
+    scale = ("spline", *spline)
+    args = (y, bias.expand(batch, -1), weights, biases, prefixes, "relu", *scale)
+    ours = inversion(lambda y: OPS.made_inverse(y, *args[1:]), y, network, scale)
+    others = {}
+    if d <= 64:
+        others["d passes"] = ours._replace(function=lambda y: python_ref.made_inverse(y, *args[1:]))
+    return Work(ours, others, {"forward": cost("made_inverse", *args)})
+
+
+def made_solve_of_splines(shape, dtype, device) -> Work:
+    """Jᵀ v = g of 23 heads a dimension, two hidden layers: what a backward pass solves."""
+    from rhovae_kernels.nn import MADE
+    from rhovae_kernels.ops.cost import cost
+
+    batch, d = shape
+    width, count = min(8 * d, 2048), sum(SplineConvention().of_bins(8))
+    torch.manual_seed(0)
+    made = MADE(d, (width, width), heads=count).to(device).requires_grad_(False)
+    weights, prefixes = ([getattr(x, of) for x in made.layers] for of in ("weight", "prefix"))
+    sizes = (d, d, count * d, width, width)
+    g, a, heads, *slopes = (
+        randn(batch, n, dtype=dtype, device=device, seed=i, scale=0.1) for i, n in enumerate(sizes)
+    )
+    rest = (a + 1, heads, slopes, weights, prefixes, True)
+
+    def dense(g):
+        # In the type of g.
+        return (python_ref.made_solve(g, *rest),)
+
+    ours = Way(lambda g: (OPS.made_solve(g, *rest),), (g,), dense, directions=("forward",))
+    others = {"dense": ours._replace(function=dense)}
+    return Work(ours, others, {"forward": cost("made_solve", g, *rest)})
+
+
 def iaf_step(shape, dtype, device) -> Work:
     """A gated step with a MADE of two layers of 320, as a VAE's posterior has it."""
     from rhovae_kernels.nn import IAF
@@ -509,6 +557,23 @@ ENTRIES = [
         ((1024, 64), (256, 784)),
         (torch.float32,),
         directions=("forward",),
+    ),
+    Entry(
+        "made_inverse_of_splines",
+        made_inverse_of_splines,
+        ((1024, 64), (256, 784)),
+        (torch.float32,),
+        directions=("forward",),
+        uses=("made_inverse",),
+    ),
+    Entry(
+        "made_solve_of_splines",
+        made_solve_of_splines,
+        ((256, 64),),
+        (torch.float32,),
+        directions=("forward",),
+        tensors=10_000,
+        uses=("made_solve",),
     ),
     Entry(
         "iaf_step",

@@ -1,6 +1,7 @@
 """`MADE`: a network in which output i depends on the inputs before i alone."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any, cast
 
@@ -9,13 +10,20 @@ from torch import Tensor, nn
 
 from rhovae_kernels.legacy import takes_old_keywords
 from rhovae_kernels.nn import orders
-from rhovae_kernels.nn.chain import chain
 from rhovae_kernels.nn.degrees import even_degrees, given_degrees, refuse_unread
 from rhovae_kernels.nn.masked_linear import MaskedLinear, positive_integer
 from rhovae_kernels.ops import iaf_gate, made_inverse
 from rhovae_kernels.ops.made_inverse import check_scale
 from rhovae_kernels.python_ref.made_inverse import ACTIVATIONS, BERNOULLI, SCALES
 from rhovae_kernels.python_ref.precision import compute_dtype, upcast
+
+# In place: nothing else reads what a masked layer gives, and their derivatives take the result.
+IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": torch.relu_,
+    "elu": partial(nn.functional.elu, inplace=True),
+    "tanh": torch.tanh_,
+    "sigmoid": torch.sigmoid_,
+}
 
 
 class MADE(nn.Module):
@@ -206,8 +214,12 @@ class MADE(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """The outputs (…,d,heads) for x (…,d)."""
         self.check("x", x, context)
-        offset = None if context is None else self.offset(context)
-        h = chain(self.layers, self.activation, self.sort(x), offset)
+        first, *others = self.layers
+        act = IN_PLACE[self.activation]
+        h = self.sort(x)
+        h = first(h) if context is None else first.product(h, None) + self.offset(context)
+        for layer in others:
+            h = layer(act(h))
         return self.unsort(h.unflatten(-1, (self.features, self.heads)), -2)
 
     def call_and_log_det(

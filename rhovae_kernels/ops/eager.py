@@ -11,7 +11,7 @@ beside each of `OTHERS`.
 """
 
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, is_grad_enabled
 from torch.autograd import Function, forward_ad
 from torch.compiler import is_dynamo_compiling
-from torch.nn import Module, Parameter
+from torch.nn import Parameter
 
 # The times below are of torch 2.13 on one core, of a scan of one element called in a loop.
 
@@ -85,11 +85,6 @@ OTHERS = {
         "None: what would be known of it is computed again",
         "that computation",
     ),
-    "torch.nn.modules.module._has_any_global_hook": (
-        "tells whether a hook is called at every module",
-        "yes: a chain of layers is recorded layer by layer",
-        "50 µs a chain of four layers and back",
-    ),
 }
 
 
@@ -122,7 +117,6 @@ _unwrap_dead_wrappers = _found["torch._functorch.utils.unwrap_dead_wrappers"]
 _get_interpreter_stack = _found["torch._C._functorch.get_interpreter_stack"]
 _TransformType = _found["torch._C._functorch.TransformType"]
 _has_kernel = _found["torch._C._dispatch_has_kernel_for_dispatch_key"]
-_has_any_global_hook = _found["torch.nn.modules.module._has_any_global_hook"]
 
 
 def unwatched(args: Sequence) -> str | None:
@@ -150,26 +144,6 @@ def unwatched(args: Sequence) -> str | None:
     return "cuda" if leader.is_cuda else None
 
 
-def plain(args: Sequence) -> str | None:
-    """The type of device whose kernel, recorded or not, is all that is left of a call on these.
-
-    None where something intercepts, or that cannot be known.
-    """
-    if (
-        not _short_way
-        or is_dynamo_compiling()
-        or _len_torch_function_stack() > 0
-        or _peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-        or _is_any_autocast_enabled()
-        or _get_tracing_state() is not None
-        or _profiler_enabled()
-        or _dispatch_tls_is_dispatch_key_excluded(_AUTOGRAD)
-    ):
-        return None
-    return unwatched(args)
-
-
 def front_door(
     overload: Callable, kernels: Mapping[str, Callable], recorded: Mapping[str, Callable]
 ) -> Callable:
@@ -184,18 +158,22 @@ def front_door(
         return overload
 
     def call(*args):
-        device_type = plain(args)
-        if device_type is None:
-            return overload(*args)
-        return (recorded if is_grad_enabled() else kernels)[device_type](*args)
+        if not (
+            is_dynamo_compiling()
+            or _len_torch_function_stack() > 0
+            or _peek_interpreter_stack() is not None
+            or forward_ad._current_level >= 0
+            or _is_any_autocast_enabled()
+            or _get_tracing_state() is not None
+            or _profiler_enabled()
+            or _dispatch_tls_is_dispatch_key_excluded(_AUTOGRAD)
+        ):
+            device_type = unwatched(args)
+            if device_type is not None:
+                return (recorded if is_grad_enabled() else kernels)[device_type](*args)
+        return overload(*args)
 
     return call
-
-
-def plain_gradients(args: Sequence) -> str | None:
-    """As `plain`, of a call in a backward pass; None where that is itself recorded."""
-    recorded = is_grad_enabled() or forward_ad._current_level >= 0
-    return None if recorded or _peek_interpreter_stack() is not None else unwatched(args)
 
 
 def gradients(overload: Callable, kernels: Mapping[str, Callable]) -> Callable:
@@ -207,7 +185,8 @@ def gradients(overload: Callable, kernels: Mapping[str, Callable]) -> Callable:
     """
 
     def call(args, needs):
-        device_type = plain_gradients(args)
+        recorded = is_grad_enabled() or forward_ad._current_level >= 0
+        device_type = None if recorded or _peek_interpreter_stack() is not None else unwatched(args)
         results = (overload if device_type is None else kernels[device_type])(*args, needs)
         return tuple([g if need else None for g, need in zip(results, needs, strict=True)])
 
@@ -340,19 +319,6 @@ def holds_values(x: Tensor) -> bool:
     if _is_functorch_wrapped_tensor is None or _is_functorch_wrapped_tensor(x):
         return False
     return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
-
-
-def hooked(modules: Iterable[Module]) -> bool:
-    """Whether hooks are to be called where one of these modules is, or whether that is unknown."""
-    if _has_any_global_hook is None or _has_any_global_hook():
-        return True
-    return any(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        for module in modules
-    )
 
 
 def version(x: Tensor) -> int | None:

@@ -21,7 +21,7 @@ RUNTIMES = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-fil
 COMPAT ?= 2.11.0/3.6.0 2.14.1/3.8.0
 COMPAT_TESTS ?= tests
 
-.PHONY: demo test check gates docs fuzz fuzz-sanitized compat bench clean
+.PHONY: demo test check gates docs fuzz fuzz-sanitized compat wheels bench clean
 
 # The pinned torch first, then the package against it: an isolated build would fetch a second torch.
 $(VENV)/.torch:
@@ -67,3 +67,33 @@ docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(RUN) mkdocs build --strict --quiet
 	$(VENV)/bin/python tools/site/check.py build/site
 	@echo "build/site/index.html; with search: python3 -m http.server -d build/site"
+
+# Random calls of every op, the CPU kernels against the specification.
+fuzz: $(VENV)/.ready
+	PYTHONPATH=tests $(RUN) fuzz --seed $(SEED) --calls $(CALLS)
+
+# The same on kernels that AddressSanitizer and UndefinedBehaviorSanitizer watch.
+$(SANITIZED)/.ready: $(VENV)/.ready
+	RHOVAE_SANITIZE=1 RHOVAE_CUDA=0 $(VENV)/bin/python setup.py --quiet build \
+		--build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
+	touch $@
+
+fuzz-sanitized: $(SANITIZED)/.ready
+	cd $(SANITIZED) && LD_PRELOAD="$(RUNTIMES)" ASAN_OPTIONS=detect_leaks=0 \
+		PYTHONPATH=.:$(CURDIR)/tests $(abspath $(VENV))/bin/python -m fuzz --seed $(SEED) --calls $(CALLS)
+
+# Builds and tests with the oldest and the newest torch, one line each.
+compat:
+	@failed=0; for pair in $(COMPAT); do \
+		.ci/compat $${pair%/*} $${pair#*/} $(COMPAT_TESTS) || failed=1; \
+	done; exit $$failed
+
+# A CPU wheel in dist/, tried with every Python that is here, one line each.
+wheels: | $(VENV)/.torch
+	.ci/wheels $(abspath $(VENV))/bin/python $(COMPAT)
+
+bench: $(VENV)/.ready
+	$(VENV)/bin/rhovae bench
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info rhovae_kernels/_C*.so

@@ -222,7 +222,7 @@ def test_without_the_extension_it_imports_and_its_ops_name_the_command_that_buil
 
 def test_the_extension_says_how_it_was_built():
     info = rk.build_info()
-    for fact in ("compiler", "flags", "torch", "cuda", "architectures", "instructions"):
+    for fact in ("compiler", "flags", "torch", "cuda", "architectures", "targets", "instructions"):
         assert isinstance(info[fact], str)
     assert info["compiler"] and info["torch"].startswith("2.")
 

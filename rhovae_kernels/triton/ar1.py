@@ -24,7 +24,7 @@ from rhovae_kernels.triton.correlation import (
     step_logits,
 )
 from rhovae_kernels.triton.linear_scan import earlier, earlier_chunks, scan
-from rhovae_kernels.triton.philox import noise
+from rhovae_kernels.triton.philox import interleave, noise
 from rhovae_kernels.triton.runtime import (
     COMPILED_COLUMNS,
     COMPILED_TILES,
@@ -107,6 +107,15 @@ def standardized(
 
 
 @triton.jit
+def one_earlier(x, before):
+    """x (R,C) one column earlier, `before` (R,C/4) being what precedes its columns 0, 4, 8, …"""
+    x02, x13 = tl.split(tl.reshape(x, (x.shape[0], x.shape[1] // 4, 2, 2)))
+    x0, x2 = tl.split(x02)
+    x1, _ = tl.split(x13)
+    return interleave(before, x0, x1, x2)
+
+
+@triton.jit
 def whitened(u, u_before, column, sign, cosh, one_minus_abs_rho):
     """ε_1 = u_1; ε_j = (u_j − ρ u_{j−1}) / σ, written so that no digit is lost near ρ = ±1."""
     signed = sign * u_before
@@ -169,8 +178,9 @@ def _reparam(
             gate, u = scan(rho, sech * e)
         else:
             gate, u = scan(tl.broadcast_to(rho, e.shape), tl.where(column == 0, e, sech * e))
-        u += gate * u_before
-        u_before = last(u)
+        if LOOPED or CARRIED:
+            u += gate * u_before
+            u_before = last(u)
         if z is None and PER_STEP:
             product *= last(gate)
         if z is not None:
@@ -437,13 +447,16 @@ def _log_prob(
     span = tl.minimum(columns - start, chunk_columns) if LOOPED else BLOCK_COLUMNS
     for offset in range(0, span, BLOCK_COLUMNS):
         column = start + offset + lane
+        # Of four elements that lie in one lane, three have the one before beside them.
+        first = start + offset + 4 * tl.arange(0, BLOCK_COLUMNS // 4)[None, :]
+        u_before_first = standardized(
+            zs, z_step, mus, mu_step, log_vars, log_var_step, first - 1, columns, row_mask,
+            PER_ELEMENT,
+        )  # fmt: skip
         u = standardized(
             zs, z_step, mus, mu_step, log_vars, log_var_step, column, columns, row_mask, PER_ELEMENT
         )
-        u_before = standardized(
-            zs, z_step, mus, mu_step, log_vars, log_var_step, column - 1, columns, row_mask,
-            PER_ELEMENT,
-        )  # fmt: skip
+        u_before = one_earlier(u, u_before_first)
         if PER_STEP:
             mask = row_mask & (column < columns)
             a = step_logits(logits, rho_logit_step, column, mask)
@@ -819,6 +832,7 @@ def configurations() -> list[Configuration]:
         (_noise_gradient, "fp32", LOOPED, {"d_eps": None}, adjoint),
         (_noise_gradient, "fp32", LOOPED, {}, adjoint_carried),
         *((_log_prob, "fp32", c, {}, density) for c in (small, LOOPED)),
+        (_log_prob, "fp32", COMPILED_TILES[-1], {}, density),
         *((_log_prob, "fp32", c, {}, density | per_step) for c in (small, LOOPED)),
         *((_log_prob_backward, "fp32", c, {}, density) for c in (small, LOOPED)),
         (_log_prob_backward, "bf16", LOOPED, {"grad": "fp32"}, density | per_row),

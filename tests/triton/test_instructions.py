@@ -16,13 +16,20 @@ from machine_code import compiled, local_memory  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from rhovae_kernels.triton.affine_coupling import _coupling  # noqa: E402
+from rhovae_kernels.triton.ar1 import _log_prob, _reparam  # noqa: E402
 from rhovae_kernels.triton.iaf_gate import _gate  # noqa: E402
 from rhovae_kernels.triton.runtime import Configuration, configuration  # noqa: E402
 
 REGISTERS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "registers.md"
 COUNTED_WITH = re.search(r"Triton (\S+\d)", REGISTERS.read_text("utf-8"))[1]
 
+PER_ROW = {"PER_ELEMENT": False, "PER_STEP": False}
+PER_ELEMENT = {"PER_ELEMENT": True, "PER_STEP": False}
+WHOLE: dict[str, str | None] = {"ends": None}
+READ = WHOLE | {"rng_state": None}
+DRAWN = WHOLE | {"rng_state": "i64", "eps": None}
 TANH = {"INVERSE": False, "BOUNDED": True}
+WHOLE_ROWS = {"CARRIED": False}
 
 
 class Gate(NamedTuple):
@@ -40,7 +47,15 @@ class Gate(NamedTuple):
     in_flight: int
 
 
+def reparam(pointers, flags):
+    return configuration(_reparam, "fp32", 1024, pointers, flags | WHOLE_ROWS)
+
+
 GATES = {
+    "ar1_reparam": Gate(reparam(READ, PER_ROW), 20, 36, 16, 8, 8),
+    "ar1_reparam-log_var_of_elements": Gate(reparam(READ, PER_ELEMENT), 53.7, 60, 24, 8, 8),
+    "ar1_reparam_rng": Gate(reparam(DRAWN, PER_ROW), 58.7, 75, 8, 8, 8),
+    "ar1_log_prob": Gate(configuration(_log_prob, "fp32", 1024, {}, PER_ROW), 19.4, 30, 16, 0, 10),
     "iaf_gate-float32": Gate(configuration(_gate, "fp32", 512, {}, {}), 35.9, 40, 24, 8, 2),
     "iaf_gate-bfloat16": Gate(
         configuration(_gate, "bf16", 512, {"log_det": "fp32"}, {}), 38.9, 40, 12, 4, 3

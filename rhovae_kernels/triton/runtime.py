@@ -34,10 +34,10 @@ WARPS_OF = {
 # Kernels whose tiles of whole rows, where a tile is as wide as this, one warp runs: 32 elements a
 # lane, no scan or sum that leaves the warp, the scalars of a row in 32 lanes and not in 128. Rows
 # in chunks are few, and take the warps above, as the multiprocessors would else have too little to
-# do; so do float64 tiles, for want of registers.
+# do; so do, for want of registers, float64 tiles, a ρ for each step, and the adjoint of a scan.
 # Each with whether it is so where a row is a loop over tiles, which in others takes 200 registers.
 ONE_WARP_COLUMNS = 256
-ONE_WARP = {"_reparam": False, "_log_prob": False, "_gate": True, "_coupling": True}
+ONE_WARP = {"_reparam": False, "_log_prob": False, "_scan": True, "_gate": True, "_coupling": True}
 # What a thread may take where a row is a loop over tiles, (float64, other types): left to itself,
 # the assembler aims for more threads at once than these kernels have registers for, and spills
 # under some versions of Triton. At 128, four programs share a multiprocessor: as many as there are
@@ -205,7 +205,8 @@ def warps_of(
     name = kernel.__name__
     wide = t.block_columns >= ONE_WARP_COLUMNS and not split
     one_warp = ONE_WARP.get(name, False) if t.looped else name in ONE_WARP
-    if one_warp and wide and not float64 and not flags.get("PER_STEP"):
+    holds_more = float64 or flags.get("PER_STEP") or flags.get("ADJOINT")
+    if one_warp and wide and not holds_more:
         return 1
     if flags.get("PER_STEP"):
         name = f"{name} PER_STEP" if f"{name} PER_STEP" in WARPS_OF else name

@@ -18,7 +18,8 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from rhovae_kernels.triton.affine_coupling import _coupling  # noqa: E402
 from rhovae_kernels.triton.ar1 import _log_prob, _reparam  # noqa: E402
 from rhovae_kernels.triton.iaf_gate import _gate  # noqa: E402
-from rhovae_kernels.triton.runtime import Configuration, configuration  # noqa: E402
+from rhovae_kernels.triton.linear_scan import _scan  # noqa: E402
+from rhovae_kernels.triton.runtime import LOOPED, Configuration, configuration  # noqa: E402
 
 REGISTERS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "registers.md"
 COUNTED_WITH = re.search(r"Triton (\S+\d)", REGISTERS.read_text("utf-8"))[1]
@@ -28,6 +29,8 @@ PER_ELEMENT = {"PER_ELEMENT": True, "PER_STEP": False}
 WHOLE: dict[str, str | None] = {"ends": None}
 READ = WHOLE | {"rng_state": None}
 DRAWN = WHOLE | {"rng_state": "i64", "eps": None}
+FORWARD = WHOLE | dict.fromkeys(("states", "initial", "d_gates", "d_initial"))
+SCAN = dict.fromkeys(("REVERSE", "GATE_PER_ROW", "ADJOINT", "CARRIED"), False)
 TANH = {"INVERSE": False, "BOUNDED": True}
 WHOLE_ROWS = {"CARRIED": False}
 
@@ -62,6 +65,9 @@ GATES = {
     ),
     "affine_coupling-tanh": Gate(
         configuration(_coupling, "fp32", 512, {"mask": "u8"}, TANH), 39.7, 45, 24, 8, 2
+    ),
+    "linear_scan-looped": Gate(
+        configuration(_scan, "fp32", LOOPED, FORWARD, SCAN), 21.5, 22, 16, 8, 6
     ),
 }
 

@@ -16,7 +16,8 @@ import torch
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 
-# Per device, what runs by default, in order of preference, and the reason that `report` gives.
+# Per device, what runs by default, in order of preference, and the reason that `report` gives. An
+# op may say that on CUDA tensors its kernel in Triton comes first.
 DEFAULTS: dict[str, tuple[tuple[str, str], ...]] = {
     "cpu": (("cpu", "compiled C++ is the fastest on this device"),),
     "cuda": (
@@ -86,6 +87,10 @@ class Implemented(Protocol):
     def cuda_form(self) -> str | None:
         """What the calls have that its kernel in CUDA C++ does not take, where there are some."""
 
+    @property
+    def triton_first(self) -> str | None:
+        """Why its kernel in Triton is the default on CUDA tensors, where it is."""
+
     def is_written(self, backend: str, form: str | None = None) -> bool:
         """Whether the op has an implementation in this backend; of calls of a form, if named."""
 
@@ -98,6 +103,28 @@ def unwritten(backend: str, op: Implemented, form: str | None = None) -> str | N
     if op.is_written(backend, form):
         return None
     return f"it has no kernel of rhovae::{op.name}" + (f" with {form}" if form else "")
+
+
+def fewer_instructions(triton: int, cuda: int, columns: int) -> str:
+    """Why Triton comes first where its kernel takes fewer instructions an element than CUDA C++.
+
+    Counted in the machine code for sm_90, of float32 rows of `columns`: what decides between two
+    kernels that move the same bytes, until a GPU does. What branches in the CUDA kernels is left
+    out of their count.
+    """
+    return (
+        f"predicted: {triton} instructions an element in Triton, {cuda} in CUDA C++ "
+        f"(sm_90, float32, rows of {columns}); no GPU has measured it"
+    )
+
+
+def preferred(device_type: str, op: Implemented | None) -> tuple[tuple[str, str], ...]:
+    """What runs by default for tensors of this device, in order of preference, and why."""
+    defaults = DEFAULTS.get(device_type, ())
+    if device_type != "cuda" or op is None or op.triton_first is None:
+        return defaults
+    cuda, _ = defaults[0]
+    return ("triton", op.triton_first), (cuda, "Triton, which comes first for this op, is missing")
 
 
 def choose(
@@ -126,7 +153,7 @@ def choose(
             raise BackendError(f"{source} asks for {backend!r}: {reason}")
         return backend, f"forced by {source}"
     reasons = []
-    for backend, why in DEFAULTS.get(device_type, ()):
+    for backend, why in preferred(device_type, op):
         reason = reason_against(backend)
         if reason is None:
             return backend, why

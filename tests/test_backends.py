@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -148,7 +149,8 @@ def test_on_cuda_tensors_triton_runs_the_form_that_cuda_lacks(monkeypatch, name,
         op.kernels["cuda"](*args)
         op.kernels["cuda"](*args)
         op.kernels["cpu"](*args)
-    assert ran == ["cuda" if logit.shape[-1] == 1 else "triton"] * 2 + ["cpu"]
+    every = "triton" if op.triton_first else "cuda"
+    assert ran == [every if logit.shape[-1] == 1 else "triton"] * 2 + ["cpu"]
     with rk.use_backend("cuda"):
         if logit.shape[-1] == 1:
             op.kernels["cuda"](*args)
@@ -161,10 +163,14 @@ def test_on_cuda_tensors_triton_runs_the_form_that_cuda_lacks(monkeypatch, name,
 def test_the_report_says_what_runs_the_form_that_cuda_lacks(monkeypatch):
     everything_written(monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    cuda_first = replace(REGISTRY["ar1_reparam"], triton_first=None)
     with rk.use_backend(None):
+        ran = {(row.op, row.device): row.backend for row in backends.report([cuda_first])}
+        assert ran["ar1_reparam", "cuda"] == "cuda"
+        assert ran["ar1_reparam with a correlation for each step", "cuda"] == "triton"
         ran = {(row.op, row.device): row.backend for row in backends.report(public_ops())}
-    assert ran["ar1_reparam", "cuda"] == "cuda"
-    assert ran["ar1_reparam with a correlation for each step", "cuda"] == "triton"
+    # Where Triton runs every call, the form needs no line of its own.
+    assert ("ar1_reparam with a correlation for each step", "cuda") not in ran
     assert ("linear_scan with a correlation for each step", "cuda") not in ran
     with rk.use_backend("cuda"):
         rows = [row for row in backends.report(public_ops()) if " with " in row.op]
@@ -232,3 +238,43 @@ def test_importing_takes_torch_and_triton_alone():
     code = f"import sys; sys.modules.update(dict.fromkeys({blocked.split()!r})); "
     run = python(code + "import rhovae_kernels as rk; rk.AR1Normal; print('imported')")
     assert run.stdout == "imported\n", run.stderr
+
+
+FIRST = [op for op in public_ops() if op.triton_first]
+
+
+@pytest.mark.parametrize("op", FIRST, ids=lambda op: op.name)
+def test_an_op_of_fewer_instructions_in_triton_runs_it_on_cuda_tensors(op, monkeypatch):
+    everything_written(monkeypatch)
+    with rk.use_backend(None):
+        backend, why = backends.choose("cuda", op)
+        assert backend == "triton"
+        assert why.startswith("predicted: ") and why.endswith("no GPU has measured it")
+        assert backends.choose("cpu", op)[0] == "cpu"
+    with rk.use_backend("cuda"):
+        assert backends.choose("cuda", op) == ("cuda", "forced by use_backend('cuda')")
+
+
+def test_another_op_runs_cuda_on_cuda_tensors(monkeypatch):
+    everything_written(monkeypatch)
+    with rk.use_backend(None):
+        assert backends.choose("cuda", REGISTRY["philox"])[0] == "cuda"
+
+
+def test_without_triton_such_an_op_runs_cuda_and_says_so(monkeypatch):
+    everything_written(monkeypatch)
+    gone = {"triton": "triton does not import"}
+    monkeypatch.setattr(backends, "missing", lambda backend, device_type: gone.get(backend))
+    with rk.use_backend(None):
+        why = "Triton, which comes first for this op, is missing"
+        assert backends.choose("cuda", FIRST[0]) == ("cuda", why)
+
+
+def test_the_report_says_why_an_op_runs_triton(monkeypatch):
+    everything_written(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with rk.use_backend(None):
+        rows = [row for row in backends.report(FIRST) if row.device == "cuda"]
+    assert [(row.op, row.backend, row.why) for row in rows] == [
+        (op.name, "triton", op.triton_first) for op in FIRST
+    ]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from rhovae_kernels.backends import fewer_instructions
 from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.cost import Cost, per_row, wanted
 from rhovae_kernels.ops.op import Form, Op, of_those_asked_for, register
@@ -307,6 +308,7 @@ AR1_REPARAM = register(
         function=Ar1Reparam,
         autocast=torch.float32,
         not_in_cuda=correlation_for_each_step(2),
+        triton_first=fewer_instructions(20, 134, 1024),
     )
 )
 AR1_REPARAM_BACKWARD = register(
@@ -341,6 +343,7 @@ AR1_LOG_PROB = register(
         function=Ar1LogProb,
         autocast=torch.float32,
         not_in_cuda=correlation_for_each_step(3),
+        triton_first=fewer_instructions(19, 103, 1024),
     )
 )
 AR1_LOG_PROB_BACKWARD = register(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from rhovae_kernels.backends import fewer_instructions
 from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.ar1 import (
     backward_reads,
@@ -201,6 +202,7 @@ AR1_REPARAM_RNG = register(
         function=Ar1ReparamRng,
         autocast=torch.float32,
         not_in_cuda=correlation_for_each_step(2),
+        triton_first=fewer_instructions(57, 180, 1024),
     )
 )
 AR1_REPARAM_RNG_BACKWARD = register(

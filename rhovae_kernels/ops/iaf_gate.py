@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from rhovae_kernels.backends import fewer_instructions
 from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.cost import Cost, per_row, wanted
 from rhovae_kernels.ops.op import Op, of_those_asked_for, register
@@ -132,6 +133,7 @@ IAF_GATE = register(
         triton=lambda: _triton().iaf_gate,
         function=IafGate,
         autocast=torch.float32,
+        triton_first=fewer_instructions(35, 115, 512),
     )
 )
 IAF_GATE_BACKWARD = register(

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from rhovae_kernels.backends import fewer_instructions
 from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.cost import Cost, wanted
 from rhovae_kernels.ops.op import Op, of_those_asked_for, register
@@ -218,6 +219,7 @@ LINEAR_SCAN = register(
         triton=lambda: _triton().linear_scan,
         function=LinearScan,
         autocast=torch.float32,
+        triton_first=fewer_instructions(21, 70, 2048),
     )
 )
 LINEAR_SCAN_BACKWARD = register(

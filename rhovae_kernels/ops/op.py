@@ -84,6 +84,7 @@ class Op:
         lists: for an op that takes lists of tensors.
         not_in_cuda: the calls that the kernel in CUDA C++ refuses, on whose CUDA tensors Triton
             runs; `of` takes the arguments unchecked.
+        triton_first: why the kernel in Triton is the default on CUDA tensors, where it is.
     """
 
     file: str
@@ -97,6 +98,7 @@ class Op:
     autocast: torch.dtype | Callable[[str], Callable] | None = None
     lists: Lists | None = None
     not_in_cuda: Form | None = None
+    triton_first: str | None = None
 
     @cached_property
     def name(self) -> str:

@@ -251,8 +251,8 @@ def of_numbers(data: Tensor | np.ndarray, dtype: torch.dtype, binarize: str, see
         data = torch.from_numpy(data if data.flags.writeable else data.copy())
     if data.dim() < 2:
         raise ValueError(
-            f"the {name} is of shape {tuple(data.shape)}; it must be of shape (N, …), a row or an "
-            "image for each datum"
+            f"the {name} is of shape {tuple(data.shape)}; it must be of shape (N, …), of two "
+            "dimensions or more, a row or an image for each datum"
         )
     if not data.numel():
         raise ValueError(f"the {name} is of shape {tuple(data.shape)}: it holds no data")

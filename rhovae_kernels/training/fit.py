@@ -250,7 +250,7 @@ def _check_finite(row: dict[str, float], step: int) -> None:
         if not math.isfinite(measured):
             raise FloatingPointError(
                 f"{quantity} is {measured} after epoch {row['epoch']} (step {step}); nothing of "
-                "this epoch was kept. A smaller lr may help"
+                "this epoch was kept. Data of unit scale or a smaller lr may help"
             )
 
 

@@ -295,6 +295,6 @@ def _sum_of_finite(
         index = int(bad[0])
         raise FloatingPointError(
             f"the loss is {stacked[index].item()} at epoch {epoch + 1}, step {first + index + 1}; "
-            "nothing of this epoch was kept. A smaller lr may help"
+            "nothing of this epoch was kept. Data of unit scale or a smaller lr may help"
         )
     return float(stacked.sum())

@@ -14,10 +14,16 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+# Calls from this many elements on may have another default on CUDA tensors: there the kernel's own
+# time counts, below it the host's for a launch, of which compiled C++ needs the least. At 12 bytes
+# an element and 3 TB/s, 90% of the bandwidth in place of 50% saves 3.5e-12 s an element, so that
+# 10 µs of the host's are worth 2²² elements: predicted, no GPU has measured it.
+MANY_ELEMENTS = 2**22
+OF_MANY = f"{MANY_ELEMENTS} elements or more"
+
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 
-# Per device, what runs by default, in order of preference, and the reason that `report` gives. An
-# op may say that on CUDA tensors its kernel in Triton comes first.
+# Per device, what runs by default, in order of preference, and the reason that `report` gives.
 DEFAULTS: dict[str, tuple[tuple[str, str], ...]] = {
     "cpu": (("cpu", "compiled C++ is the fastest on this device"),),
     "cuda": (
@@ -89,7 +95,7 @@ class Implemented(Protocol):
 
     @property
     def triton_first(self) -> str | None:
-        """Why its kernel in Triton is the default on CUDA tensors, where it is."""
+        """Why Triton is the default on CUDA tensors of `MANY_ELEMENTS` or more, where it is."""
 
     def is_written(self, backend: str, form: str | None = None) -> bool:
         """Whether the op has an implementation in this backend; of calls of a form, if named."""
@@ -118,10 +124,12 @@ def fewer_instructions(triton: int, cuda: int, columns: int) -> str:
     )
 
 
-def preferred(device_type: str, op: Implemented | None) -> tuple[tuple[str, str], ...]:
+def preferred(
+    device_type: str, op: Implemented | None, form: str | None
+) -> tuple[tuple[str, str], ...]:
     """What runs by default for tensors of this device, in order of preference, and why."""
     defaults = DEFAULTS.get(device_type, ())
-    if device_type != "cuda" or op is None or op.triton_first is None:
+    if device_type != "cuda" or op is None or op.triton_first is None or form != OF_MANY:
         return defaults
     cuda, _ = defaults[0]
     return ("triton", op.triton_first), (cuda, "Triton, which comes first for this op, is missing")
@@ -135,7 +143,7 @@ def choose(
     Args:
         device_type: of the tensors, "cpu" or "cuda".
         op: the op, where the answer is to be of one.
-        form: what its calls have, where they are of `op.cuda_form`.
+        form: what its calls have, where they are of `op.cuda_form` or `OF_MANY`.
     """
 
     def reason_against(backend: str) -> str | None:
@@ -153,7 +161,7 @@ def choose(
             raise BackendError(f"{source} asks for {backend!r}: {reason}")
         return backend, f"forced by {source}"
     reasons = []
-    for backend, why in preferred(device_type, op):
+    for backend, why in preferred(device_type, op, form):
         reason = reason_against(backend)
         if reason is None:
             return backend, why
@@ -263,8 +271,9 @@ def report(ops: Iterable[Implemented]) -> list[Row]:
     for op in ops:
         for device in devices:
             rows.append(row(op, device, None))
-            if device == "cuda" and op.cuda_form:
-                of_form = row(op, device, op.cuda_form)
-                if of_form.backend != rows[-1].backend:
-                    rows.append(of_form)
+            if device == "cuda":
+                every = rows[-1].backend
+                forms = (op.cuda_form, OF_MANY if op.triton_first else None)
+                of_forms = (row(op, device, form) for form in forms if form)
+                rows += [of_form for of_form in of_forms if of_form.backend != every]
     return rows

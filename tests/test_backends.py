@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -149,8 +148,7 @@ def test_on_cuda_tensors_triton_runs_the_form_that_cuda_lacks(monkeypatch, name,
         op.kernels["cuda"](*args)
         op.kernels["cuda"](*args)
         op.kernels["cpu"](*args)
-    every = "triton" if op.triton_first else "cuda"
-    assert ran == [every if logit.shape[-1] == 1 else "triton"] * 2 + ["cpu"]
+    assert ran == ["cuda" if logit.shape[-1] == 1 else "triton"] * 2 + ["cpu"]
     with rk.use_backend("cuda"):
         if logit.shape[-1] == 1:
             op.kernels["cuda"](*args)
@@ -163,14 +161,10 @@ def test_on_cuda_tensors_triton_runs_the_form_that_cuda_lacks(monkeypatch, name,
 def test_the_report_says_what_runs_the_form_that_cuda_lacks(monkeypatch):
     everything_written(monkeypatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    cuda_first = replace(REGISTRY["ar1_reparam"], triton_first=None)
     with rk.use_backend(None):
-        ran = {(row.op, row.device): row.backend for row in backends.report([cuda_first])}
-        assert ran["ar1_reparam", "cuda"] == "cuda"
-        assert ran["ar1_reparam with a correlation for each step", "cuda"] == "triton"
         ran = {(row.op, row.device): row.backend for row in backends.report(public_ops())}
-    # Where Triton runs every call, the form needs no line of its own.
-    assert ("ar1_reparam with a correlation for each step", "cuda") not in ran
+    assert ran["ar1_reparam", "cuda"] == "cuda"
+    assert ran["ar1_reparam with a correlation for each step", "cuda"] == "triton"
     assert ("linear_scan with a correlation for each step", "cuda") not in ran
     with rk.use_backend("cuda"):
         rows = [row for row in backends.report(public_ops()) if " with " in row.op]
@@ -244,15 +238,31 @@ FIRST = [op for op in public_ops() if op.triton_first]
 
 
 @pytest.mark.parametrize("op", FIRST, ids=lambda op: op.name)
-def test_an_op_of_fewer_instructions_in_triton_runs_it_on_cuda_tensors(op, monkeypatch):
+def test_an_op_of_fewer_instructions_in_triton_runs_it_on_large_cuda_tensors(op, monkeypatch):
     everything_written(monkeypatch)
     with rk.use_backend(None):
-        backend, why = backends.choose("cuda", op)
+        backend, why = backends.choose("cuda", op, backends.OF_MANY)
         assert backend == "triton"
         assert why.startswith("predicted: ") and why.endswith("no GPU has measured it")
-        assert backends.choose("cpu", op)[0] == "cpu"
+        # On small ones the host's time for a launch is what counts.
+        assert backends.choose("cuda", op)[0] == "cuda"
+        assert backends.choose("cpu", op, backends.OF_MANY)[0] == "cpu"
     with rk.use_backend("cuda"):
-        assert backends.choose("cuda", op) == ("cuda", "forced by use_backend('cuda')")
+        forced = ("cuda", "forced by use_backend('cuda')")
+        assert backends.choose("cuda", op, backends.OF_MANY) == forced
+
+
+@pytest.mark.parametrize("elements,backend", [(7, "cuda"), (8, "triton"), (9, "triton")])
+def test_the_size_of_a_call_decides_which_of_them_runs(monkeypatch, elements, backend):
+    everything_written(monkeypatch)
+    monkeypatch.setattr(backends, "MANY_ELEMENTS", 8)
+    ran = []
+    monkeypatch.setattr(Op, "implementation", lambda op, backend: lambda *args: ran.append(backend))
+    scan = REGISTRY["linear_scan"]
+    with rk.use_backend(None):
+        scan.kernels["cuda"](torch.ones(1, 1), torch.ones(1, elements), False, None)
+        scan.kernels["cpu"](torch.ones(1, 1), torch.ones(1, elements), False, None)
+    assert ran == [backend, "cpu"]
 
 
 def test_another_op_runs_cuda_on_cuda_tensors(monkeypatch):
@@ -267,7 +277,7 @@ def test_without_triton_such_an_op_runs_cuda_and_says_so(monkeypatch):
     monkeypatch.setattr(backends, "missing", lambda backend, device_type: gone.get(backend))
     with rk.use_backend(None):
         why = "Triton, which comes first for this op, is missing"
-        assert backends.choose("cuda", FIRST[0]) == ("cuda", why)
+        assert backends.choose("cuda", FIRST[0], backends.OF_MANY) == ("cuda", why)
 
 
 def test_the_report_says_why_an_op_runs_triton(monkeypatch):
@@ -275,6 +285,7 @@ def test_the_report_says_why_an_op_runs_triton(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with rk.use_backend(None):
         rows = [row for row in backends.report(FIRST) if row.device == "cuda"]
-    assert [(row.op, row.backend, row.why) for row in rows] == [
-        (op.name, "triton", op.triton_first) for op in FIRST
-    ]
+    for op in FIRST:
+        many = f"{op.name} with {backends.OF_MANY}"
+        assert ("triton", op.triton_first) in [(r.backend, r.why) for r in rows if r.op == many]
+        assert [row.backend for row in rows if row.op == op.name] == ["cuda"]

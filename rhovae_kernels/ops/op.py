@@ -58,6 +58,13 @@ class Lists(NamedTuple):
     nest: Callable[..., Sequence]
 
 
+def has_many_elements(*args: Any) -> bool:
+    """Whether one of the first two arguments, the longest of which is the op's, is that large."""
+    return any(
+        isinstance(x, torch.Tensor) and x.numel() >= backends.MANY_ELEMENTS for x in args[:2]
+    )
+
+
 class Form(NamedTuple):
     """Calls of an op: what they have, for the words "with …", and whether a call is one."""
 
@@ -84,7 +91,8 @@ class Op:
         lists: for an op that takes lists of tensors.
         not_in_cuda: the calls that the kernel in CUDA C++ refuses, on whose CUDA tensors Triton
             runs; `of` takes the arguments unchecked.
-        triton_first: why the kernel in Triton is the default on CUDA tensors, where it is.
+        triton_first: why the kernel in Triton is the default on CUDA tensors of
+            `backends.MANY_ELEMENTS` or more, where it is.
     """
 
     file: str
@@ -173,10 +181,17 @@ class Op:
 
     def _kernel(self, device_type: str) -> Callable:
         form = self.not_in_cuda if device_type == "cuda" else None
-        every, of_form = ((self.name, device_type, what) for what in (None, self.cuda_form))
+        by_size = device_type == "cuda" and self.triton_first is not None
+        every, of_form, of_many = (
+            (self.name, device_type, what) for what in (None, self.cuda_form, backends.OF_MANY)
+        )
 
         def kernel(*args):
-            key = every if form is None or not form.of(*args) else of_form
+            key = every
+            if form is not None and form.of(*args):
+                key = of_form
+            elif by_size and has_many_elements(*args):
+                key = of_many
             implementation = backends.selected.get(key) or backends.select(self, *key[1:])
             try:
                 return implementation(*args)

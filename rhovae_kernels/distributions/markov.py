@@ -12,7 +12,7 @@ from rhovae_kernels.distributions import markov_matrices as matrices
 from rhovae_kernels.distributions import markov_processes as processes
 from rhovae_kernels.distributions.constraints import FromSecond, OpenInterval
 from rhovae_kernels.distributions.draws import standard_normal
-from rhovae_kernels.distributions.shapes import check_shapes
+from rhovae_kernels.distributions.shapes import check_shapes, check_tensors
 from rhovae_kernels.ops import ar1_log_prob, ar1_reparam, markov_smooth
 from rhovae_kernels.python_ref.ar1 import (
     LOG_2PI,
@@ -100,6 +100,7 @@ class MarkovNormal(Distribution):
         rho_logit: Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
+        check_tensors(loc=loc, scale=scale, rho=rho, log_var=log_var, rho_logit=rho_logit)
         if loc.dim() == 0:
             raise ValueError("loc is a scalar; it must be of shape (…,d)")
         widths = {"scale": {1, loc.shape[-1]}, "rho": {1} if self._one_rho else {1, loc.shape[-1]}}
@@ -285,7 +286,8 @@ class MarkovNormal(Distribution):
             observed; leading dimensions broadcast.
 
         Raises:
-            ValueError: a shape, type or device does not fit; on the CPU, log_r is NaN or −inf.
+            ValueError: a shape, type or device does not fit; y is NaN where log_r is finite; on the
+                CPU, log_r is NaN or −inf.
 
         Example:
             >>> import torch
@@ -298,6 +300,8 @@ class MarkovNormal(Distribution):
         d = self.event_shape[0]
         batch = check_shapes(y=(y, {d}), log_r=(log_r, {1, d}), loc=(self.loc, {d}))
         shape = batch + self.event_shape
+        if self._validate_args and bool((y.isnan() & (log_r < math.inf)).any()):
+            raise ValueError("y is NaN where log_r is finite; log_r must be inf where y is missing")
         loc, log_var, rho_logit, log_marginal = markov_smooth(
             y.expand(shape), log_r.expand(batch + log_r.shape[-1:]), *self._expanded(shape)
         )

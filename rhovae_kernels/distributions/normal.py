@@ -9,6 +9,7 @@ from torch.distributions import Distribution, Independent, Normal, constraints, 
 from torch.distributions.utils import lazy_property
 
 from rhovae_kernels.distributions.draws import standard_normal
+from rhovae_kernels.distributions.shapes import check_tensors
 from rhovae_kernels.python_ref.precision import upcast
 
 
@@ -44,6 +45,7 @@ class DiagonalNormal(Distribution):
     has_rsample = True
 
     def __init__(self, loc: Tensor, log_var: Tensor, validate_args: bool | None = None) -> None:
+        check_tensors(loc=loc, log_var=log_var)
         shapes = f"loc is of shape {tuple(loc.shape)}, log_var of shape {tuple(log_var.shape)}"
         try:
             self.loc, self.log_var = torch.broadcast_tensors(loc, log_var)

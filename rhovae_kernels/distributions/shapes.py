@@ -4,6 +4,13 @@ import torch
 from torch import Tensor
 
 
+def check_tensors(**given: object) -> None:
+    """Refuse, by name, parameters that are no tensors; None stands for one that is not given."""
+    for name, x in given.items():
+        if x is not None and not isinstance(x, Tensor):
+            raise ValueError(f"{name} is {x!r}; it must be a tensor")
+
+
 def check_shapes(**given: tuple[Tensor, set[int]]) -> torch.Size:
     """Refuse parameters whose shapes do not go together.
 
@@ -14,8 +21,10 @@ def check_shapes(**given: tuple[Tensor, set[int]]) -> torch.Size:
         what their leading dimensions broadcast to.
 
     Raises:
-        ValueError: a last dimension is none of these; the others do not broadcast.
+        ValueError: one is no tensor, or its last dimension none of these; the others do not
+            broadcast.
     """
+    check_tensors(**{name: x for name, (x, _) in given.items()})
     for name, (x, widths) in given.items():
         if x.dim() == 0 or x.shape[-1] not in widths:
             wanted = " or ".join(f"(…,{width})" for width in sorted(widths))

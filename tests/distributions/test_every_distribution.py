@@ -233,3 +233,19 @@ class TestTheTransformIntoAnOpenInterval:
         (slope,) = torch.autograd.grad(y.sum(), x)
         torch.testing.assert_close(self.TRANSFORM.log_abs_det_jacobian(x, y), slope.log())
         assert self.TRANSFORM.with_cache(1) == self.TRANSFORM
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda x: AR1Normal(0.5, x, x), "loc"),
+        (lambda x: AR1Normal(x, 0.5, x), "scale"),
+        (lambda x: MarkovNormal(x, x.abs() + 1, rho_logit=0.5), "rho_logit"),
+        (lambda x: DiagonalNormal(0.5, x), "loc"),
+        (lambda x: DiagonalNormal(x, 0.5), "log_var"),
+    ],
+    ids=["AR1Normal loc", "scale", "rho_logit", "DiagonalNormal loc", "log_var"],
+)
+def test_a_number_in_place_of_a_tensor_is_refused_by_name(make, name):
+    with pytest.raises(ValueError, match=f"{name} is 0.5; it must be a tensor"):
+        make(torch.zeros(3))

@@ -145,6 +145,9 @@ def test_second_derivatives_are_right():
         (torch.zeros(3, 4), torch.zeros(1), r"do not broadcast: y \(3, 4\), .*, loc \(2, 4\)"),
         (torch.zeros(4), torch.full((4,), math.nan), "log_r is NaN or -inf somewhere"),
         (torch.zeros(4), torch.full((4,), -math.inf), "log_r is NaN or -inf somewhere"),
+        (torch.tensor([0, math.nan, 0, 0]), torch.zeros(4), "y is NaN where log_r is finite"),
+        (torch.tensor([0, math.nan, 0, 0]), torch.zeros(1), "y is NaN where log_r is finite"),
+        ([0.0] * 4, torch.zeros(4), r"y is \[0.0, 0.0, 0.0, 0.0\]; it must be a tensor"),
         (torch.zeros(4).double(), torch.zeros(4), "log_r is of type torch.float32; it must be"),
     ],
 )

@@ -361,11 +361,18 @@ def test_a_transform_that_a_flow_holds_twice_stays_one(zuko, activation, draw, a
     assert_same_state(flow.state_dict(), state)
 
 
-def test_a_flow_whose_layers_are_replaced_is_left_alone(nflows):
-    transform = nflows.transforms.MaskedAffineAutoregressiveTransform(D, 256, activation=F.gelu)
+@pytest.mark.parametrize(
+    ("residual", "why"),
+    [(False, "as its layers are replaced already"), (True, "as it is replaced already")],
+    ids=["layers of an unknown activation", "residual blocks"],
+)
+def test_a_flow_that_is_replaced_is_left_alone(nflows, residual, why):
+    transform = nflows.transforms.MaskedAffineAutoregressiveTransform(
+        D, 256, activation=F.gelu, use_residual_blocks=residual
+    )
     flow = nflows.transforms.CompositeTransform([transform])
     rk.fuse(flow)
-    assert rk.fuse(flow).left == {"_transforms.0": "as its layers are replaced already"}
+    assert rk.fuse(flow).left == {"_transforms.0": why}
 
 
 def test_residual_blocks_of_nflows_refuse_what_is_not_of_their_dimensions(nflows, draw):

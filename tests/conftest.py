@@ -44,6 +44,12 @@ if torch.cuda.is_available():
         PRESENT += [("cuda", "cuda")]
 
 
+@pytest.fixture(autouse=True)
+def validated():
+    """Distributions validate, as they do until torch.compile has run once in the process."""
+    torch.distributions.Distribution.set_default_validate_args(__debug__)
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """Thousands of short operations: threads that wait for one another cost more than they add."""

@@ -58,8 +58,9 @@ INITIAL = "initial"
 # How often a kernel loads an element of an operand as long as a row, where not once; the rest of
 # the times it is in a cache close by.
 LOADS = {
-    # Whitening step j needs u_{j−1} as well as u_j, and its adjoint u_{j+1}: neighbours.
-    "ar1_log_prob": {"z": 2, "mu": 2, "log_var": 3},
+    # Whitening step j needs u_{j−1} as well as u_j, and its adjoint u_{j+1}: neighbours. Forward, a
+    # lane holds four steps and loads the one before them.
+    "ar1_log_prob": {"z": 1.25, "mu": 1.25, "log_var": 2.25},
     "ar1_log_prob_backward": {"z": 3, "mu": 3, "log_var": 4},
     # ∂ε, where it is asked for, has a kernel of its own.
     "ar1_reparam_backward": {"grad_z": 2, "log_var": 2},

@@ -22,9 +22,8 @@ def small(monkeypatch):
         rows[split] = torch.randn(count, 4, generator=generator, dtype=torch.float64)
         labels[split] = torch.arange(count) % 3
     monkeypatch.setitem(flow_data.TABLES, "digits", lambda root: (rows, labels, "numbers"))
-    monkeypatch.setitem(maf.SETTINGS, "digits", maf.Settings(SMALL, 2, 30, 1e-2))
+    monkeypatch.setitem(maf.SETTINGS, "digits", maf.Settings(SMALL, 2, 30, 1e-2, 5, 40))
     monkeypatch.setattr(maf, "ROUNDS", 1)
-    monkeypatch.setattr(maf, "SAMPLES", 5)
 
 
 @pytest.mark.parametrize(
@@ -138,6 +137,7 @@ def test_it_is_trained_measured_and_written_down_and_goes_on_where_it_was(
     page = (tmp_path / "table.md").read_text("utf-8")
     assert page == maf.describe(table) + "\n"
     assert f"| NSF, given the class | {OURS} " in page and f"threads: {table['threads']}," in page
+    assert ", an epoch here of 40 data, are medians" in page and "| 5 samples, s |" in page
     files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/last.safetensors")}
     assert len(files) == 4 * len(kinds)
     monkeypatch.setattr(maf, "kinds", lambda: [OURS])

@@ -61,7 +61,7 @@ def reproduce(
         int | None,
         typer.Option(
             help="Passes over the training data; 20, two-moons 150, jsb 100; of gaps of digits 60; "
-            "of pixelvae 6, digits 40; of maf at most, 100, digits 40, mnist 10."
+            "of pixelvae 6, digits 40; of maf at most, 100, digits 40, mnist 8."
         ),
     ] = None,
     days: Annotated[

@@ -61,7 +61,7 @@ SETTINGS = {
     "breast-cancer": Settings(Sizes(3, (64, 64)), 100, 100, 1e-3),
     "digits": Settings(Sizes(3, (128, 128)), 40, 100, 1e-3),
     # A sample takes zuko a pass of the whole network for each of 784 pixels.
-    "mnist": Settings(Sizes(3, (512, 512)), 10, 100, 3e-4, samples=20, timed=1000),
+    "mnist": Settings(Sizes(3, (800, 800)), 8, 100, 3e-4, samples=20, timed=1000),
 }
 """By the names of `flow_data.TABLES`."""
 

@@ -4,13 +4,14 @@
 // y = b + x Wᵀ, ∂x = g W and ∂W = gᵀ x are products out(i,j) = Σ_k a(i,k) b(k,j) in which the
 // staircase bounds k from above, or k from below, or, for each j, the i of which there is anything.
 // `out` is made in lines as wide as two vectors. What a line needs of b is copied first, with zeros
-// outside the staircase, so that its tiles are plain products of as many k as the line has.
+// outside the staircase, so that its tiles are plain products of as many k as the line has; and
+// rows of a are copied as tiles read them.
 
 #ifndef RHOVAE_TARGET
 
 #include <algorithm>
 #include <cstring>
-#include <memory>
+#include <new>
 #include <tuple>
 #include <vector>
 
@@ -140,13 +141,28 @@ namespace rhovae {
 namespace RHOVAE_TARGET {
 namespace {
 
-// `kDepth` k of a line of b are copied at a time: they stay in the second cache. Their sum is added
-// to that of those before, which over many k rounds off less than one sum does.
+// So many k are summed at a time: what a line has of b for them stays in the first cache. Their sum
+// is added to that of those before, which over many k rounds off less than one sum does.
 constexpr int64_t kDepth = 512;
-// Rows of a part: what threads share out is lines by parts.
-constexpr int64_t kPart = 48;
-// What one thread should at least be given, in products.
-constexpr int64_t kProducts = 1 << 18;
+// Rows of a part: what threads share out is parts by lines. A part's rows of a are copied, panel by
+// panel of as many rows as a tile has, and stay in the second cache while the lines go by.
+constexpr int64_t kPart = 96;
+// From so many lines on: fewer do not repay the copy.
+constexpr int64_t kPacked = 8;
+// What one thread should at least be given, in products, and in elements to copy.
+constexpr int64_t kProducts = 1 << 18, kCopied = 1 << 15;
+
+// Uninitialised, on a cache line of its own.
+template <typename T>
+struct Buffer {
+  static constexpr std::align_val_t kAlignment{64};
+  T* const data;
+  explicit Buffer(int64_t n)
+      : data(static_cast<T*>(::operator new(n * sizeof(T), kAlignment))) {}
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() { ::operator delete(data, kAlignment); }
+};
 
 // The first n lanes, none for n ≤ 0.
 template <typename S>
@@ -158,11 +174,12 @@ RHOVAE_INLINE void store_up_to(S* p, V<Compute<S>> v, int64_t n) {
   if (n > 0) store(p, v, int(std::min<int64_t>(n, kLanes<Compute<S>>)));
 }
 
-// Columns j0 … j0+width−1 of out: the k that are summed over, the i from which there is anything.
+// Columns j0 … j0+width−1 of out: the k that are summed over, the i from which there is anything, and
+// where the copy of b for it starts.
 struct Line {
-  int64_t j0, width, first_k = 0, end_k, first_i = 0;
+  int64_t j0, width, first_k = 0, end_k, first_i = 0, start;
 
-  Line(const Product& p, int64_t j, int64_t length) : j0(j) {
+  Line(const Product& p, int64_t j, int64_t length, int64_t start) : j0(j), start(start) {
     width = std::min(length, p.columns - j0);
     end_k = p.kind == Kind::kOutput ? p.prefix[j0 + width - 1] : p.b.rows;
     if (p.kind == Kind::kInput) first_k = p.first[j0];
@@ -202,10 +219,68 @@ void copy(const Product& p, const Line& line, int64_t begin, int64_t end, Comput
   }
 }
 
-// sums(i, j) += Σ a(i,k) b(k,j) over `depth` of k, for `height` rows.
-template <typename T, int height>
-void tile(const T* a, int64_t row, int64_t step, const T* b, int64_t depth, T* sums) {
+// The next panel is of so many rows where `left` are left: a tile's, or at the end fewer.
+template <int height = kHeight>
+int64_t panel_rows(int64_t left) {
+  if constexpr (height > 1) {
+    constexpr int lower = height > 8 ? 8 : height > 4 ? 4 : height / 2;
+    if (left < height) return panel_rows<lower>(left);
+  }
+  return height;
+}
+
+// Lanes u … of k's `height` numbers. Beyond them lies what is written later, unless of this k.
+template <typename T>
+RHOVAE_INLINE void put(T* numbers, int64_t u, int64_t height, V<T> v) {
+  u == 0 ? store(numbers, v) : store_up_to(numbers + u, v, height - u);
+}
+
+// a(i, k) for `rows` rows and all k, k by k of a panel, in panels one after another. Up to a vector
+// is written beyond the end.
+template <typename T>
+void pack(const Matrix& a, int64_t top, int64_t rows, T* room) {
+  for (int64_t i = 0; i < rows;) {
+    const int64_t height = panel_rows(rows - i);
+    const T* from = a.at<T>(top + i, 0);
+    if (a.step == 1) {
+      for (int64_t k = 0; k < a.columns; k += kLanes<T>) {
+        const int64_t count = std::min<int64_t>(kLanes<T>, a.columns - k);
+        for (int64_t u = 0; u < height; u += kLanes<T>) {
+          V<T> square[kLanes<T>];
+          for (int v = 0; v < kLanes<T>; ++v) {
+            square[v] = u + v < height ? load_up_to(from + (u + v) * a.row_stride + k, count) : V<T>{};
+          }
+          transpose<T>(square);
+          for (int64_t v = 0; v < count; ++v) put(room + (k + v) * height, u, height, square[v]);
+        }
+      }
+    } else {
+      for (int64_t k = 0; k < a.columns; ++k) {
+        for (int64_t u = 0; u < height; u += kLanes<T>) {
+          V<T> row = {};
+          if (a.row_stride == 1) {
+            row = load_up_to(from + u + k * a.step, a.rows - top - i - u);
+          } else {
+            for (int v = 0; v < kLanes<T> && u + v < height; ++v) {
+              row[v] = from[(u + v) * a.row_stride + k * a.step];
+            }
+          }
+          put(room + k * height, u, height, row);
+        }
+      }
+    }
+    room += height * a.columns, i += height;
+  }
+}
+
+// sums(i, j) += Σ a(i,k) b(k,j) over `depth` of k, for `height` rows: of a panel, or as they lie in
+// memory.
+template <typename T, int height, bool packed>
+void tile(const T* a, int64_t row, int64_t step, const T* b, int64_t depth, T* sums,
+          int64_t stride) {
+  if (packed) row = 1, step = height;
   V<T> sum[height][kVectors] = {};
+#pragma GCC unroll 4
   for (int64_t k = 0; k < depth; ++k, a += step, b += kLine<T>) {
     V<T> line[kVectors];
 #pragma GCC unroll 2
@@ -220,22 +295,28 @@ void tile(const T* a, int64_t row, int64_t step, const T* b, int64_t depth, T* s
   for (int i = 0; i < height; ++i) {
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v) {
-      T* at = sums + i * kLine<T> + v * kLanes<T>;
+      T* at = sums + i * stride + v * kLanes<T>;
       store(at, load(at) + sum[i][v]);
     }
   }
 }
 
-// The same for `rows` rows: tiles of full height, and lower ones for what is left.
-template <typename T, int height = kHeight>
-void tiles(int64_t rows, const T* a, int64_t row, int64_t step, const T* b, int64_t depth, T* sums) {
+// The same for `rows` rows, whose first has its k at a: tiles of full height, and lower ones for what
+// is left.
+template <typename T, bool packed, int height = kHeight>
+void tiles(int64_t rows, const Matrix& a, const T* at, int64_t k, const T* b, int64_t depth,
+           T* sums, int64_t stride) {
   int64_t i = 0;
   for (; i + height <= rows; i += height) {
-    tile<T, height>(a + i * row, row, step, b, depth, sums + i * kLine<T>);
+    const T* from = packed ? at + i * a.columns + k * height : at + i * a.row_stride + k * a.step;
+    tile<T, height, packed>(from, a.row_stride, a.step, b, depth, sums + i * stride, stride);
   }
   if constexpr (height > 1) {
     constexpr int lower = height > 8 ? 8 : height > 4 ? 4 : height / 2;
-    if (i < rows) tiles<T, lower>(rows - i, a + i * row, row, step, b, depth, sums + i * kLine<T>);
+    if (i < rows) {
+      at += i * (packed ? a.columns : a.row_stride);
+      tiles<T, packed, lower>(rows - i, a, at, k, b, depth, sums + i * stride, stride);
+    }
   }
 }
 
@@ -250,53 +331,83 @@ template <typename Pass>
 void run(const Product& p) {
   using S = typename Pass::Storage;
   using T = Compute<S>;
-  const int64_t lines = (p.columns + kLine<T> - 1) / kLine<T>;
-  const int64_t summed = p.kind == Kind::kOutput ? p.b.columns : p.b.rows;
+  const int64_t count = (p.columns + kLine<T> - 1) / kLine<T>, summed = p.a.columns;
+  std::vector<Line> lines;
+  lines.reserve(count);
+  int64_t copied = 0;
+  for (int64_t l = 0; l < count; ++l) {
+    lines.emplace_back(p, l * kLine<T>, kLine<T>, copied);
+    copied += std::max<int64_t>(0, lines[l].end_k - lines[l].first_k) * kLine<T>;
+  }
+  const bool packed = count >= kPacked;
+  const Buffer<T> copies(copied);
+  const int64_t lines_each = std::max<int64_t>(1, kCopied * count / std::max<int64_t>(1, copied));
+  torch::stable::parallel_for(0, count, lines_each, [&](int64_t begin, int64_t end) {
+    for (int64_t l = begin; l < end; ++l) {
+      copy<S>(p, lines[l], lines[l].first_k, lines[l].end_k, copies.data + lines[l].start);
+    }
+  });
+
   const int64_t wanted = std::max<int64_t>(1, p.rows / kPart) * kHeight;
   const int64_t height = std::max<int64_t>(1, (p.rows + wanted - 1) / wanted) * kHeight;
   const int64_t parts = (p.rows + height - 1) / height;
   const int64_t products = std::max<int64_t>(1, height * kLine<T> * summed / 2);
   const int64_t grain = std::max<int64_t>(1, kProducts / products);
   S* out = static_cast<S*>(p.out.mutable_data_ptr());
-  torch::stable::parallel_for(0, lines * parts, grain, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<T[]> room(new T[std::min(summed, kDepth) * kLine<T>]);
-    const std::unique_ptr<T[]> sums(new T[height * kLine<T>]);
-    int64_t line_there = -1, k_there = -1;
+  torch::stable::parallel_for(0, parts * count, grain, [&](int64_t begin, int64_t end) {
+    const int64_t of_a = packed ? height * summed + kLanes<T> : 0;
+    const Buffer<T> room(height * kLine<T> + of_a);
+    T *const aside = room.data, *const a = aside + height * kLine<T>;
+    int64_t part_there = -1;
     for (int64_t item = begin; item < end; ++item) {
+      const int64_t part = item / count, top = part * height;
+      const int64_t rows = std::min(p.rows - top, height);
+      if (packed && part_there != part) pack<T>(p.a, top, rows, a);
+      part_there = part;
       // Lines have more to do from one to the next, or less. Taken as the first, the last, the
       // second, the last but one …, any run of them has its share.
-      const int64_t turn = item / parts;
-      const int64_t number_of_line = turn % 2 ? lines - 1 - turn / 2 : turn / 2;
-      const Line line(p, number_of_line * kLine<T>, kLine<T>);
-      const int64_t top = item % parts * height, bottom = std::min(p.rows, top + height);
-      const int64_t first = std::clamp(line.first_i, top, bottom);
+      const int64_t turn = item % count, l = turn % 2 ? count - 1 - turn / 2 : turn / 2;
+      const Line& line = lines[l];
 
+      // Whole panels, from the one on that holds the first row of which there is anything.
+      int64_t first = 0;
+      while (first < rows && top + first + panel_rows(rows - first) <= line.first_i) {
+        first += panel_rows(rows - first);
+      }
+      // Sums of a whole line in the type of `out` are made there.
+      T* sums = aside;
+      int64_t stride = kLine<T>;
+      if constexpr (std::is_same_v<S, T>) {
+        if (line.width == kLine<T>) sums = out + top * p.columns + line.j0, stride = p.columns;
+      }
       T bias[kLine<T>] = {};
       for (int64_t j = 0; p.bias.data && j < line.width; ++j) {
         bias[j] = number(p.bias.at<S>(0, line.j0 + j));
       }
-      for (int64_t i = 0; i < bottom - first; ++i) {
-        std::memcpy(sums.get() + i * kLine<T>, bias, sizeof bias);
-      }
-      for (int64_t k = line.first_k; k < line.end_k && first < bottom; k += kDepth) {
+      for (int64_t i = first; i < rows; ++i) std::memcpy(sums + i * stride, bias, sizeof bias);
+      const T* b = copies.data + line.start;
+      for (int64_t k = line.first_k; k < line.end_k && first < rows; k += kDepth) {
+        const T* of_k = b + (k - line.first_k) * kLine<T>;
         const int64_t depth = std::min(kDepth, line.end_k - k);
-        if (line_there != number_of_line || k_there != k) {
-          copy<S>(p, line, k, k + depth, room.get());
+        T* from = sums + first * stride;
+        if (packed) {
+          const T* at = a + first * summed;
+          tiles<T, true>(rows - first, p.a, at, k, of_k, depth, from, stride);
+        } else {
+          const T* at = p.a.at<T>(top + first, 0);
+          tiles<T, false>(rows - first, p.a, at, k, of_k, depth, from, stride);
         }
-        line_there = number_of_line, k_there = k;
-        tiles<T>(bottom - first, p.a.at<T>(first, k), p.a.row_stride, p.a.step, room.get(), depth,
-                 sums.get());
       }
-      for (int64_t i = top; i < bottom; ++i) {
-        S* row = out + i * p.columns + line.j0;
+      for (int64_t i = 0; i < rows; ++i) {
+        S* row = out + (top + i) * p.columns + line.j0;
         int64_t live = line.width;
         if (p.kind == Kind::kWeight) {
-          live = std::clamp<int64_t>(p.prefix[i] - line.j0, 0, line.width);
+          live = std::clamp<int64_t>(p.prefix[top + i] - line.j0, 0, line.width);
           std::memset(row + live, 0, (line.width - live) * sizeof(S));
         }
-        for (int v = 0; v < kVectors && i >= first; ++v) {
+        for (int v = 0; v < kVectors && i >= first && sums == aside; ++v) {
           const int64_t lane = v * kLanes<T>;
-          store_up_to(row + lane, load(sums.get() + (i - first) * kLine<T> + lane), live - lane);
+          store_up_to(row + lane, load(sums + i * kLine<T> + lane), live - lane);
         }
       }
     }

@@ -24,6 +24,7 @@ from rhovae_kernels.triton.runtime import (
     Tiling,
     configuration,
     launch,
+    launched,
 )
 from rhovae_kernels.triton.tile import (
     last,
@@ -116,7 +117,7 @@ def adjoint_of(rho_after, scaled_g, kappa_in):
     return adjoint
 
 
-@triton.jit
+@launched
 def _tile_maps(
     grad_z, log_var, rho_logit, eps, rng_state, gates, sample_ends, adjoint_ends,
     grad_z_row, grad_z_step, log_var_row, log_var_step, rho_logit_row, rho_logit_step,
@@ -170,9 +171,11 @@ def tile_ends(
     """
     if t.chunks == 1 or not (sample or grad_z is not None):
         return None, None
-    shape = (3, t.rows, t.chunks)
-    like = rho_logit
-    gates, u, kappa = torch.empty(shape, dtype=compute_dtype(like.dtype), device=like.device)
+    shape, like = (t.rows, t.chunks), rho_logit
+    # Each of its own allocation, and so aligned, whatever the number of rows.
+    gates, u, kappa = (
+        torch.empty(shape, dtype=compute_dtype(like.dtype), device=like.device) for _ in range(3)
+    )
     g, e = (log_var if x is None else x for x in (grad_z, eps))
     launch(
         _tile_maps, t, like,

@@ -13,6 +13,7 @@ from rhovae_kernels.triton.runtime import (
     LOOPED,
     Configuration,
     configuration,
+    launched,
     transform,
     transform_backward,
 )
@@ -52,7 +53,7 @@ def scale_of(log_scale, passes, BOUNDED: tl.constexpr):
     return tl.where(passes, 0.0, s), slope
 
 
-@triton.jit
+@launched
 def _coupling(
     x, log_scale, shift, mask, out, log_det,
     x_row, x_step, log_scale_row, log_scale_step, shift_row, shift_step,
@@ -92,7 +93,7 @@ def _coupling(
     store(log_det + row * chunks + chunk, total, row_mask)
 
 
-@triton.jit
+@launched
 def _coupling_backward(
     grad_out, grad_log_det, x, log_scale, shift, mask, d_x, d_log_scale, d_shift,
     grad_out_row, grad_out_step, grad_log_det_row,

@@ -40,6 +40,7 @@ from rhovae_kernels.triton.runtime import (
     finished,
     gradient,
     launch,
+    launched,
     no_gradients,
     row_sums,
     tiling_of,
@@ -122,7 +123,7 @@ def whitened(u, u_before, column, sign, cosh, one_minus_abs_rho):
     return tl.where(column == 0, u, cosh * ((u - signed) + one_minus_abs_rho * signed))
 
 
-@triton.jit
+@launched
 def _reparam(
     mu, log_var, rho_logit, eps, rng_state, z, kl, ends,
     mu_row, mu_step, log_var_row, log_var_step, rho_logit_row, rho_logit_step,
@@ -209,7 +210,7 @@ def _reparam(
         store(kl + row * chunks + chunk, 0.5 * total, row_mask)
 
 
-@triton.jit
+@launched
 def _reparam_backward(
     grad_z, grad_kl, mu, log_var, rho_logit, eps, rng_state, d_mu, d_log_var, d_rho_logit, ends,
     grad_z_row, grad_z_step, grad_kl_row, mu_row, mu_step, log_var_row, log_var_step,
@@ -301,7 +302,7 @@ def _reparam_backward(
         store(d_rho_logit + row * chunks + chunk, total, row_mask)
 
 
-@triton.jit
+@launched
 def _reparam_backward_per_step(
     grad_z, grad_kl, mu, log_var, rho_logit, eps, rng_state, sample_ends, adjoint_ends,
     d_mu, d_log_var, d_rho_logit, d_eps,
@@ -375,7 +376,7 @@ def _reparam_backward_per_step(
             store(d_log_var + row * chunks + tile, total, row_mask)
 
 
-@triton.jit
+@launched
 def _noise_gradient(
     grad_z, log_var, rho_logit, d_eps, ends,
     grad_z_row, grad_z_step, log_var_row, log_var_step, rho_logit_row,
@@ -421,7 +422,7 @@ def _noise_gradient(
         store(ends + row * chunks + chunk, carry, row_mask)
 
 
-@triton.jit
+@launched
 def _log_prob(
     z, mu, log_var, rho_logit, log_q,
     z_row, z_step, mu_row, mu_step, log_var_row, log_var_step,
@@ -480,7 +481,7 @@ def _log_prob(
     store(log_q + row * chunks + chunk, -0.5 * total, row_mask)
 
 
-@triton.jit
+@launched
 def _log_prob_backward(
     grad, z, mu, log_var, rho_logit, d_z, d_mu, d_log_var, d_rho_logit,
     grad_row, z_row, z_step, mu_row, mu_step, log_var_row, log_var_step,

@@ -11,6 +11,7 @@ from rhovae_kernels.triton.runtime import (
     LOOPED,
     Configuration,
     configuration,
+    launched,
     transform,
     transform_backward,
 )
@@ -62,7 +63,7 @@ def gates(s):
     return tl.where(s < 0, small, large), tl.where(s < 0, large, small)
 
 
-@triton.jit
+@launched
 def _gate(
     z, m, s, out, log_det,
     z_row, z_step, m_row, m_step, s_row, s_step,
@@ -98,7 +99,7 @@ def _gate(
     store(log_det + row * chunks + chunk, total, row_mask)
 
 
-@triton.jit
+@launched
 def _gate_backward(
     grad_out, grad_log_det, z, m, s, d_z, d_m, d_s,
     grad_out_row, grad_out_step, grad_log_det_row,

@@ -19,6 +19,7 @@ from rhovae_kernels.triton.runtime import (
     finished,
     gradient,
     launch,
+    launched,
     no_gradients,
     tiling_of,
 )
@@ -64,7 +65,7 @@ def earlier_chunks(ends, value, identity, row, rows, chunk, chunks):
     return tl.load(pointers, mask=(row < rows) & (index < chunk), other=identity)
 
 
-@triton.jit
+@launched
 def _scan(
     gates, tokens, states, initial, out, d_gates, d_initial, ends,
     gates_row, gates_step, tokens_row, tokens_step, states_row, states_step, initial_row,

@@ -28,6 +28,7 @@ from rhovae_kernels.triton.runtime import (
     finished,
     gradient,
     launch,
+    launched,
     no_gradients,
     row_sums,
     tiling_of,
@@ -81,7 +82,7 @@ def shifted(x, step, column, columns, row_mask):
     return upcast(tl.load(x + column * step, mask=mask, other=0.0))
 
 
-@triton.jit
+@launched
 def _markov_reparam(
     mu, log_var, rho_logit, prior_rho_logit, eps, sample_ends, z, kl,
     mu_row, mu_step, log_var_row, log_var_step, rho_logit_row, rho_logit_step,
@@ -128,7 +129,7 @@ def _markov_reparam(
         store(kl + row * chunks + tile, row_sum(tl.where(mask, terms, 0.0)), row_mask)
 
 
-@triton.jit
+@launched
 def _markov_reparam_backward(
     grad_z, grad_kl, mu, log_var, rho_logit, prior_rho_logit, eps, sample_ends, adjoint_ends,
     d_mu, d_log_var, d_rho_logit, d_prior_rho_logit, d_eps,

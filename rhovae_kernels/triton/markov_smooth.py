@@ -29,6 +29,7 @@ from rhovae_kernels.triton.runtime import (
     finished,
     gradient,
     launch,
+    launched,
     no_gradients,
     row_sums,
 )
@@ -170,7 +171,7 @@ def moments(phi, moved, innovation, gained, mean, variance, lost):
     return phi * mean + moved, tl.where(lost < 0.5, 1.0 - lost, variance), lost
 
 
-@triton.jit
+@launched
 def _back(
     y, log_r, mu, log_var, rho_logit, information, eta,
     y_row, y_step, log_r_row, log_r_step, mu_row, mu_step, log_var_row, log_var_step,
@@ -212,7 +213,7 @@ def _back(
         tl.store(eta + at, etas, mask=mask)
 
 
-@triton.jit
+@launched
 def _forth(
     y, log_r, mu, log_var, rho_logit, information, eta,
     mean_before, variance_before, lost_before,
@@ -255,7 +256,7 @@ def _forth(
         carry_mean, carry_variance, carry_lost = last(mean), last(variance), last(lost)
 
 
-@triton.jit
+@launched
 def _posterior(
     y, log_r, mu, log_var, rho_logit,
     information, eta, mean_before, variance_before, lost_before,
@@ -327,7 +328,7 @@ def meeting(rho, sech, filtered, known, inverse):
     return predicted, met, predicted * met, tl.sqrt(filtered * inverse / predicted)
 
 
-@triton.jit
+@launched
 def _filter(
     y, log_r, mu, log_var, rho_logit, information, eta, filtered_before,
     y_row, y_step, log_r_row, log_r_step, mu_row, mu_step, log_var_row, log_var_step,
@@ -359,7 +360,7 @@ def _filter(
         carry = last(filtered)
 
 
-@triton.jit
+@launched
 def _adjoint_back(
     grad_mu, grad_log_var, grad_rho_logit, y, log_r, mu, log_var, rho_logit,
     information, eta, filtered_before, of_mean_after, of_variance_after,
@@ -407,7 +408,7 @@ def _adjoint_back(
         carry_mean, carry_variance = last(passed), last(spread)
 
 
-@triton.jit
+@launched
 def _adjoint_forth(
     grad_mu, grad_log_var, grad_rho_logit, y, log_r, mu, log_var, rho_logit,
     information, eta, filtered_before, of_mean_after, of_variance_after,
@@ -464,7 +465,7 @@ def _adjoint_forth(
         carry_of_mean, carry_information = last(of_mean), last(of_information)
 
 
-@triton.jit
+@launched
 def _gradients(
     grad_mu, grad_log_var, grad_rho_logit, grad_log_marginal, y, log_r, mu, log_var, rho_logit,
     information, eta, filtered_before, of_mean_after, of_variance_after,

@@ -23,6 +23,7 @@ from rhovae_kernels.triton.runtime import (
     as_rows,
     contiguous_like,
     interpreted,
+    launched,
 )
 from rhovae_kernels.triton.tile import store, upcast
 
@@ -96,7 +97,7 @@ def lanes(tile, BLOCK: tl.constexpr):
     return tile.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
 
 
-@triton.jit
+@launched
 def _forward(
     x, weight, bias, prefix, y,
     x_row, x_step, weight_row, weight_step, bias_step, prefix_step,
@@ -137,7 +138,7 @@ def _forward(
     store(y + row[:, None] * outputs + output[None, :], total, row_mask & output_mask)
 
 
-@triton.jit
+@launched
 def _input_gradient(
     grad, weight, prefix, d_x,
     grad_row, grad_step, weight_row, weight_step, prefix_step,
@@ -187,7 +188,7 @@ def _input_gradient(
     store(d_x + row[:, None] * columns + column[None, :], total, row_mask & column_mask)
 
 
-@triton.jit
+@launched
 def _weight_gradient(
     grad, x, prefix, d_weight,
     grad_row, grad_step, x_row, x_step, prefix_step,

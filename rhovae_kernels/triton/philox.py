@@ -10,6 +10,7 @@ from rhovae_kernels.triton.runtime import (
     Configuration,
     configuration,
     launch,
+    launched,
     tiling_of,
 )
 from rhovae_kernels.triton.tile import own_rows, upcast
@@ -167,7 +168,7 @@ def noise(eps, eps_row, eps_step, rng_state, row, first, column, mask, zero, DTY
         return upcast(tl.load(eps + row * eps_row + column * eps_step, mask=mask, other=0.0))
 
 
-@triton.jit
+@launched
 def _philox(
     rng_state, words,
     rows, columns, chunks, chunk_columns,

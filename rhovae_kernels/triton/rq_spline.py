@@ -25,6 +25,7 @@ from rhovae_kernels.triton.runtime import (
     configuration,
     contiguous_like,
     launch,
+    launched,
     no_gradients,
     row_sums,
     tiling,
@@ -173,7 +174,7 @@ def numbers(x, row, column, there, index, x_row, x_each_row, x_step, COUNT: tl.c
     return upcast(tl.load(pointers, mask=there & (index < COUNT), other=0.0))
 
 
-@triton.jit
+@launched
 def _spline(
     x, widths, heights, derivatives, out, log_det,
     x_row, x_step, widths_row, widths_each_row, widths_step,
@@ -240,7 +241,7 @@ def gradient_of_sizes(
     return FREE * share * rate * (each - (before * of_before + own * of_own))
 
 
-@triton.jit
+@launched
 def _spline_backward(
     grad_out, grad_log_det, x, widths, heights, derivatives,
     d_x, d_widths, d_heights, d_derivatives,

@@ -43,6 +43,9 @@ ONE_WARP = {"_reparam": False, "_log_prob": False, "_scan": True, "_gate": True,
 # under some versions of Triton. At 128, four programs share a multiprocessor: as many as there are
 # for each where rows are in chunks.
 REGISTERS_LOOPED = {"_reparam_backward": (168, 128)}
+# What is launched. Triton compiles a kernel anew for each class of an integer: 1, a multiple of 16,
+# any other. Of strides and columns the class decides how wide loads are; of rows, nothing.
+launched = triton.jit(do_not_specialize=("rows",))
 # Rows are split over programs where there are few of them and each is long.
 PROGRAMS_WANTED = 512
 TILES_WORTH_SPLITTING = 8

@@ -52,8 +52,9 @@ def reproduce(
     models: Annotated[
         str | None,
         typer.Option(
-            help="Of pixelvae: pixelcnn, mlp-vae, pixelvae, pixelvae-15, pixelvae-7, pixelvae-3, "
-            "with commas between; all if not given."
+            help="Of pixelvae: pixelcnn, mlp-vae, pixelvae, pixelvae-15, pixelvae-7, pixelvae-3; "
+            "of maf: maf, maf-conditional, nsf, nsf-conditional. With commas between; all if not "
+            "given."
         ),
     ] = None,
     fid_weights: FidWeights = None,
@@ -104,6 +105,8 @@ def reproduce(
     if paper in FITS:
         fits = FITS[paper]
         given = _given(paper, fits.reproduce, own | of_runs)
+        if "models" in given:
+            given["models"] = given["models"].split(",")
         if "seeds" in given:
             given["seeds"] = numbers_of("seeds", given["seeds"], int)
         name = "-".join(filter(None, [paper, dataset]))

@@ -67,6 +67,13 @@ SETTINGS = {
 
 PATIENCE = 10
 
+MODELS = {
+    flow.lower() + ("-conditional" if conditional else ""): (flow, conditional)
+    for flow in FLOWS
+    for conditional in (False, True)
+}
+"""Those that are trained by each library: the flow, and whether it is given the class."""
+
 TIMES = {"epoch": "an epoch, s", "samples": "{samples:,} samples, s"}
 """What is timed, and its column."""
 
@@ -74,6 +81,7 @@ TIMES = {"epoch": "an epoch, s", "samples": "{samples:,} samples, s"}
 def reproduce(
     data: str = "breast-cancer",
     *,
+    models: Sequence[str] | None = None,
     epochs: int | None = None,
     seeds: Sequence[int] = SEEDS,
     out: str | Path,
@@ -95,6 +103,7 @@ def reproduce(
 
     Args:
         data: a name of `flow_data.TABLES`.
+        models: names of `MODELS`; all where left out.
         epochs: passes over the training split at most; those of `SETTINGS` where left out.
         seeds: one training of each model per seed.
         out: directory for all of it.
@@ -106,13 +115,16 @@ def reproduce(
         "parameters", "log_prob", "difference" and "seconds" by the keys of `TIMES`.
 
     Raises:
-        ValueError: unknown data, or no seed; see `fit`.
+        ValueError: unknown data or models, or no seed; see `fit`.
         OSError: see `data.load`.
 
     Source:
         That of the module.
     """
     check_choice("data", data, TABLES)
+    for name in models if models is not None else ():
+        if name not in MODELS:
+            raise ValueError(f"models holds {name!r}; there are {', '.join(MODELS)}")
     if not seeds:
         raise ValueError("seeds is empty; it must hold one seed at least")
     settings, out = SETTINGS[data], Path(out)
@@ -120,8 +132,8 @@ def reproduce(
         settings = settings._replace(epochs=epochs)
     of_data = table(data, data_root)
     rows = []
-    for flow in FLOWS:
-        for conditional in (False, True):
+    for name, (flow, conditional) in MODELS.items():
+        if models is None or name in models:
             compared = _Comparison(flow, conditional, of_data, settings)
             rows += compared.run(seeds, out, quiet)
     found: dict[str, Any] = {

@@ -111,8 +111,8 @@ def test_a_flow_refuses_what_is_no_row_of_data_and_class(latent, shape):
 def test_it_is_trained_measured_and_written_down_and_goes_on_where_it_was(
     small, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(maf, "FLOWS", {"NSF": flow_models.NSF})
-    table = maf.reproduce("digits", seeds=(0, 3), out=tmp_path, quiet=True)
+    models = ("nsf", "nsf-conditional")
+    table = maf.reproduce("digits", models=models, seeds=(0, 3), out=tmp_path, quiet=True)
     assert json.loads((tmp_path / "table.json").read_text("utf-8")) == table
     kinds = flow_models.kinds()
     found = [(row["flow"], row["conditional"], row["kind"]) for row in table["rows"]]
@@ -141,7 +141,7 @@ def test_it_is_trained_measured_and_written_down_and_goes_on_where_it_was(
     files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/last.safetensors")}
     assert len(files) == 4 * len(kinds)
     monkeypatch.setattr(maf, "kinds", lambda: [OURS])
-    again = maf.reproduce("digits", seeds=(0, 3), out=tmp_path, quiet=True)
+    again = maf.reproduce("digits", models=models, seeds=(0, 3), out=tmp_path, quiet=True)
     assert {path: path.stat().st_mtime_ns for path in files} == files
     ours = [row["log_prob"] for row in table["rows"] if row["kind"] == OURS]
     assert [row["log_prob"] for row in again["rows"]] == ours
@@ -149,8 +149,8 @@ def test_it_is_trained_measured_and_written_down_and_goes_on_where_it_was(
 
 def test_without_zuko_our_flows_are_measured_alone(small, monkeypatch, tmp_path):
     monkeypatch.setattr(maf, "kinds", lambda: [OURS])
-    monkeypatch.setattr(maf, "FLOWS", {"MAF": flow_models.MAF})
-    table = maf.reproduce("digits", seeds=(0,), out=tmp_path, quiet=True)
+    table = maf.reproduce("digits", models=["maf"], seeds=(0,), out=tmp_path, quiet=True)
+    assert [(row["flow"], row["conditional"]) for row in table["rows"]] == [("MAF", False)]
     assert {row["kind"] for row in table["rows"]} == {OURS}
     assert "zuko" not in table["versions"] and "| ×" not in maf.describe(table)
 
@@ -159,9 +159,10 @@ def test_without_zuko_our_flows_are_measured_alone(small, monkeypatch, tmp_path)
     ("options", "says"),
     [
         ({"data": "svhn"}, "data is 'svhn'; it must be one of breast-cancer, digits, mnist"),
+        ({"models": ["iaf"]}, "models holds 'iaf'; there are maf, maf-conditional, nsf, nsf-con"),
         ({"seeds": []}, "seeds is empty; it must hold one seed at least"),
     ],
-    ids=["data", "seeds"],
+    ids=["data", "models", "seeds"],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_is_trained(tmp_path, options, says):
     with pytest.raises(ValueError, match=says):

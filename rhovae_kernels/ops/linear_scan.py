@@ -171,9 +171,12 @@ class LinearScan(Function):
     def backward(ctx, grad):
         of_gates, of_tokens, _, of_initial = ctx.needs_input_grad
         gates, states, initial = LinearScan.states_of(*ctx.saved_tensors, ctx.reverse)
-        args = (grad.to(states.dtype), gates, states, initial, ctx.reverse)
-        gradients = LINEAR_SCAN_BACKWARD.gradients(args, (of_gates, of_tokens, of_initial))
-        d_gates, d_tokens, d_initial = (None if g is None else g.to(grad.dtype) for g in gradients)
+        g = grad if grad.dtype == states.dtype else grad.to(states.dtype)
+        needs = of_gates, of_tokens, of_initial
+        gradients = LINEAR_SCAN_BACKWARD.gradients((g, gates, states, initial, ctx.reverse), needs)
+        if g is not grad:
+            gradients = tuple(None if d is None else d.to(grad.dtype) for d in gradients)
+        d_gates, d_tokens, d_initial = gradients
         return d_gates, d_tokens, None, d_initial
 
     @staticmethod

@@ -9,6 +9,7 @@ direction, both of them with the product of its ρ_j for gate (κ_j = ρ_j (√s
 `linear_scan` composes them along the row.
 """
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -19,6 +20,7 @@ from rhovae_kernels.triton.correlation import steps
 from rhovae_kernels.triton.linear_scan import compose, earlier, linear_scan, scan
 from rhovae_kernels.triton.philox import noise
 from rhovae_kernels.triton.runtime import (
+    IN_NUMPY,
     LOOPED,
     Configuration,
     Tiling,
@@ -45,6 +47,15 @@ def later(x, steps, identity):
     source = tl.arange(0, x.shape[1])[None, :] + steps
     index = tl.broadcast_to(tl.minimum(source, x.shape[1] - 1), x.shape)
     return tl.where(source < x.shape[1], tl.gather(x, index, 1), identity)
+
+
+def _later(x, steps, identity):
+    moved, kept = np.empty_like(x), x.shape[1] - steps
+    moved[:, :kept], moved[:, kept:] = x[:, steps:], identity
+    return moved
+
+
+IN_NUMPY[later.fn] = _later
 
 
 @triton.jit

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from rhovae_kernels.triton.runtime import (
     COMPILED_COLUMNS,
+    IN_NUMPY,
     LOOPED,
     MAX_CHUNKS,
     Configuration,
@@ -36,6 +38,15 @@ def earlier(x, steps, identity):
     source = tl.arange(0, x.shape[1])[None, :] - steps
     index = tl.broadcast_to(tl.maximum(source, 0), x.shape)
     return tl.where(source >= 0, tl.gather(x, index, 1), identity)
+
+
+def _earlier(x, steps, identity):
+    moved = np.empty_like(x)
+    moved[:, steps:], moved[:, :steps] = x[:, : x.shape[1] - steps], identity
+    return moved
+
+
+IN_NUMPY[earlier.fn] = _earlier
 
 
 @triton.jit

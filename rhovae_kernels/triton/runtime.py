@@ -1,6 +1,7 @@
 """How a kernel is cut into programs and launched: on a GPU, or on the CPU by the interpreter."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, lru_cache
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.interpreter import InterpretedFunction, TensorHandle, interpreter_builder
 from triton.runtime.jit import JITFunction
 
 from rhovae_kernels.python_ref.precision import compute_dtype
@@ -171,6 +172,25 @@ def _range(*bounds):
     return range(*(b.handle.data.item() if isinstance(b, tl.tensor) else int(b) for b in bounds))
 
 
+# What the interpreter runs in place of a jitted function: one of numpy arrays that gives the same
+# bits, where operation by operation it would take most of the time of a kernel.
+IN_NUMPY: dict[FunctionType, Callable[..., np.ndarray]] = {}
+
+
+def _in_numpy(function: Callable[..., np.ndarray]) -> Callable[..., tl.tensor]:
+    """`function` of the interpreter's tensors and of numbers; its result is like the first."""
+
+    def plain(x):
+        data = x.handle.data if isinstance(x, tl.tensor) else np.asarray(x)
+        return data.item() if data.size == 1 else data
+
+    def of_tensors(x: tl.tensor, *others) -> tl.tensor:
+        result = function(x.handle.data, *map(plain, others))
+        return tl.tensor(TensorHandle(result, x.handle.dtype), x.type)
+
+    return of_tensors
+
+
 # The copy of a module's namespace in which every jitted function is an interpreted one.
 _namespaces: dict[str, dict[str, Any]] = {}
 
@@ -184,7 +204,12 @@ def _copy(function: FunctionType) -> FunctionType:
             namespace["INTERPRETED"] = tl.constexpr(True)
         for name, value in function.__globals__.items():
             if isinstance(value, JITFunction):
-                namespace[name] = InterpretedFunction(_copy(value.fn)).rewrite()
+                numpy = IN_NUMPY.get(value.fn)
+                namespace[name] = (
+                    InterpretedFunction(_copy(value.fn)).rewrite()
+                    if numpy is None
+                    else _in_numpy(numpy)
+                )
     copy = FunctionType(function.__code__, _namespaces[module], function.__name__)
     copy.__annotations__ = function.__annotations__
     copy.__defaults__ = function.__defaults__
@@ -198,6 +223,9 @@ def interpreted(kernel: JITFunction) -> InterpretedFunction:
     The environment variable TRITON_INTERPRET would do so for the whole process, and rule out
     compiling ahead of time in it.
     """
+    # For each sum, difference and product of 32-bit integers the interpreter works out whether it
+    # overflows, and says so only with its option `debug`, which is off.
+    interpreter_builder.options = replace(interpreter_builder.options, sanitize_overflow=False)
     return InterpretedFunction(_copy(kernel.fn))
 
 

@@ -60,11 +60,13 @@ def one_thread():
 
 
 class Backend:
-    """One implementation on one device; `slow` where every call costs milliseconds."""
+    """One implementation on one device; `slow` where every call costs milliseconds, `interpreted`
+    where each tile does."""
 
     def __init__(self, name: str, device: str):
         self.name, self.device = name, device
         self.slow = device == "cpu" and name != "cpu"
+        self.interpreted = device == "cpu" and name == "triton"
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from contract import Contract, digest_of, normal
+from contract import Contract, digest_of, normal, scan
+
+from rhovae_kernels import python_ref
 
 
 class OfGates(Contract):
@@ -22,9 +24,9 @@ class Counted(OfGates):
     def __init__(self):
         self.count = 0
 
-    def expected(self, *inputs):
+    def expected(self, *inputs, **settings):
         self.count += 1
-        return tuple(y * (2 if self.doubled else 1) for y in super().expected(*inputs))
+        return tuple(y * (2 if self.doubled else 1) for y in super().expected(*inputs, **settings))
 
 
 def of(contract, seed):
@@ -50,7 +52,7 @@ def test_the_specification_is_computed_again_for_what_else_it_depends_on():
         contract.check(of(contract, 403), torch.float32)
 
 
-@pytest.mark.parametrize("of_what", ["call", "gradients"])
+@pytest.mark.parametrize("of_what", ["call", "gradients_of"])
 def test_a_wrong_result_is_caught_where_a_right_one_came_before(monkeypatch, of_what):
     contract = Counted()
     contract.check(of(contract, 404), torch.float32)
@@ -89,3 +91,25 @@ def test_values_that_differ_have_different_digests(other):
     x = torch.tensor([1.0, 2.0])
     assert digest_of(x) == digest_of(x.repeat_interleave(2)[::2])
     assert digest_of(x) != digest_of(other)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 300])
+@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
+@pytest.mark.parametrize("per_row", [False, True], ids=["per step", "per row"])
+@pytest.mark.parametrize("from_initial", [False, True], ids=["from 0", "from a state"])
+@pytest.mark.parametrize("batch", [(), (0,), (2, 3)], ids=str)
+def test_a_scan_as_one_node_has_the_bits_and_the_gradients_of_one_for_each_step(
+    batch, steps, reverse, per_row, from_initial
+):
+    sizes = (1 if per_row else steps, steps, 1)
+    drawn = [normal(batch, n, torch.float64, "cpu", i) for i, n in enumerate(sizes)]
+    leaves = [x.requires_grad_() for x in (drawn[0].tanh(), *drawn[1 : 2 + from_initial])]
+    gates, tokens, *initial = leaves
+    states = scan(gates, tokens, reverse, *initial)
+    expected = python_ref.linear_scan(gates, tokens, reverse, *initial)
+    assert torch.equal(states, expected)
+    if steps:
+        up = normal(batch, steps, torch.float64, "cpu", 3)
+        wanted = torch.autograd.grad(expected, leaves, up)
+        for g, e in zip(torch.autograd.grad(states, leaves, up), wanted, strict=True):
+            torch.testing.assert_close(g, e, rtol=1e-13, atol=1e-13)

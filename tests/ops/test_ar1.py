@@ -68,6 +68,7 @@ def wrong_parameters(leader):
 class TestReparam(Ar1Contract):
     op = "ar1_reparam"
     differentiable = (0, 1, 2, 3)
+    scans = True
     results = (0, 1)
 
     def inputs(self, variant, batch, d, dtype, device="cpu", seed=0):
@@ -85,6 +86,7 @@ class TestReparam(Ar1Contract):
 class TestReparamRng(Ar1Contract):
     op = "ar1_reparam_rng"
     differentiable = (0, 1, 2)
+    scans = True
     results = (0, 1)
     specified_by = ("drawn_as",)
 
@@ -92,10 +94,10 @@ class TestReparamRng(Ar1Contract):
         state = torch.tensor([2**40 + 17 * seed, 2**33 + seed], device=device)
         return [*parameters(variant, batch, d, dtype, device, seed), state]
 
-    def expected(self, mu, log_var, rho_logit, rng_state):
+    def expected(self, mu, log_var, rho_logit, rng_state, **settings):
         # The noise is drawn in the type that the op computes in, not in the float64 of the oracle.
         eps = draw(mu.to(self.drawn_as), rng_state).to(mu.dtype)
-        return python_ref.ar1_reparam(mu, log_var, rho_logit, eps)
+        return python_ref.ar1_reparam(mu, log_var, rho_logit, eps, **settings)
 
     drawn_as = torch.float64
 

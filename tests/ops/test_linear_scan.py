@@ -13,6 +13,7 @@ class TestLinearScan(Contract):
     op = "linear_scan"
     variants = ("per_row", "per_row_reverse", "per_step", "per_step_reverse")
     differentiable = (0, 1)
+    scans = True
 
     def inputs(self, variant, batch, d, dtype, device="cpu", seed=0):
         gates = torch.tanh(
@@ -20,6 +21,9 @@ class TestLinearScan(Contract):
         )
         tokens = normal(batch, d, dtype, device, 2 * seed + 1)
         return [gates.to(dtype).to(device), tokens, "reverse" in variant]
+
+    def expected(self, *inputs, scan=python_ref.linear_scan):
+        return (scan(*inputs),)
 
     def wrong_inputs(self):
         x = torch.ones(2, 3)
@@ -90,6 +94,10 @@ class TestFromInitial(Contract):
     op = "linear_scan"
     variants = TestLinearScan.variants
     differentiable = (0, 1, 3)
+    scans = True
+
+    def expected(self, *inputs, scan=python_ref.linear_scan):
+        return (scan(*inputs),)
 
     def inputs(self, variant, batch, d, dtype, device="cpu", seed=0):
         initial = 2 * normal(batch, 1, torch.float64, "cpu", 2 * seed + 100)

@@ -52,6 +52,7 @@ class TestMarkovReparam(Contract):
     variants = ("per_row", "per_element", "posterior")
     differentiable = (0, 1, 2, 3, 4)
     results = (0, 1)
+    scans = True
 
     def inputs(self, variant, batch, d, dtype, device="cpu", seed=0):
         form = FORMS[variant]

@@ -79,7 +79,7 @@ def of_sequences(
     objective: Objective | None = None,
 ) -> rk.VAE:
     return rk.VAE(
-        encoder or rk.nets.GRU(STEPS, hidden=4),
+        encoder or rk.nets.Dilated(STEPS, channels=4, layers=1),
         posterior or rk.posteriors.Markov(D),
         rk.priors.AR1Process(D),
         rk.decoders.PerStep(decoder or rk.decoders.Bernoulli()),
@@ -470,7 +470,9 @@ class _Exported(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         vae, q = self.vae, self.vae.posterior_for(x)
         # What is drawn comes last, as the draws of a graph are not those of eager mode.
-        drawn = (q.rsample(), vae.elbo(x), vae.log_weights(x, 3), *vae(x, 3), *vae(x, 3, 500))
+        drawn = (q.rsample(), vae.elbo(x), vae.log_weights(x, 3), *vae(x, 3, 500))
+        if vae.objective.needs_data_size:  # to the others the batch alone is no other way
+            drawn = (*drawn, *vae(x, 3))
         if vae.decoder.autoregressive:  # a graph of its draws would hold every pixel by itself
             return q.mean, vae.decoder.log_prob(x, q.mean), *drawn
         return q.mean, vae.reconstruct(x), *drawn, vae.sample(x.shape[0], "draw")

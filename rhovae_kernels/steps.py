@@ -17,6 +17,11 @@ class Steps(NamedTuple):
     Attributes:
         features: a step's features, (B, T, features).
         observed: whether the step was observed, (B, T), bool.
+
+    Example:
+        >>> h = Steps(torch.zeros(1, 4, 2), torch.tensor([[True, False, True, False]]))
+        >>> h.own
+        tensor([[ True,  True,  True, False]])
     """
 
     features: Tensor

@@ -17,6 +17,20 @@ class Transform(nn.Module, ABC):
 
     Shapes: x, y (…,d); context (…,context), whose leading dimensions broadcast with those of x;
     log_det (…), in nats.
+
+    Example:
+        >>> import torch, rhovae_kernels as rk
+        >>> class Scale(rk.nn.Transform):  # y_i = e^(a_i) x_i
+        ...     def __init__(self, features):
+        ...         super().__init__()
+        ...         self.a = torch.nn.Parameter(torch.zeros(features))
+        ...     def call_and_log_det(self, x, context=None):
+        ...         return x * self.a.exp(), self.a.sum().expand(x.shape[:-1])
+        ...     def inverse(self, y, context=None):
+        ...         return y * (-self.a).exp(), -self.a.sum().expand(y.shape[:-1])
+        >>> flow = rk.nn.Flow(2, [Scale(2), rk.nn.AffineCoupling([True, False])])
+        >>> flow().log_prob(torch.zeros(3, 2)).detach()
+        tensor([-1.8379, -1.8379, -1.8379])
     """
 
     @abstractmethod

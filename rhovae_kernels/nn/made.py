@@ -308,8 +308,8 @@ class MADE(nn.Module):
         return x.flip(-1) if self.reverse else x
 
     def unsort(self, x: Tensor, dim: int) -> Tensor:
-        if self.reverse:
-            x = x.flip(dim)
+        """What `sort` undoes, of what lies along the dimension `dim`."""
+        x = x.flip(dim) if self.reverse else x
         return x if self.order is None else x.index_select(dim, orders.rank(self.order))
 
     def _check_heads(self, count: int, what: str) -> None:

@@ -22,6 +22,27 @@ class Autoregressive(Decoder):
     Attributes:
         input_shape: shape of one datum, known once it is built.
         latent: dimensions of z, likewise.
+
+    Example:
+        >>> import torch, rhovae_kernels as rk
+        >>> class Chain(rk.decoders.Autoregressive):  # each bit given z and the one before it
+        ...     support = torch.distributions.constraints.unit_interval
+        ...     def make(self):
+        ...         self.logit = torch.nn.Linear(1 + self.latent, 1)
+        ...     def conditionals(self, x, z):
+        ...         before = torch.nn.functional.pad(x, (1, -1))[..., None]
+        ...         given = torch.cat([before, z[:, None].expand(-1, x.shape[1], -1)], -1)
+        ...         return torch.distributions.Bernoulli(logits=self.logit(given)[..., 0])
+        ...     def sample_rows(self, n, z, generator):
+        ...         x = torch.zeros(n, *self.input_shape)
+        ...         for i in range(x.shape[1]):
+        ...             p = self.conditionals(x, z).probs[:, i]
+        ...             x[:, i] = torch.bernoulli(p, generator=generator)
+        ...         return x
+        >>> vae = rk.VAE(rk.nets.MLP((6,)), rk.posteriors.Diagonal(2), rk.priors.StandardNormal(2),
+        ...              Chain())
+        >>> vae(torch.zeros(5, 6)).distortion.shape, vae.sample(3).shape
+        (torch.Size([5]), torch.Size([3, 6]))
     """
 
     autoregressive = True

@@ -25,6 +25,23 @@ class Decoder(Part):
             no mean in closed form.
         footprint: numbers that the density holds in memory at once for each number of a datum,
             about: how many data `evaluate` takes at a time goes by it.
+
+    A subclass says what `support`, `per_dimension` and `draw` are.
+
+    Example:
+        >>> import torch, rhovae_kernels as rk
+        >>> class Poisson(rk.decoders.Decoder):
+        ...     support = torch.distributions.constraints.nonnegative_integer
+        ...     def per_dimension(self, out):
+        ...         return torch.distributions.Poisson(out.exp(), validate_args=False)
+        ...     @torch.no_grad()
+        ...     def draw(self, z, generator=None):
+        ...         return torch.poisson(self.mean(z), generator=generator)
+        >>> counts = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, 1.0]])
+        >>> vae = rk.VAE(rk.nets.MLP((3,)), rk.posteriors.Diagonal(2), rk.priors.StandardNormal(2),
+        ...              Poisson())
+        >>> vae(counts).distortion.shape, vae.sample(4, mode="draw").shape
+        (torch.Size([2]), torch.Size([4, 3]))
     """
 
     net: nn.Module | None
@@ -34,6 +51,7 @@ class Decoder(Part):
 
     @property
     def footprint(self) -> int:
+        """1: the outputs of the network alone."""
         return 1
 
     def __init__(self, net: nn.Module | None = None) -> None:

@@ -24,6 +24,7 @@ class Discretized(D.Distribution):
         loc: μ.
         log_scale: log s, broadcast with μ.
         levels: how many values there are, 2 at least.
+        validate_args: whether to check parameters and values; PyTorch's default where left out.
 
     Example:
         >>> import torch

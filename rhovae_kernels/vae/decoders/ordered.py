@@ -24,6 +24,37 @@ class Ordered(Autoregressive):
 
     Raises:
         ValueError: an order is unknown; once it is built, an order does not fit the data.
+
+    Example:
+        >>> import torch, rhovae_kernels as rk
+        >>> class Chain(rk.decoders.Ordered):  # each bit given z and the one before it
+        ...     support = torch.distributions.constraints.unit_interval
+        ...     def make_networks(self):
+        ...         logits = [torch.nn.Linear(1 + self.latent, 1) for _ in self.orders]
+        ...         self.logits = torch.nn.ModuleList(logits)
+        ...     def conditionals_in(self, k, x, z):
+        ...         order, before = self.permutations[k], torch.zeros_like(x)
+        ...         before[:, order[1:]] = x[:, order[:-1]]
+        ...         z = z[:, None].expand(-1, x.shape[1], -1)
+        ...         logits = self.logits[k](torch.cat([before[..., None], z], -1))[..., 0]
+        ...         return torch.distributions.Bernoulli(logits=logits)
+        ...     def sample_rows(self, n, z, generator):
+        ...         x = torch.zeros(n, *self.input_shape)
+        ...         of_rows = self.draw_orders(n, x.device, generator)
+        ...         for k, order in enumerate(self.permutations):
+        ...             own = of_rows == k
+        ...             for i in order.tolist():
+        ...                 p = self.conditionals_in(k, x[own], z[own]).probs[:, i]
+        ...                 x[own, i] = torch.bernoulli(p, generator=generator)
+        ...         return x
+        >>> decoder = Chain(["raster", (2, 1, 0)])
+        >>> vae = rk.VAE(rk.nets.MLP((3,)), rk.posteriors.Diagonal(2), rk.priors.StandardNormal(2),
+        ...              decoder)
+        >>> vae.sample(5).shape
+        torch.Size([5, 3])
+        >>> every = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 3)
+        >>> round(decoder.eval().log_prob(every, torch.zeros(8, 2)).exp().sum().item(), 4)
+        1.0
     """
 
     permutations: list[Tensor]

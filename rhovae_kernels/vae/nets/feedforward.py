@@ -16,9 +16,35 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "elu": nn.ELU}
 class Encoder(Part):
     """A network from data (B, *input_shape) to features (B, out_features).
 
-    Attributes:
+    A subclass makes `layers`, and says what `mirror` is where a decoder is to do without a network.
+    Any other module will do for an encoder too.
+
+    Args:
         input_shape: shape of one datum.
+        hidden: widths of the layers, the last one of which is that of the features.
+
+    Attributes:
+        layers: what `forward` applies, a module from (B, *input_shape) to (B, out_features).
         out_features: how many features come out.
+
+    Raises:
+        ValueError: a size is no positive integer; in use, x is of another shape.
+
+    Example:
+        >>> import torch, rhovae_kernels as rk
+        >>> class Tanh(rk.nets.Encoder):  # of points, one layer
+        ...     def __init__(self, input_shape, hidden=(16,)):
+        ...         super().__init__(input_shape, hidden)
+        ...         (d,), (width,) = self.input_shape, self.hidden
+        ...         self.layers = torch.nn.Sequential(torch.nn.Linear(d, width), torch.nn.Tanh())
+        ...     def mirror(self, latent, channels_out=None):
+        ...         (d,), (width,) = self.input_shape, self.hidden
+        ...         layers = torch.nn.Linear(latent, width), torch.nn.Tanh()
+        ...         return torch.nn.Sequential(*layers, torch.nn.Linear(width, channels_out or d))
+        >>> vae = rk.VAE(Tanh((3,)), rk.posteriors.AR1(2), rk.priors.StandardNormal(2),
+        ...              rk.decoders.Gaussian())
+        >>> vae.sample(5).shape
+        torch.Size([5, 3])
     """
 
     input_shape: tuple[int, ...]

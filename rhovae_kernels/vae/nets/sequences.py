@@ -18,8 +18,26 @@ class SequenceEncoder(Encoder):
         input_shape: (T, features) of one sequence; others may be longer or shorter.
         hidden: widths of the layers.
 
+    A subclass says what `features_of` is.
+
     Raises:
-        ValueError: input_shape is not (T, features), or a size is no positive integer.
+        ValueError: input_shape is not (T, features), or a size is no positive integer; in use, x is
+            of another shape.
+
+    Example:
+        >>> import torch, rhovae_kernels as rk
+        >>> class Pointwise(rk.nets.SequenceEncoder):  # features of a step's own values alone
+        ...     def __init__(self, input_shape, hidden=(16,)):
+        ...         super().__init__(input_shape, hidden)
+        ...         # A step's features, and whether the step is missing.
+        ...         self.layers = torch.nn.Linear(self.input_shape[1] + 1, self.out_features)
+        ...     def features_of(self, inputs, own):
+        ...         return torch.relu(self.layers(inputs))
+        >>> vae = rk.VAE(Pointwise((20, 3)), rk.posteriors.Markov(2), rk.priors.AR1Process(2),
+        ...              rk.decoders.PerStep(rk.decoders.Gaussian()))
+        >>> x = rk.data.pad([torch.randn(20, 3), torch.randn(12, 3)])
+        >>> vae(x).loss.isfinite(), vae.sample(4).shape
+        (tensor(True), torch.Size([4, 20, 3]))
     """
 
     def __init__(self, input_shape: tuple[int, ...], hidden: tuple[int, ...]) -> None:

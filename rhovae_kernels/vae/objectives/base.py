@@ -27,6 +27,16 @@ class Terms:
         step: optimization steps taken so far; None where they were not given.
         data_size: how many data the batch is drawn of.
         kl_weight: the number that kl has been multiplied with.
+
+    Example:
+        >>> import torch, rhovae_kernels as rk
+        >>> x = torch.zeros(5, 3)
+        >>> vae = rk.VAE(rk.nets.MLP((3,)), rk.posteriors.AR1(2), rk.priors.StandardNormal(2),
+        ...              rk.decoders.Gaussian())
+        >>> terms = vae.objective.draw(x, vae.encoder(x), vae.posterior, vae.prior, vae.decoder,
+        ...                            step=None, data_size=5)
+        >>> terms.distortion.shape, terms.z.shape, terms.q.batch_shape
+        (torch.Size([5]), torch.Size([5, 2]), torch.Size([5]))
     """
 
     log_px: Tensor
@@ -65,6 +75,22 @@ class Objective(Part):
         needs_step: whether it changes with the optimization steps taken so far.
         repeats: whether a datum may be in a batch several times, with a sample of its own each.
         takes_sequences: whether codes may be sequences, as many of other lengths in a batch.
+
+    A subclass says what `forward` is.
+
+    Example:
+        >>> import torch, rhovae_kernels as rk
+        >>> class RateTarget(rk.objectives.Objective):  # mean(−log p(x|z)) + 10 |mean KL − rate|
+        ...     def __init__(self, rate):
+        ...         super().__init__()
+        ...         self.rate = rate
+        ...     def forward(self, terms):
+        ...         return terms.distortion.mean() + 10 * (terms.rate.mean() - self.rate).abs()
+        >>> vae = rk.VAE(rk.nets.MLP((3,)), rk.posteriors.AR1(2), rk.priors.StandardNormal(2),
+        ...              rk.decoders.Gaussian(), RateTarget(3.0))
+        >>> out = vae(torch.zeros(5, 3))
+        >>> bool(torch.isclose(out.loss, out.distortion.mean() + 10 * (out.rate.mean() - 3).abs()))
+        True
     """
 
     averages_kl = True
@@ -119,16 +145,29 @@ class Objective(Part):
 class OnKL(Objective):
     """Another objective, given another KL divergence.
 
-    Attributes:
-        scales_kl: whether it multiplies the KL divergence by a number, and
-            `Terms.kl_weight` with it.
+    A subclass says what `kl` is.
 
     Args:
         objective: the objective.
 
+    Attributes:
+        scales_kl: whether it multiplies the KL divergence by a number, and
+            `Terms.kl_weight` with it.
+
     Raises:
         ValueError: the objective does not average the KL divergence, and this does more than
             scale it.
+
+    Example:
+        >>> import torch, rhovae_kernels as rk
+        >>> class Squared(rk.objectives.OnKL):
+        ...     def kl(self, terms):
+        ...         return terms.kl.square()
+        >>> vae = rk.VAE(rk.nets.MLP((3,)), rk.posteriors.AR1(2), rk.priors.StandardNormal(2),
+        ...              rk.decoders.Gaussian(), Squared(rk.objectives.ELBO()))
+        >>> out = vae(torch.zeros(5, 3))
+        >>> bool(torch.isclose(out.loss, (out.distortion + out.rate.square()).mean()))
+        True
     """
 
     scales_kl = False
@@ -192,10 +231,24 @@ def known_step(step: int | None, objective: Objective) -> int:
 
 
 def not_negative(name: str, value: float) -> float:
-    """The value of an argument that takes a weight.
+    """The value of an argument that takes a weight, as a float.
+
+    Args:
+        name: what the error calls the argument.
+        value: what it is.
+
+    Returns:
+        The value.
 
     Raises:
         ValueError: it is negative or no number.
+
+    Example:
+        >>> not_negative("beta", 4)
+        4.0
+        >>> not_negative("beta", -1)
+        Traceback (most recent call last):
+        ValueError: beta is -1; it must not be negative
     """
     if not value >= 0:
         raise ValueError(f"{name} is {value}; it must not be negative")

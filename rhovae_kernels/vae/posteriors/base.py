@@ -13,10 +13,33 @@ from rhovae_kernels.vae.priors import Prior
 class Posterior(Part):
     """A distribution q(z|h) over `latent` dimensions, its parameters one linear layer of h.
 
-    A VAE calls `build` with its encoder's number of features, and `bind` with its prior.
+    A VAE calls `build` with its encoder's number of features, and `bind` with its prior. A subclass
+    says what `numbers` and `forward` are.
+
+    Args:
+        latent: dimensions of the code.
 
     Attributes:
         sequential: whether a code is a sequence (T, latent), one step of it for each of the data.
+        head: the linear layer, once it is built.
+
+    Raises:
+        ValueError: latent is no positive integer.
+
+    Example:
+        >>> import torch, rhovae_kernels as rk
+        >>> class Laplace(rk.posteriors.Posterior):
+        ...     @property
+        ...     def numbers(self):  # of the location, and of the logarithm of the scale
+        ...         return self.latent, self.latent
+        ...     def forward(self, h):
+        ...         loc, log_scale = self.parameters_of(h)
+        ...         q = torch.distributions.Laplace(loc, log_scale.exp())
+        ...         return torch.distributions.Independent(q, 1)
+        >>> vae = rk.VAE(rk.nets.MLP((3,)), Laplace(2), rk.priors.StandardNormal(2),
+        ...              rk.decoders.Gaussian())
+        >>> vae(torch.zeros(5, 3)).rate.shape, vae.posterior_for(torch.zeros(5, 3)).base_dist
+        (torch.Size([5]), Laplace(loc: torch.Size([5, 2]), scale: torch.Size([5, 2])))
     """
 
     latent: int

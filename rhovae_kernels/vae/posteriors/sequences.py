@@ -14,8 +14,30 @@ from rhovae_kernels.vae.priors import AR1Process, Prior
 class SequencePosterior(Posterior):
     """A distribution q(z|h) over sequences z (T, C), its parameters one linear layer of a step's h.
 
+    A subclass says what `numbers` and `chains` are.
+
     Args:
         latent: channels C.
+
+    Raises:
+        ValueError: latent is no positive integer.
+
+    Example:
+        >>> import torch, rhovae_kernels as rk
+        >>> class OneRho(rk.posteriors.SequencePosterior):  # ρ of a channel, of all data and steps
+        ...     def __init__(self, latent):
+        ...         super().__init__(latent)
+        ...         self.rho_logit = torch.nn.Parameter(torch.zeros(latent))
+        ...     @property
+        ...     def numbers(self):
+        ...         return self.latent, self.latent
+        ...     def chains(self, h):
+        ...         mu, log_var = (x.mT for x in self.parameters_of(h.features))
+        ...         return mu, log_var, self.rho_logit[:, None].expand(len(mu), -1, 1)
+        >>> vae = rk.VAE(rk.nets.GRU((20, 3), hidden=8), OneRho(2), rk.priors.AR1Process(2),
+        ...              rk.decoders.PerStep(rk.decoders.Gaussian()))
+        >>> vae(torch.zeros(5, 7, 3)).rate.shape
+        torch.Size([5])
     """
 
     sequential = True

@@ -17,8 +17,31 @@ if TYPE_CHECKING:
 class Prior(Derived, Part):
     """A distribution p(z) over `latent` dimensions.
 
+    A subclass says what `forward` and `sample` are.
+
+    Args:
+        latent: dimensions of the code.
+
     Attributes:
+        loc: zeros (latent,), of the device and type that the module is of.
         sequential: whether a code is a sequence (T, latent); `over` then gives it for any T.
+
+    Raises:
+        ValueError: latent is no positive integer.
+
+    Example:
+        >>> import torch, rhovae_kernels as rk
+        >>> class Wide(rk.priors.Prior):  # N(0, 9 I)
+        ...     def forward(self):
+        ...         p = torch.distributions.Normal(self.loc, torch.full_like(self.loc, 3.0))
+        ...         return torch.distributions.Independent(p, 1)
+        ...     def sample(self, n, generator=None):
+        ...         like = {"dtype": self.loc.dtype, "device": self.loc.device}
+        ...         return 3 * torch.randn(n, self.latent, generator=generator, **like)
+        >>> vae = rk.VAE(rk.nets.MLP((3,)), rk.posteriors.AR1(2), Wide(2),
+        ...              rk.decoders.Gaussian())
+        >>> vae(torch.zeros(5, 3)).rate.shape, vae.sample(4).shape
+        (torch.Size([5]), torch.Size([4, 3]))
     """
 
     latent: int

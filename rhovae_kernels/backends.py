@@ -52,11 +52,28 @@ except ImportError as error:
 
 
 class BackendError(RuntimeError):
-    """The implementation that was asked for is unknown or is not there."""
+    """The implementation that was asked for is unknown or is not there.
+
+    Example:
+        >>> use_backend("gpu")
+        Traceback (most recent call last):
+        rhovae_kernels.backends.BackendError: use_backend: name is 'gpu'; it must be one of cpu, ...
+    """
 
 
 def build_info() -> dict[str, object]:
-    """How the extension was built: compiler, flags, CUDA version, architectures, torch; or {}."""
+    """How the compiled extension was built.
+
+    Returns:
+        By name: "compiler" and "flags"; "torch", the version it was built with, and "torch_target",
+        the oldest it runs with; "cuda", the version of CUDA, and "architectures", both empty where
+        it was built without; "targets", the instruction sets of its CPU kernels, and
+        "instructions", the one that runs on this machine. Nothing where there is no extension.
+
+    Example:
+        >>> build_info()["torch_target"]
+        '2.11'
+    """
     return dict(extension.build_info()) if extension is not None else {}
 
 

@@ -13,8 +13,10 @@ BINARIZATIONS = {"none": "grey", "round": "rounded", "static": "static", "dynami
 """The ways to make pixels binary, and the label that results carry: four different data sets."""
 
 SPLITS = ("train", "valid", "test")
-# All the data for training, where nothing is held out to choose an epoch by.
+"""The splits of a data set: to train on, to choose an epoch by, to measure on."""
+
 WHOLE = "train+valid"
+"""All the data for training, where nothing is held out to choose an epoch by."""
 
 
 @dataclass(frozen=True)

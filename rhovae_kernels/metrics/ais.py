@@ -40,6 +40,12 @@ class Annealed:
         reverse_log_weights: log ŵ of the chains that ran backwards, (chains, N): E[ŵ] = 1/p(x);
             None where no posterior samples were given.
         acceptance: share of proposals that the forward chains took, (N,); 1 where none was made.
+
+    Example:
+        >>> log_w, reverse = [[-3.0], [-2.0]], [[2.0], [2.4]]  # two chains of one datum
+        >>> found = Annealed(torch.tensor(log_w), torch.tensor(reverse), torch.tensor([0.65]))
+        >>> found.lower, found.upper, found.ess
+        (tensor([-2.3799]), tensor([-2.2199]), tensor([1.6481]))
     """
 
     log_weights: Tensor

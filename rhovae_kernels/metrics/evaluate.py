@@ -46,6 +46,13 @@ class Result(dict[str, Any]):
     `data`, `split`, `count` and `label` say on what, `notes`, where there are any, what was done to
     the data. The label "grey" marks values in [0, 1] as they are, on which a Bernoulli decoder
     gives a cross-entropy, comparable among models trained alike and no density.
+
+    Example:
+        >>> import rhovae_kernels as rk
+        >>> vae = rk.recipes.recipe("vae").build((3,), latent=2)
+        >>> result = rk.evaluate(vae, torch.rand(20, 3), ["elbo"])
+        >>> list(result), [name for name, value in result.lines()]
+        (['data', 'split', 'count', 'label', 'elbo'], ['−ELBO', '  distortion', '  rate'])
     """
 
     def json(self) -> str:

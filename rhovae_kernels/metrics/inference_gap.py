@@ -38,6 +38,19 @@ class Gaps(dict[str, Any]):
     "upper" and the bracket's "width") and what tells of convergence; `elbo` the encoder's;
     `families`, for each, its best ELBO and the gaps, each with its standard error over the data;
     `notes` what to beware of.
+
+    Example:
+        >>> import rhovae_kernels as rk
+        >>> vae = rk.recipes.recipe("vae").build((3,), latent=2)
+        >>> gaps = rk.metrics.inference_gap(
+        ...     vae, torch.rand(4, 3), ["diagonal"], limit=4, samples=50, temperatures=10
+        ... )
+        >>> list(gaps)
+        ['data', 'split', 'count', 'label', 'log_p', 'elbo', 'total', 'families', 'notes']
+        >>> of_diagonal = gaps["families"]["diagonal"]
+        >>> parts = [of_diagonal[part]["mean"] for part in ("approximation", "amortization")]
+        >>> abs(gaps["total"]["mean"] - sum(parts)) < 1e-6
+        True
     """
 
     def json(self) -> str:

@@ -25,6 +25,18 @@ class State:
         lr: step size of the optimizer's first group of parameters.
         history: what was measured.
         stopped: whether the run ends with this epoch.
+
+    Example:
+        >>> import tempfile, torch, rhovae_kernels as rk
+        >>> class Enough(rk.training.Callback):
+        ...     def on_epoch(self, state: State) -> None:
+        ...         print("epoch", state.epoch, "of", state.epochs, "after step", state.step)
+        ...         if state.row["valid_negative_elbo"] < 100:
+        ...             state.stop()
+        >>> vae, x = rk.recipes.recipe("rho-vae").build((3,), latent=2), torch.rand(50, 3)
+        >>> history = rk.fit(vae, x, epochs=5, batch_size=16, callbacks=[Enough()],
+        ...                  out=tempfile.mkdtemp(), quiet=True)
+        epoch 1 of 5 after step 3
     """
 
     vae: Model

@@ -34,6 +34,15 @@ class Checkpoint:
         generators: states of the generators that came with the data, by name.
         groups: the optimizer's settings for its groups of parameters, which a schedule changes.
         schedule: the schedule's state.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "last.safetensors"
+        >>> history = [{"epoch": 1, "train_loss": 3.5}]
+        >>> Checkpoint({"weight": torch.ones(2)}, {}, {}, step=100, history=history).save(path)
+        >>> found = Checkpoint.load(path)
+        >>> found.model, found.step, found.history
+        ({'weight': tensor([1., 1.])}, 100, [{'epoch': 1, 'train_loss': 3.5}])
     """
 
     model: dict[str, Tensor]
@@ -48,6 +57,11 @@ class Checkpoint:
     schedule: dict[str, Any] | None = None
 
     def save(self, path: Path) -> None:
+        """Write it to a file, at once: tensors, and JSON of what is none.
+
+        Args:
+            path: the file.
+        """
         tensors = {f"model.{name}": x for name, x in self.model.items()}
         numbers: dict[str, Any] = {}
         for kind, states in (("optimizer", self.states), ("adversary", self.adversary)):
@@ -67,6 +81,9 @@ class Checkpoint:
     @classmethod
     def load(cls, path: Path) -> "Checkpoint":
         """The checkpoint in a file.
+
+        Args:
+            path: the file.
 
         Raises:
             FileNotFoundError: there is none.

@@ -45,6 +45,11 @@ class History:
             one, test {split}_loss, {split}_negative_elbo, {split}_distortion, {split}_rate, in
             nats.
         seconds: what the training steps of each epoch took, of the epochs that this call ran.
+
+    Example:
+        >>> history = History([{"epoch": 1, "train_loss": 3.5}, {"epoch": 2, "train_loss": 3.0}])
+        >>> history.column("train_loss")
+        [3.5, 3.0]
     """
 
     epochs: list[dict[str, float]] = field(default_factory=list)
@@ -135,9 +140,20 @@ def load_run(run: str | Path, **parts: nn.Module) -> tuple[Model, dict[str, Any]
         run: the directory.
         parts: those that were made by other code than this package's, see `VAE.from_pretrained`.
 
+    Returns:
+        The model, on the CPU and in evaluation mode, and what run.json says.
+
     Raises:
         FileNotFoundError: there is no run, or none that finished an epoch.
         ValueError: one of its files is truncated or corrupted.
+
+    Example:
+        >>> import tempfile, rhovae_kernels as rk
+        >>> run, vae = tempfile.mkdtemp(), rk.recipes.recipe("rho-vae").build((3,), latent=2)
+        >>> history = rk.fit(vae, torch.rand(50, 3), epochs=1, out=run, quiet=True)
+        >>> again, settings = load_run(run)
+        >>> again.latent, settings["batch_size"], settings["lr"]
+        (2, 128, 0.001)
     """
     run = Path(run)
     if not (run / RUN).is_file():

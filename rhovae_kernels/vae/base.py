@@ -25,6 +25,12 @@ class Output(NamedTuple):
         rate: KL(q(z|x) ‖ p(z)), (B,), in nats, or its estimate; 0 of a model without a code.
 
     Where the objective draws more than one sample of each datum, the last two are means over them.
+
+    Example:
+        >>> import torch, rhovae_kernels as rk
+        >>> out = rk.recipes.recipe("vae").build((3,), latent=2)(torch.zeros(5, 3))
+        >>> out.distortion.shape, bool(out.loss.isclose((out.distortion + out.rate).mean()))
+        (torch.Size([5]), True)
     """
 
     loss: Tensor
@@ -35,10 +41,20 @@ class Output(NamedTuple):
 class Model(Saved):
     """A model of data, with a latent code or without one.
 
-    A subclass sets `_input_shape`, and says what `forward`, `check_data` and `sample` are.
+    What `VAE` and `Density` have in common. A subclass sets `_input_shape`, and says what
+    `forward`, `check_data` and `sample` are.
 
     Args:
         validate_args: whether data are looked at in every call, see `check_data`.
+
+    Example:
+        >>> import torch, rhovae_kernels as rk
+        >>> vae = rk.recipes.recipe("vae").build((1, 4, 4), latent=2)
+        >>> density = rk.Density(rk.decoders.NADE(hidden=(16,)), (1, 4, 4))
+        >>> for model in (vae, density):
+        ...     isinstance(model, Model), model(model.sample(5)).loss.shape, model.mode
+        (True, torch.Size([]), 'mean')
+        (True, torch.Size([]), 'draw')
     """
 
     _input_shape: tuple[int, ...]

@@ -32,6 +32,15 @@ class Recipe:
         variance: of the Gaussian decoder, that of other data; learned where None.
         batch_size, lr, epochs, latent: the settings to train it with: data per step, Adam's step
             size, passes over the data, latent dimensions.
+
+    Example:
+        >>> import torch, rhovae_kernels as rk
+        >>> mine = Recipe("mine", "an AR(1) posterior and a flow as the prior", "ours",
+        ...               encoder=rk.nets.MLP, posterior=rk.posteriors.AR1, prior=rk.priors.RealNVP,
+        ...               latent=4)
+        >>> vae = mine.build((1, 8, 8))
+        >>> vae.latent, vae(torch.zeros(5, 1, 8, 8)).rate.shape
+        (4, torch.Size([5]))
     """
 
     name: str
@@ -86,6 +95,13 @@ class DensityRecipe:
         source: where that comes from.
         decoder: makes what gives p(x).
         batch_size, lr, epochs: the settings to train it with, see `Recipe`.
+
+    Example:
+        >>> import torch, rhovae_kernels as rk
+        >>> mine = DensityRecipe("mine", "a small PixelCNN", "ours",
+        ...                      decoder=lambda: rk.decoders.PixelCNN(channels=4, layers=4))
+        >>> mine.build((1, 8, 8)).log_prob(torch.zeros(5, 1, 8, 8)).shape
+        torch.Size([5])
     """
 
     name: str

@@ -277,6 +277,12 @@ def recipe(name: str) -> Recipe | DensityRecipe:
     has no latent code, nor has `nade`, of zeros and ones; `nade-gaussian` is of real numbers,
     `nade-ensemble` of images in four orders, `nade-orderless` of any order of few dimensions.
 
+    Args:
+        name: of the recipe.
+
+    Returns:
+        The recipe, whose `build` makes a model of it.
+
     Raises:
         ValueError: there is none.
 
@@ -297,8 +303,18 @@ def recipe(name: str) -> Recipe | DensityRecipe:
 def vae_recipe(name: str) -> Recipe:
     """The recipe of that name, of a model with a latent code.
 
+    Args:
+        name: of the recipe, see `recipe`.
+
+    Returns:
+        The recipe, whose `build` makes a `VAE` of it.
+
     Raises:
         ValueError: there is none, or it is of a model without a code.
+
+    Example:
+        >>> vae_recipe("beta-rho-vae").beta
+        4.0
     """
     found = recipe(name)
     if not isinstance(found, Recipe):

@@ -23,6 +23,15 @@ class Saved(nn.Module, ModelHubMixin):
 
     Attributes:
         part_names: the arguments of the constructor that are parts.
+
+    Example:
+        >>> import tempfile, rhovae_kernels as rk
+        >>> model = rk.Density(rk.decoders.NADE(hidden=(16,)), (1, 4, 4)).eval()
+        >>> directory, x = tempfile.mkdtemp(), model.sample(5)
+        >>> model.save_pretrained(directory)
+        >>> again = rk.Density.from_pretrained(directory)
+        >>> torch.equal(model.log_prob(x), again.log_prob(x))
+        True
     """
 
     part_names: ClassVar[tuple[str, ...]] = ()

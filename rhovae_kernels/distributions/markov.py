@@ -1,4 +1,4 @@
-"""`MarkovNormal`, `AR1Normal`: Gauss–Markov Gaussians as `torch.distributions.Distribution`."""
+"""`MarkovNormal`: Gauss–Markov Gaussians as `torch.distributions.Distribution`."""
 
 import math
 from typing import Any, ClassVar, NamedTuple
@@ -42,7 +42,8 @@ class MarkovNormal(Distribution):
 
     These are all Gaussians with a tridiagonal precision. ρ_j correlates step j with step j−1.
     Sampling, density, entropy and KL divergence cost O(d). Nothing forms 1 − ρ², so with
-    `rho_logit` they are right where ρ itself rounds to ±1.
+    `rho_logit` they are right where ρ itself rounds to ±1. By position, as of PyTorch's `Normal`,
+    come the scale and then ρ: what an encoder puts out goes by name.
 
     Args:
         loc: mean, shape (…,d).
@@ -321,30 +322,3 @@ class MarkovNormal(Distribution):
             self.log_var.expand(shape[:-1] + self.log_var.shape[-1:]),
             self.rho_logit.expand(shape[:-1] + self.rho_logit.shape[-1:]),
         )
-
-
-class AR1Normal(MarkovNormal):
-    """A Gaussian whose neighbours are correlated: N(loc, D R D), R[i,j] = ρ^|i−j|, D = diag(scale).
-
-    u_1 = ε_1; u_j = ρ u_{j−1} + √(1−ρ²) ε_j; z = loc + scale ⊙ u
-
-    The MarkovNormal of one ρ for all steps: rho and rho_logit are of shape (…,1). Arguments,
-    methods and errors are those of `MarkovNormal`.
-
-    Source:
-        Ferdowsi, Diephuis, Rezaeifar and Voloshynovskiy, 2019, "ρ-VAE: Autoregressive
-        parametrization of the VAE encoder", https://arxiv.org/abs/1909.06236, equations 4 to 7,
-        with 7 corrected; KL between two of them: tridiagonal R⁻¹.
-
-    Example:
-        >>> import torch
-        >>> q = AR1Normal(torch.zeros(3), scale=torch.ones(1), rho=torch.tensor([0.5]))
-        >>> q.covariance_matrix
-        tensor([[1.0000, 0.5000, 0.2500],
-                [0.5000, 1.0000, 0.5000],
-                [0.2500, 0.5000, 1.0000]])
-        >>> q.log_prob(torch.zeros(3)), q.entropy()
-        (tensor(-2.4691), tensor(3.9691))
-    """
-
-    _one_rho = True

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
+from rhovae_kernels.distributions.ar1 import AR1Normal
 from rhovae_kernels.distributions.flow import NormalizingFlow
-from rhovae_kernels.distributions.markov import AR1Normal
 from rhovae_kernels.distributions.normal import DiagonalNormal
 from rhovae_kernels.ops import ar1_reparam
 from rhovae_kernels.python_ref.ar1 import LOG_2PI, Correlation, log_det_correlation

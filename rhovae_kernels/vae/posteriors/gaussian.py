@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
 
-from rhovae_kernels.distributions.markov import AR1Normal
+from rhovae_kernels.distributions.ar1 import AR1Normal
 from rhovae_kernels.ops import ar1_reparam
 from rhovae_kernels.vae.posteriors.base import Posterior
 from rhovae_kernels.vae.priors import Prior, StandardNormal

@@ -4,7 +4,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.distributions import Normal
 
-from rhovae_kernels.distributions.markov import AR1Normal
+from rhovae_kernels.distributions.ar1 import AR1Normal
 from rhovae_kernels.ops import ar1_reparam
 from rhovae_kernels.python_ref.precision import upcast
 from rhovae_kernels.vae.priors.base import Prior

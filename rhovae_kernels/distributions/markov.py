@@ -26,6 +26,12 @@ from rhovae_kernels.python_ref.ar1 import (
 from rhovae_kernels.python_ref.linear_scan import shift
 from rhovae_kernels.python_ref.precision import upcast
 
+BY_NAME = (
+    "a log variance is given by name, log_var=..., in place of scale, and the logit of a "
+    "correlation, rho_logit=..., in place of rho"
+)
+"""What to do where numbers that scale and rho cannot be came by position."""
+
 
 class Conditionals(NamedTuple):
     """z_j | z_{j−1} ~ N(c_j + φ_j z_{j−1}, q_j), each (…,d); φ_1 = 0."""
@@ -129,7 +135,12 @@ class MarkovNormal(Distribution):
             raise ValueError(f"leading dimensions do not broadcast: {shapes}") from error
         for name, x in given:
             setattr(self, name, x.expand(batch_shape + x.shape[-1:]))
-        super().__init__(batch_shape, loc.shape[-1:], validate_args=validate_args)
+        try:
+            super().__init__(batch_shape, loc.shape[-1:], validate_args=validate_args)
+        except ValueError as error:
+            if scale is None and rho is None:
+                raise
+            raise ValueError(f"{error}\n{BY_NAME}") from None
 
     from_conditionals = classmethod(processes.from_conditionals)
     random_walk = classmethod(processes.random_walk)

@@ -393,6 +393,18 @@ class TestArguments:
             MarkovNormal(self.loc, **keywords, validate_args=True)
         MarkovNormal(self.loc, **keywords, validate_args=False)
 
+    @pytest.mark.parametrize("kind", [AR1Normal, MarkovNormal])
+    @pytest.mark.parametrize(
+        ("name", "log_var", "rho_logit"), [("scale", -1.0, 0.5), ("rho", 1.0, 1.5)]
+    )
+    def test_a_log_variance_and_a_logit_by_position_are_told_their_names(
+        self, kind, name, log_var, rho_logit
+    ):
+        by_position = torch.full((1,), log_var), torch.full((1,), rho_logit)
+        says = rf"parameter {name} (?s:.*)log_var=\.\.\., .* rho_logit=\.\.\., "
+        with pytest.raises(ValueError, match=says):
+            kind(self.loc, *by_position, validate_args=True)
+
     @pytest.mark.parametrize("method", ["log_prob", "log_prob_per_step"])
     def test_densities_refuse_values_outside_the_support(self, method):
         q = MarkovNormal(self.loc, self.one, self.rho, validate_args=True)

@@ -1,10 +1,16 @@
 """What the documentation shows runs, and prints what it says."""
 
+import ast
 import doctest
 import importlib
+import inspect
 import pkgutil
 import re
+import sys
 import types
+from collections.abc import Iterator
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -75,10 +81,14 @@ NAMESPACES = {
 }
 
 
+def paths_on(page: str) -> list[str]:
+    """The paths of what a page of the API describes."""
+    return re.findall(r"(?m)^::: (\S+)$", PAGES[page].read_text("utf-8"))
+
+
 def described(namespace: str) -> list[object]:
     """What a page of the API describes."""
-    text = PAGES[f"docs/api/{namespace}.md"].read_text("utf-8")
-    return [pkgutil.resolve_name(path) for path in re.findall(r"(?m)^::: (\S+)$", text)]
+    return [pkgutil.resolve_name(path) for path in paths_on(f"docs/api/{namespace}.md")]
 
 
 def public_names(module: types.ModuleType) -> list[str]:
@@ -110,6 +120,81 @@ def test_the_api_describes_every_public_name_of_the_package():
 
 def _is_in(value: object, found: list[object]) -> bool:
     return any(value is each for each in found)
+
+
+# What the pages of the API describe, by its path.
+DESCRIBED = {
+    path: pkgutil.resolve_name(path) for page in PAGES if "/api/" in page for path in paths_on(page)
+}
+CALLED = [path for path, value in DESCRIBED.items() if callable(value)]
+CLASSES = [path for path, value in DESCRIBED.items() if inspect.isclass(value)]
+MEMBERS = types.FunctionType | classmethod | staticmethod | property | cached_property
+
+
+def docstring(path: str) -> str:
+    """Its own, none that it inherits; of a constant, the string that follows it."""
+    value = DESCRIBED[path]
+    if path in CALLED:
+        return inspect.cleandoc(value.__doc__ or "")
+    return next(strings_after(path.rpartition(".")[2], value), "")
+
+
+def strings_after(name: str, value: object) -> Iterator[str]:
+    """What follows the assignments of a constant, wherever in the package it is made."""
+    for module in [sys.modules[each] for each in sys.modules if each.startswith("rhovae_kernels.")]:
+        if vars(module).get(name) is not value:
+            continue
+        body = ast.parse(inspect.getsource(module)).body
+        for statement, after in pairwise(body):
+            match statement, after:
+                case (
+                    ast.Assign(targets=[ast.Name(id=assigned)])
+                    | ast.AnnAssign(target=ast.Name(id=assigned)),
+                    ast.Expr(value=ast.Constant(value=str() as text)),
+                ) if assigned == name:
+                    yield text
+
+
+def described_parameters(documentation: str) -> set[str]:
+    """What the sections Args and Attributes of a docstring name: `a, b: what they are`."""
+    sections = re.findall(r"(?m)^(?:Args|Attributes):\n((?:(?: .*)?\n)+)", documentation + "\n")
+    entries = re.findall(r"(?m)^ {4}(\w+(?:, \w+)*):", "".join(sections))
+    return {name for entry in entries for name in entry.split(", ")}
+
+
+def parameters(value: object) -> list[str]:
+    """What it takes, but for `*args, **kwargs`, which hand on what another signature names."""
+    try:
+        signature = inspect.signature(value)
+    except ValueError:
+        return []  # what a dictionary takes, or an exception of Python's
+    return [name for name in signature.parameters if name not in ("args", "kwargs")]
+
+
+@pytest.mark.parametrize("path", DESCRIBED)
+def test_a_public_name_has_a_docstring(path):
+    assert docstring(path)
+
+
+@pytest.mark.parametrize("path", CALLED)
+def test_every_parameter_of_a_public_name_is_described(path):
+    described = described_parameters(docstring(path))
+    assert not [name for name in parameters(DESCRIBED[path]) if name not in described]
+
+
+@pytest.mark.parametrize("path", CALLED)
+def test_a_public_name_that_is_called_has_an_example(path):
+    assert re.search(r"(?m)^Example:\n(?: {4}.*\n)* {4}>>> ", docstring(path))
+
+
+@pytest.mark.parametrize("path", CLASSES)
+def test_every_public_method_and_property_has_a_docstring(path):
+    own = [
+        name
+        for name, member in vars(DESCRIBED[path]).items()
+        if isinstance(member, MEMBERS) and not name.startswith("_")
+    ]
+    assert not [name for name in own if not inspect.getdoc(getattr(DESCRIBED[path], name))]
 
 
 def test_every_public_op_is_in_the_table_of_ops_and_explained():

@@ -27,15 +27,18 @@ COMPAT_TESTS ?= tests
 $(VENV)/.torch:
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) pip install --quiet --upgrade pip
+	@echo "Installing $(TORCH), a minute or more ..."
 	$(RUN) pip install --quiet $(TORCH) $(TRITON) "setuptools>=77,<81" wheel ninja numpy
 	touch $@
 
 # What `make demo` needs: no tools, and the CPU kernels of this machine's instruction set alone.
 $(VENV)/.demo: $(SOURCES) | $(VENV)/.torch
+	@echo "Compiling the CPU kernels, a minute or two ..."
 	RHOVAE_CPU_TARGETS=native $(RUN) pip install --quiet --no-build-isolation -e ".[vae]"
 	touch $@
 
 $(VENV)/.ready: $(SOURCES) | $(VENV)/.torch
+	@echo "Compiling the kernels and installing the tools, some minutes ..."
 	$(RUN) pip install --quiet --no-build-isolation -e ".[vae,test,check,bench]"
 	touch $(VENV)/.demo $@
 

@@ -38,8 +38,9 @@ def open_file(path: str | Path, binarize: str = "none", seed: int = 0) -> dict[s
 
     Bytes are pixels: they stay bytes and are divided by 255 where batches are made of them, (N, H,
     W) as one channel, channels last put first. Floats are taken as they are, as float32; of
-    sequences (N, T, features) a step may be missing, NaN in all of its features. Each dataset's
-    `notes` say what was done.
+    sequences (N, T, features) a step may be missing, NaN in all of its features; one ends with its
+    last step that is not NaN, and those behind it are padding. Each dataset's `notes` say what was
+    done.
 
     Args:
         path: the file or the folder.

@@ -24,7 +24,8 @@ class VAE(Model, library_name="rhovae-kernels", tags=["vae"]):
 
     Posterior, prior and decoder are all of single codes, or all of sequences. A datum is then a
     sequence (T, features), whose missing steps, and the padding that gives those of a batch one
-    length, are NaN, see `data.pad`; T may differ from batch to batch. Every sum is over a
+    length, are NaN, see `data.pad`; T may differ from batch to batch. A sequence ends with its last
+    step that is not NaN, so that missing steps behind it are padding. Every sum is over a
     sequence's own steps.
 
     Args:

@@ -64,6 +64,18 @@ def test_the_python_of_a_page_runs(page, monkeypatch, tmp_path):
         exec(compile(block, page, "exec"), namespace)
 
 
+def test_the_model_of_pyro_that_a_page_shows_runs():
+    pyro = pytest.importorskip("pyro", reason="pyro, a peer, is not installed")
+    text = PAGES["docs/posteriors.md"].read_text("utf-8")
+    (block,) = re.findall(r"```\n(import pyro\n.*?)```", text, re.DOTALL)
+    torch.manual_seed(0)
+    namespace: dict = {}
+    exec(compile(block, "docs/posteriors.md", "exec"), namespace)
+    pyro.clear_param_store()
+    assert sum(namespace["losses"][-50:]) < sum(namespace["losses"][:50])
+    assert namespace["rho"] > 0.5
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_that_a_page_links_to_is_there(page):
     text = PAGES[page].read_text("utf-8")

@@ -174,6 +174,8 @@ class Contract:
     repeated_shapes = (((7,), 33), ((2,), 4999))
     no_rows = NO_ROWS
     split_shapes = SPLIT_SHAPES
+    triton_long_shapes = TRITON_LONG_SHAPES
+    triton_most_split = TRITON_MOST_SPLIT
 
     def inputs(self, variant, batch, d, dtype, device="cpu", seed=0) -> list:
         raise NotImplementedError
@@ -308,7 +310,7 @@ class Contract:
         if backend.name == "reference":
             pytest.skip("the reference has no tiles")
         shapes = LONG_SHAPES[:2] if backend.slow else LONG_SHAPES
-        for batch, d in TRITON_LONG_SHAPES if backend.interpreted else shapes:
+        for batch, d in self.triton_long_shapes if backend.interpreted else shapes:
             for variant, inputs in self.each_variant(batch, d, dtype, backend.device):
                 self.check(inputs, dtype, f"{variant} {batch} {d}")
 
@@ -317,7 +319,7 @@ class Contract:
         if backend.name == "reference":
             pytest.skip("the reference splits nothing")
         batch, d = self.split_shapes[dtype]
-        d = min(d, TRITON_MOST_SPLIT) if backend.interpreted else d
+        d = min(d, self.triton_most_split) if backend.interpreted else d
         for variant, inputs in self.each_variant(batch, d, dtype, backend.device):
             self.check(inputs, dtype, f"{variant} {batch} {d}")
 

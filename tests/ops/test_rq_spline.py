@@ -48,6 +48,9 @@ class TestRqSpline(Contract):
     results = (0, 1)
     longest_drawn = 60
     written_shapes = (((3,), 1), ((5,), 17), ((2,), 1100))
+    # A tile of Triton's is of 256 elements, with their bins.
+    triton_long_shapes = (((2,), 513), ((1,), 700))
+    triton_most_split = 2049
 
     def inputs(self, variant, batch, d, dtype, device="cpu", seed=0):
         name, _, direction = variant.partition(" ")

@@ -113,7 +113,13 @@ VAES = {
     "Gaussian": lambda: vae(decoder=rk.decoders.Gaussian()),
     "Gaussian, given": lambda: vae(decoder=rk.decoders.Gaussian(variance=0.1)),
     "DiscretizedLogistic": lambda: vae(decoder=rk.decoders.DiscretizedLogistic(levels=5)),
-    "PixelCNN": lambda: vae(decoder=rk.decoders.PixelCNN(4, 4, hidden=4)),
+    # Of few places: each layer is a part of a graph, and each place of a draw a pass.
+    "PixelCNN": lambda: rk.VAE(
+        rk.nets.MLP((1, 3, 3), (6,)),
+        rk.posteriors.AR1(D),
+        rk.priors.StandardNormal(D),
+        rk.decoders.PixelCNN(4, 2, hidden=4),
+    ),
     "PixelCNN of two colours": lambda: rk.VAE(
         rk.nets.MLP((2, 3, 3), (6,)),
         rk.posteriors.AR1(D),
@@ -153,7 +159,7 @@ MODULES = {
     **TRANSFORMS,
     **FLOWS,
     **{f"VAE: {name}": make for name, make in VAES.items()},
-    "Density": lambda: rk.Density(rk.decoders.PixelCNN(channels=2, layers=4, hidden=3), SHAPE),
+    "Density": lambda: rk.Density(rk.decoders.PixelCNN(channels=2, layers=2, hidden=3), (1, 3, 3)),
 }
 every_module = pytest.mark.parametrize("name", MODULES)
 

@@ -174,8 +174,8 @@ RHOVAE_INLINE void store_up_to(S* p, V<Compute<S>> v, int64_t n) {
   if (n > 0) store(p, v, int(std::min<int64_t>(n, kLanes<Compute<S>>)));
 }
 
-// Columns j0 … j0+width−1 of out: the k that are summed over, the i from which there is anything, and
-// where the copy of b for it starts.
+// Columns j0 … j0+width−1 of out: the k that are summed over, the i from which there is anything,
+// and where the copy of b for it starts.
 struct Line {
   int64_t j0, width, first_k = 0, end_k, first_i = 0, start;
 
@@ -219,13 +219,13 @@ void copy(const Product& p, const Line& line, int64_t begin, int64_t end, Comput
   }
 }
 
+// Of rows too few for a tile, so many at a time.
+constexpr int lower_than(int height) { return height > 8 ? 8 : height > 4 ? 4 : height / 2; }
+
 // The next panel is of so many rows where `left` are left: a tile's, or at the end fewer.
-template <int height = kHeight>
 int64_t panel_rows(int64_t left) {
-  if constexpr (height > 1) {
-    constexpr int lower = height > 8 ? 8 : height > 4 ? 4 : height / 2;
-    if (left < height) return panel_rows<lower>(left);
-  }
+  int height = kHeight;
+  while (height > 1 && left < height) height = lower_than(height);
   return height;
 }
 
@@ -301,8 +301,8 @@ void tile(const T* a, int64_t row, int64_t step, const T* b, int64_t depth, T* s
   }
 }
 
-// The same for `rows` rows, whose first has its k at a: tiles of full height, and lower ones for what
-// is left.
+// The same for `rows` rows, the k of the first from `at` on: tiles of full height, and lower ones for
+// what is left.
 template <typename T, bool packed, int height = kHeight>
 void tiles(int64_t rows, const Matrix& a, const T* at, int64_t k, const T* b, int64_t depth,
            T* sums, int64_t stride) {
@@ -312,8 +312,8 @@ void tiles(int64_t rows, const Matrix& a, const T* at, int64_t k, const T* b, in
     tile<T, height, packed>(from, a.row_stride, a.step, b, depth, sums + i * stride, stride);
   }
   if constexpr (height > 1) {
-    constexpr int lower = height > 8 ? 8 : height > 4 ? 4 : height / 2;
     if (i < rows) {
+      constexpr int lower = lower_than(height);
       at += i * (packed ? a.columns : a.row_stride);
       tiles<T, packed, lower>(rows - i, a, at, k, b, depth, sums + i * stride, stride);
     }

@@ -9,18 +9,15 @@ direction, both of them with the product of its ρ_j for gate (κ_j = ρ_j (√s
 `linear_scan` composes them along the row.
 """
 
-import numpy as np
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from rhovae_kernels.python_ref.precision import compute_dtype
 from rhovae_kernels.triton.correlation import steps
-from rhovae_kernels.triton.linear_scan import compose, earlier, linear_scan, scan
+from rhovae_kernels.triton.linear_scan import linear_scan, scan
 from rhovae_kernels.triton.philox import noise
 from rhovae_kernels.triton.runtime import (
-    IN_NUMPY,
     LOOPED,
     Configuration,
     Tiling,
@@ -36,96 +33,6 @@ from rhovae_kernels.triton.tile import (
     store,
     upcast,
 )
-
-# True in the copy of this module that Triton's interpreter runs: see `linear_scan`.
-INTERPRETED = tl.constexpr(False)
-
-
-@triton.jit
-def later(x, steps, identity):
-    """x as it stands `steps` columns later; the identity after the last column."""
-    source = tl.arange(0, x.shape[1])[None, :] + steps
-    index = tl.broadcast_to(tl.minimum(source, x.shape[1] - 1), x.shape)
-    return tl.where(source < x.shape[1], tl.gather(x, index, 1), identity)
-
-
-def _later(x, steps, identity):
-    moved, kept = np.empty_like(x), x.shape[1] - steps
-    moved[:, :kept], moved[:, kept:] = x[:, steps:], identity
-    return moved
-
-
-IN_NUMPY[later.fn] = _later
-
-
-@triton.jit
-def scan_back(a, b):
-    """`scan` from the last column to the first."""
-    if INTERPRETED:
-        steps = 1
-        while steps < a.shape[1]:
-            a, b = compose(later(a, steps, 1.0), later(b, steps, 0.0), a, b)
-            steps *= 2
-        return a, b
-    else:
-        return tl.associative_scan((a, b), 1, compose, reverse=True)
-
-
-@triton.jit
-def compose_but_last(a1, b1, c1, d1, a2, b2, c2, d2):
-    """Of maps x ↦ a x + b in a sequence, their composition, and in c and d that of all but the
-    last; of one map, c = 1 and d = 0. (A tile moved by a column would cost more.)"""
-    return a1 * a2, a2 * b1 + b2, a1 * c2, c2 * b1 + d2
-
-
-@triton.jit
-def scan_but_last(a, b, c, d):
-    """Along each row, the composition of all such maps so far."""
-    if INTERPRETED:
-        steps = 1
-        while steps < a.shape[1]:
-            before_a, before_b = earlier(a, steps, 1.0), earlier(b, steps, 0.0)
-            a, b, c, d = compose_but_last(before_a, before_b, c, d, a, b, c, d)
-            steps *= 2
-        return a, b, c, d
-    else:
-        return tl.associative_scan((a, b, c, d), 1, compose_but_last)
-
-
-@triton.jit
-def end_before(ends, row, row_mask, tile, tiles):
-    """What comes in from the tiles before this one; 0 before the first, and where a row is one."""
-    if ends is None:
-        return 0.0
-    else:
-        return tl.load(ends + row * tiles + tile - 1, mask=row_mask & (tile > 0), other=0.0)
-
-
-@triton.jit
-def end_after(ends, row, row_mask, tile, tiles):
-    """What comes in from the tiles after this one; 0 after the last, and where a row is one."""
-    if ends is None:
-        return 0.0
-    else:
-        return tl.load(ends + row * tiles + tile + 1, mask=row_mask & (tile + 1 < tiles), other=0.0)
-
-
-@triton.jit
-def sample(rho, sech, e, u_in):
-    """u and u_{j−1} of one tile; `u_in` is u before it."""
-    first = tl.arange(0, e.shape[1])[None, :] == 0
-    driven = sech * e + tl.where(first, rho * u_in, 0.0)
-    zero = tl.full(e.shape, 0.0, e.dtype)
-    _, u, _, u_before = scan_but_last(rho, driven, zero + 1.0, tl.where(first, u_in, zero))
-    return u, u_before
-
-
-@triton.jit
-def adjoint_of(rho_after, scaled_g, kappa_in):
-    """λ of one tile, from ρ_{j+1} and √s ⊙ g; `kappa_in` is κ of the step after it."""
-    end = tl.arange(0, scaled_g.shape[1])[None, :] == scaled_g.shape[1] - 1
-    _, adjoint = scan_back(rho_after, scaled_g + tl.where(end, kappa_in, 0.0))
-    return adjoint
 
 
 @launched

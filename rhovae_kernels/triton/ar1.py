@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rhovae_kernels.python_ref.precision import compute_dtype
-from rhovae_kernels.triton.adjoint import adjoint_of, end_after, end_before, sample, tile_ends
+from rhovae_kernels.triton.adjoint import tile_ends
 from rhovae_kernels.triton.correlation import (
     correlation,
     correlations,
@@ -23,7 +23,15 @@ from rhovae_kernels.triton.correlation import (
     expm1_minus,
     step_logits,
 )
-from rhovae_kernels.triton.linear_scan import earlier, earlier_chunks, scan
+from rhovae_kernels.triton.linear_scan import (
+    adjoint_of,
+    earlier,
+    earlier_chunks,
+    end_after,
+    end_before,
+    scan,
+    states_of,
+)
 from rhovae_kernels.triton.philox import interleave, noise
 from rhovae_kernels.triton.runtime import (
     COMPILED_COLUMNS,
@@ -351,7 +359,8 @@ def _reparam_backward_per_step(
     d_a = k * rho
     if SAMPLE:
         e = noise(eps, eps_row, eps_step, rng_state, row, first, column, mask, g, COMPUTE)
-        u, u_before = sample(rho, sech, e, end_before(sample_ends, row, row_mask, tile, chunks))
+        u_in = end_before(sample_ends, row, row_mask, tile, chunks)
+        u, u_before = states_of(rho, sech * e, u_in)
         d_log_s = 0.5 * scaled_g * u
     if ADJOINT:
         after = row_mask & (column + 1 < columns)

@@ -69,6 +69,93 @@ def scan(a, b):
 
 
 @triton.jit
+def later(x, steps, identity):
+    """x as it stands `steps` columns later; the identity after the last column."""
+    source = tl.arange(0, x.shape[1])[None, :] + steps
+    index = tl.broadcast_to(tl.minimum(source, x.shape[1] - 1), x.shape)
+    return tl.where(source < x.shape[1], tl.gather(x, index, 1), identity)
+
+
+def _later(x, steps, identity):
+    moved, kept = np.empty_like(x), x.shape[1] - steps
+    moved[:, :kept], moved[:, kept:] = x[:, steps:], identity
+    return moved
+
+
+IN_NUMPY[later.fn] = _later
+
+
+@triton.jit
+def scan_back(a, b):
+    """`scan` from the last column to the first."""
+    if INTERPRETED:
+        steps = 1
+        while steps < a.shape[1]:
+            a, b = compose(later(a, steps, 1.0), later(b, steps, 0.0), a, b)
+            steps *= 2
+        return a, b
+    else:
+        return tl.associative_scan((a, b), 1, compose, reverse=True)
+
+
+@triton.jit
+def compose_but_last(a1, b1, c1, d1, a2, b2, c2, d2):
+    """Of maps x ↦ a x + b in a sequence, their composition, and in c and d that of all but the
+    last; of one map, c = 1 and d = 0. (A tile moved by a column would cost more.)"""
+    return a1 * a2, a2 * b1 + b2, a1 * c2, c2 * b1 + d2
+
+
+@triton.jit
+def scan_but_last(a, b, c, d):
+    """Along each row, the composition of all such maps so far."""
+    if INTERPRETED:
+        steps = 1
+        while steps < a.shape[1]:
+            before_a, before_b = earlier(a, steps, 1.0), earlier(b, steps, 0.0)
+            a, b, c, d = compose_but_last(before_a, before_b, c, d, a, b, c, d)
+            steps *= 2
+        return a, b, c, d
+    else:
+        return tl.associative_scan((a, b, c, d), 1, compose_but_last)
+
+
+@triton.jit
+def end_before(ends, row, row_mask, tile, tiles):
+    """What comes in from the tiles before this one; 0 before the first, and where a row is one."""
+    if ends is None:
+        return 0.0
+    else:
+        return tl.load(ends + row * tiles + tile - 1, mask=row_mask & (tile > 0), other=0.0)
+
+
+@triton.jit
+def end_after(ends, row, row_mask, tile, tiles):
+    """What comes in from the tiles after this one; 0 after the last, and where a row is one."""
+    if ends is None:
+        return 0.0
+    else:
+        return tl.load(ends + row * tiles + tile + 1, mask=row_mask & (tile + 1 < tiles), other=0.0)
+
+
+@triton.jit
+def states_of(a, b, x_in):
+    """x and x_{t−1} of one tile; `x_in` is x before it."""
+    first = tl.arange(0, b.shape[1])[None, :] == 0
+    driven = b + tl.where(first, a * x_in, 0.0)
+    zero = tl.full(b.shape, 0.0, b.dtype)
+    _, x, _, x_before = scan_but_last(a, driven, zero + 1.0, tl.where(first, x_in, zero))
+    return x, x_before
+
+
+@triton.jit
+def adjoint_of(a_after, g, k_in):
+    """λ of one tile, from a_{t+1} and g; `k_in` is a λ of the step after it."""
+    end = tl.arange(0, g.shape[1])[None, :] == g.shape[1] - 1
+    _, adjoint = scan_back(a_after, g + tl.where(end, k_in, 0.0))
+    return adjoint
+
+
+@triton.jit
 def earlier_chunks(ends, value, identity, row, rows, chunk, chunks):
     """One value of the maps that the chunks before this one left; the identity from this one on."""
     index = tl.arange(0, MAX_CHUNKS)[None, :]

@@ -13,9 +13,9 @@ import triton.language as tl
 from torch import Tensor
 
 from rhovae_kernels.python_ref.precision import compute_dtype
-from rhovae_kernels.triton.adjoint import adjoint_of, end_after, end_before, sample, tile_ends
+from rhovae_kernels.triton.adjoint import tile_ends
 from rhovae_kernels.triton.correlation import exp_tail, expm1, expm1_minus, sinh, steps
-from rhovae_kernels.triton.linear_scan import scan
+from rhovae_kernels.triton.linear_scan import adjoint_of, end_after, end_before, scan, states_of
 from rhovae_kernels.triton.runtime import (
     COMPILED_TILES,
     LOOPED,
@@ -228,7 +228,8 @@ def _markov_reparam_backward(
         if SAMPLE:
             pointers = eps + row * eps_row + column * eps_step
             e = upcast(tl.load(pointers, mask=mask, other=0.0))
-            u, u_before = sample(rho, sech, e, end_before(sample_ends, row, row_mask, tile, chunks))
+            u_in = end_before(sample_ends, row, row_mask, tile, chunks)
+            u, u_before = states_of(rho, sech * e, u_in)
             d_log_s += 0.5 * scaled_g * u
         if ADJOINT:
             kappa_in = end_after(adjoint_ends, row, row_mask, tile, chunks)

@@ -17,9 +17,8 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import CompiledKernel  # noqa: E402
 from triton.runtime.interpreter import InterpretedFunction  # noqa: E402
 
-from rhovae_kernels.triton.adjoint import compose_but_last  # noqa: E402
 from rhovae_kernels.triton.ar1 import compose_tangent  # noqa: E402
-from rhovae_kernels.triton.linear_scan import compose, linear_scan  # noqa: E402
+from rhovae_kernels.triton.linear_scan import compose, compose_but_last, linear_scan  # noqa: E402
 
 REGISTERS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "registers.md"
 ROOMS = (

@@ -36,7 +36,8 @@ def test_forward_and_backward(compare, rows, steps, gates):
         )
         verify(variants["torchlpc"](), expected)
     needs = (True, True, False)
-    spent = cost("linear_scan", a, b), cost("linear_scan_backward", up, a, b, None, False, needs)
+    args = up, a, b, None, False, False, needs
+    spent = cost("linear_scan", a, b), cost("linear_scan_backward", *args)
     compare(
         "linear_scan",
         (rows, steps),

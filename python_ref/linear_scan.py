@@ -42,19 +42,23 @@ def first(x: Tensor, reverse: bool = False) -> Tensor:
 def linear_scan_backward(
     grad: Tensor,
     gates: Tensor,
-    states: Tensor,
+    kept: Tensor,
     initial: Tensor | None = None,
     reverse: bool = False,
+    recompute: bool = False,
     scan=linear_scan,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """λ_t = g_t + a_{t+1} λ_{t+1} (the same scan, the other way); ∂b = λ; ∂a_t = λ_t x_{t-1}.
 
-    x_0 is `initial`, whose gradient is a_1 λ_1. ∂a is summed over t where gates is (…,1). `scan`
-    is the recurrence to use: another implementation of `linear_scan` makes this formula fast and
-    keeps it differentiable.
+    x_0 is `initial`, whose gradient is a_1 λ_1. ∂a is summed over t where gates is (…,1). `kept`
+    holds the states x, or, to `recompute` them without their rounding, the tokens b. `scan` is the
+    recurrence to use: another implementation of `linear_scan` makes this formula fast and keeps it
+    differentiable.
     """
-    g, a, x = upcast(grad, gates, states)
+    g, a, x = upcast(grad, gates, kept)
     x_0 = None if initial is None else initial.to(x.dtype)
+    if recompute:
+        x = scan(a, x, reverse, x_0)
     # One gate per row is the same for every step; else the gate of step t+1 leads back to step t.
     a_next = a if a.shape[-1] == 1 else shift(a, not reverse)
     adjoint = scan(a_next, g, not reverse)

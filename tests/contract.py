@@ -123,7 +123,7 @@ class Scan(torch.autograd.Function):
     def backward(ctx, grad):
         gates, states, initial = ctx.saved_tensors
         d_gates, d_tokens, d_initial = python_ref.linear_scan_backward(
-            grad, gates, states, initial, ctx.reverse, scanned
+            grad, gates, states, initial, ctx.reverse, scan=scanned
         )
         return d_gates, d_tokens, None, None if initial is None else d_initial
 

@@ -252,11 +252,11 @@ def test_the_table_of_what_an_op_moves_is_the_models():
     calls = {
         "`linear_scan`, a gate for each row": (
             ("linear_scan", lambda x, row, k: (row, x)),
-            ("linear_scan_backward", lambda x, row, k: (x, row, x, None, False, scanned)),
+            ("linear_scan_backward", lambda x, row, k: (x, row, x, None, False, False, scanned)),
         ),
         "`linear_scan`, a gate for each element": (
             ("linear_scan", lambda x, row, k: (x, x)),
-            ("linear_scan_backward", lambda x, row, k: (x, x, x, None, False, scanned)),
+            ("linear_scan_backward", lambda x, row, k: (x, x, x, None, False, False, scanned)),
         ),
         "`ar1_reparam`, s·R": (
             ("ar1_reparam", lambda x, row, k: (x, row, row, x)),

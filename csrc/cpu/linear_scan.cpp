@@ -11,6 +11,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "../linear_scan.h"
 #include "rows.h"
 
 namespace rhovae {
@@ -95,16 +96,20 @@ Tensor column_like(const Tensor& x, bool needed) {
 }
 
 std::tuple<Tensor, Tensor, Tensor> linear_scan_backward(const Tensor& grad, const Tensor& gates,
-                                                        const Tensor& states,
+                                                        const Tensor& kept,
                                                         const std::optional<Tensor>& initial,
-                                                        bool reverse,
+                                                        bool reverse, bool recompute,
                                                         const std::vector<bool>& needs) {
   require_flags(needs, 3);
-  Leader(states).like(grad).one_or_like(gates).rows(initial, 1);
+  Leader(kept).like(grad).one_or_like(gates).rows(initial, 1);
+  if (recompute && needs[0]) {
+    return linear_scan_backward_of_tokens(linear_scan, linear_scan_backward, grad, gates, kept,
+                                          initial, reverse, needs);
+  }
   std::vector<Tensor> keep;
   Scan p = scan_of(gates, grad, keep);
   p.shift = reverse ? -1 : 1;
-  p.states = rows_of(states, 1, keep);
+  p.states = rows_of(kept, 1, keep);
   p.initial = rows_of(initial, 1, keep);
   p.with_initial = (initial && needs[0]) || needs[2];
   Tensor d_gates = gradient_like(gates, needs[0]), d_tokens = gradient_like(grad, needs[1]);

@@ -7,6 +7,7 @@
 
 #include <tuple>
 
+#include "../linear_scan.h"
 #include "group.cuh"
 
 namespace rhovae::cuda {
@@ -332,25 +333,29 @@ Tensor linear_scan(Tensor gates, Tensor tokens, bool reverse, std::optional<Tens
   return states;
 }
 
-std::tuple<Tensor, Tensor, Tensor> linear_scan_backward(Tensor grad, Tensor gates, Tensor states,
+std::tuple<Tensor, Tensor, Tensor> linear_scan_backward(Tensor grad, Tensor gates, Tensor kept,
                                                         std::optional<Tensor> initial, bool reverse,
-                                                        std::vector<bool> needs) {
+                                                        bool recompute, std::vector<bool> needs) {
   require_flags(needs, 3);
-  Leader(states).like(grad).one_or_like(gates).rows(initial, 1);
+  Leader(kept).like(grad).one_or_like(gates).rows(initial, 1);
+  if (recompute && needs[0]) {
+    return linear_scan_backward_of_tokens(linear_scan, linear_scan_backward, grad, gates, kept,
+                                          initial, reverse, needs);
+  }
   const Device device(grad);
   Tensor d_gates = gradient_like(gates, needs[0]);
-  Tensor d_tokens = gradient_like(states, needs[1]);
-  Tensor d_initial = column_like(states, needs[2]);
+  Tensor d_tokens = gradient_like(kept, needs[1]);
+  Tensor d_initial = column_like(kept, needs[2]);
   by_kind(gates, (initial && needs[0]) || needs[2], [&](auto p) {
     using S = typename std::remove_const_t<std::remove_pointer_t<decltype(p.states.data)>>;
-    p.plan = plan_rows(device, row_count(states), states.size(states.dim() - 1), kChunk<S>);
+    p.plan = plan_rows(device, row_count(kept), kept.size(kept.dim() - 1), kChunk<S>);
     p.gates = rows_of<const S>(gates);
     p.tokens = rows_of<const S>(grad);
     p.states = rows_of<S>(d_tokens);
     p.reverse = !reverse;
     p.previous_gate = true;
     const bool shared = gates.size(gates.dim() - 1) == 1;
-    if (needs[0]) p.inputs = rows_of<const S>(states);
+    if (needs[0]) p.inputs = rows_of<const S>(kept);
     if (needs[0]) p.initial = rows_of<const S>(initial);
     if (needs[2]) p.d_initial = static_cast<S*>(d_initial.mutable_data_ptr());
     if (!shared) p.d_gates = rows_of<S>(d_gates);

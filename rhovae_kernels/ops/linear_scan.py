@@ -105,18 +105,18 @@ def _check_initial(
         checks.shape(op, "initial", initial, wanted, f"to go with {leader}")
 
 
-def _check_backward(grad, gates, states, initial, reverse, needs) -> None:
+def _check_backward(grad, gates, kept, initial, reverse, recompute, needs) -> None:
     op = "linear_scan_backward"
     checks.needs(op, needs, 3)
-    checks.like(op, "states", states, grad=grad, gates=gates, initial=initial)
-    checks.shape(op, "grad", grad, states.shape, "as states are")
-    checks.last_one_or(op, "gates", gates, states.shape, "states")
-    _check_initial(op, initial, states.shape, "states")
+    checks.like(op, "kept", kept, grad=grad, gates=gates, initial=initial)
+    checks.shape(op, "grad", grad, kept.shape, "as kept is")
+    checks.last_one_or(op, "gates", gates, kept.shape, "kept")
+    _check_initial(op, initial, kept.shape, "kept")
 
 
-def _like_initial(states: Tensor) -> Tensor:
+def _like_initial(kept: Tensor) -> Tensor:
     """A tensor of the shape and the type of `initial`, without values."""
-    return states.new_empty(checks.of_one_along(states.shape))
+    return kept.new_empty(checks.of_one_along(kept.shape))
 
 
 def _cost(
@@ -125,19 +125,20 @@ def _cost(
     return Cost.of(read=(gates, tokens, initial), written=(tokens,), flops=2 * tokens.numel())
 
 
-def _cost_backward(grad, gates, states, initial, reverse, needs) -> Cost:
+def _cost_backward(grad, gates, kept, initial, reverse, recompute, needs) -> Cost:
     if not any(needs):
         return Cost(0, 0, 0)
-    per_row, n = gates.shape[-1] == 1, states.numel()
+    per_row, n, again = gates.shape[-1] == 1, kept.numel(), recompute and needs[0]
     # No adjoint passes through the gate of the first step but ∂x_0, and no gate acts on the last
     # state.
-    used_gates = gates if per_row or needs[2] else gates[..., 1:]
-    used_states = (states[..., 1:], initial) if needs[0] else ()
-    # λ takes two operations an element; ∂a one, and one more where it is summed over the row.
-    flops = 2 * n + needs[0] * (1 + per_row) * n
+    used_gates = gates if per_row or needs[2] or again else gates[..., 1:]
+    used = (kept if again else kept[..., 1:], initial) if needs[0] else ()
+    # λ takes two operations an element, as a state does; ∂a one, and one more where it is summed
+    # over the row.
+    flops = 2 * n * (1 + again) + needs[0] * (1 + per_row) * n
     return Cost.of(
-        read=(grad, used_gates, *used_states),
-        written=wanted((gates, states, _like_initial(states)), needs),
+        read=(grad, used_gates, *used),
+        written=wanted((gates, kept, _like_initial(kept)), needs),
         flops=flops,
     )
 
@@ -158,48 +159,37 @@ class LinearScan(Function):
         ctx.save_for_forward(gates, kept, initial)
 
     @staticmethod
-    def states_of(gates, kept, initial, reverse):
-        """The saved gates, the states and the initial one, in the type that the adjoint runs in."""
-        if not _rounds(kept):
-            return gates, kept, initial
-        gates = gates.float()
-        initial = None if initial is None else initial.float()
-        scan = torch.ops.rhovae.linear_scan.default
-        return gates, scan(gates, kept.float(), reverse, initial), initial
-
-    @staticmethod
     def backward(ctx, grad):
         of_gates, of_tokens, _, of_initial = ctx.needs_input_grad
-        gates, states, initial = LinearScan.states_of(*ctx.saved_tensors, ctx.reverse)
-        g = grad if grad.dtype == states.dtype else grad.to(states.dtype)
+        gates, kept, initial = ctx.saved_tensors
+        args = grad, gates, kept, initial, ctx.reverse, _rounds(kept)
         needs = of_gates, of_tokens, of_initial
-        gradients = LINEAR_SCAN_BACKWARD.gradients((g, gates, states, initial, ctx.reverse), needs)
-        if g is not grad:
-            gradients = tuple(None if d is None else d.to(grad.dtype) for d in gradients)
-        d_gates, d_tokens, d_initial = gradients
+        d_gates, d_tokens, d_initial = LINEAR_SCAN_BACKWARD.gradients(args, needs)
         return d_gates, d_tokens, None, d_initial
 
     @staticmethod
     def jvp(ctx, d_gates, d_tokens, _, d_initial):
         # dx_t = a_t dx_{t−1} + (da_t x_{t−1} + db_t)
-        saved = autograd.primals_of(ctx.saved_tensors)
-        gates, states, initial = LinearScan.states_of(*saved, ctx.reverse)
+        scan = torch.ops.rhovae.linear_scan.default
+        gates, kept, initial = saved = autograd.primals_of(ctx.saved_tensors)
+        states = kept
+        if _rounds(kept):
+            gates, initial = gates.float(), None if initial is None else initial.float()
+            states = scan(gates, kept.float(), ctx.reverse, initial)
         driven = torch.zeros_like(states) if d_tokens is None else d_tokens.to(states.dtype)
         if d_gates is not None:
             driven = driven + d_gates.to(states.dtype) * shift(states, ctx.reverse, initial)
         if d_initial is not None:
             d_initial = d_initial.to(states.dtype)
-        tangent = torch.ops.rhovae.linear_scan.default(gates, driven, ctx.reverse, d_initial)
-        return tangent.to(saved[0].dtype)
+        return scan(gates, driven, ctx.reverse, d_initial).to(saved[0].dtype)
 
     @staticmethod
     def vmap(info, in_dims, *args):
         return autograd.batch_over_leading(torch.ops.rhovae.linear_scan, info, in_dims, args), 0
 
 
-def _backward_formula(grad, gates, states, initial, reverse):
-    scan = torch.ops.rhovae.linear_scan
-    return specification_backward(grad, gates, states, initial, reverse, scan=scan)
+def _backward_formula(*args):
+    return specification_backward(*args, scan=torch.ops.rhovae.linear_scan)
 
 
 def _triton():
@@ -229,12 +219,12 @@ LINEAR_SCAN_BACKWARD = register(
     Op(
         file="linear_scan",
         schema=(
-            "linear_scan_backward(Tensor grad, Tensor gates, Tensor states, Tensor? initial,"
-            " bool reverse, bool[3] needs) -> (Tensor, Tensor, Tensor)"
+            "linear_scan_backward(Tensor grad, Tensor gates, Tensor kept, Tensor? initial,"
+            " bool reverse, bool recompute, bool[3] needs) -> (Tensor, Tensor, Tensor)"
         ),
         check=_check_backward,
-        fake=lambda grad, gates, states, initial, reverse, needs: autograd.empty_gradients(
-            (gates, states, _like_initial(states)), needs
+        fake=lambda grad, gates, kept, initial, reverse, recompute, needs: autograd.empty_gradients(
+            (gates, kept, _like_initial(kept)), needs
         ),
         cost=_cost_backward,
         reference=of_those_asked_for(specification_backward),

@@ -8,13 +8,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rhovae_kernels.python_ref.precision import compute_dtype
 from rhovae_kernels.triton.runtime import (
     COMPILED_COLUMNS,
+    COMPILED_TILES,
     IN_NUMPY,
     LOOPED,
     MAX_CHUNKS,
     Configuration,
+    Tiling,
     as_rows,
+    by_tiles,
     chunk_ends,
     configuration,
     contiguous_like,
@@ -286,29 +290,149 @@ def linear_scan(
     return states
 
 
+@launched
+def _maps_of_tokens(
+    grad, gates, tokens, products, state_ends, adjoint_ends,
+    grad_row, grad_step, gates_row, gates_step, tokens_row, tokens_step,
+    rows, columns, chunks, chunk_columns,
+    REVERSE: tl.constexpr, GATE_PER_ROW: tl.constexpr,
+    LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Of each tile: the product of its gates, the first κ from 0 after it, κ_t = a_t λ_t being what
+    step t passes to the adjoint of step t−1, and, where there are tokens, the last x from 0 before
+    it."""
+    tile = tl.program_id(0) % chunks
+    row = own_rows(chunks, BLOCK_ROWS)
+    step = tile.to(tl.int64) * chunk_columns + tl.arange(0, BLOCK_COLUMNS)[None, :]
+    row_mask = row < rows
+    mask = row_mask & (step < columns)
+    column = columns - 1 - step if REVERSE else step
+    g = upcast(tl.load(grad + row * grad_row + column * grad_step, mask=mask, other=0.0))
+    b = tl.full(g.shape, 0.0, g.dtype)
+    if tokens is not None:
+        b = upcast(tl.load(tokens + row * tokens_row + column * tokens_step, mask=mask, other=0.0))
+    row_gates = gates + row * gates_row
+    if GATE_PER_ROW:
+        a = tl.where(mask, upcast(tl.load(row_gates, mask=row_mask, other=1.0)), 1.0)
+    else:
+        a = upcast(tl.load(row_gates + column * gates_step, mask=mask, other=1.0))
+    product, x = scan(a, b)
+    at = row * chunks + tile
+    store(products + at, last(product), row_mask)
+    store(adjoint_ends + at, row_sum(product * g), row_mask)
+    if tokens is not None:
+        store(state_ends + at, last(x), row_mask)
+
+
+@launched
+def _backward_of_tokens(
+    grad, gates, tokens, initial, d_gates, d_tokens, d_initial, state_ends, adjoint_ends,
+    grad_row, grad_step, gates_row, gates_step, tokens_row, tokens_step, initial_row,
+    rows, columns, chunks, chunk_columns,
+    REVERSE: tl.constexpr, GATE_PER_ROW: tl.constexpr,
+    LOOPED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """∂b = λ; ∂a_t = λ_t x_{t−1}, with x found again from the tokens; ∂x_0 = a_1 λ_1: of one tile.
+
+    t is counted in the scan's direction. `state_ends` holds x after each tile and `adjoint_ends` κ
+    of the first step of each; there is neither where a row is one tile.
+    """
+    COMPUTE: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32
+    FORWARD: tl.constexpr = -1 if REVERSE else 1
+    tile = tl.program_id(0) % chunks
+    row = own_rows(chunks, BLOCK_ROWS)
+    step = tile.to(tl.int64) * chunk_columns + tl.arange(0, BLOCK_COLUMNS)[None, :]
+    row_mask = row < rows
+    mask = row_mask & (step < columns)
+    column = columns - 1 - step if REVERSE else step
+    g = upcast(tl.load(grad + row * grad_row + column * grad_step, mask=mask, other=0.0))
+    row_gates = gates + row * gates_row
+    step_gates = row_gates + column * gates_step
+    if GATE_PER_ROW:
+        a = tl.where(mask, upcast(tl.load(row_gates, mask=row_mask, other=1.0)), 1.0)
+        a_after = a
+    else:
+        has_after = row_mask & (step + 1 < columns)
+        a_after = upcast(tl.load(step_gates + FORWARD * gates_step, mask=has_after, other=1.0))
+        a = a_after
+        if d_gates is not None or d_initial is not None:
+            a = upcast(tl.load(step_gates, mask=mask, other=1.0))
+    if d_gates is not None:
+        b = upcast(tl.load(tokens + row * tokens_row + column * tokens_step, mask=mask, other=0.0))
+        x_in = zero_per_row(BLOCK_ROWS, COMPUTE)
+        if initial is not None:
+            is_first = row_mask & (tile == 0)
+            x_in += upcast(tl.load(initial + row * initial_row, mask=is_first, other=0.0))
+        x_in += end_before(state_ends, row, row_mask, tile, chunks)
+
+    adjoint = adjoint_of(a_after, g, end_after(adjoint_ends, row, row_mask, tile, chunks))
+    if d_tokens is not None:
+        store(d_tokens + row * columns + column, adjoint, mask)
+    if d_gates is not None:
+        _, x_before = states_of(a, b, x_in)
+        d_a = adjoint * x_before
+        if GATE_PER_ROW:
+            store(d_gates + row * chunks + tile, row_sum(d_a).to(tl.float64), row_mask)
+        else:
+            store(d_gates + row * columns + column, d_a, mask)
+    if d_initial is not None:
+        passed = tl.where(step == 0, a * adjoint, 0.0)
+        store(d_initial + row, row_sum(passed), row_mask & (tile == 0))
+
+
+def _run_of_tokens(g, a, b, x_0, d_gates, d_tokens, d_initial, reverse: bool, t: Tiling) -> None:
+    """Launch `_backward_of_tokens` over (rows, columns) operands, a program for each tile."""
+    strides = (*g.stride(), *a.stride(), *b.stride())
+    flags = {"REVERSE": reverse, "GATE_PER_ROW": a.shape[1] == 1}
+    states = adjoints = None
+    if t.chunks > 1:
+        tokens = None if d_gates is None else b
+        # Each of its own allocation, and so aligned, whatever the number of rows.
+        products, states, adjoints = (
+            torch.empty((t.rows, t.chunks), dtype=compute_dtype(b.dtype), device=b.device)
+            for _ in range(3)
+        )
+        launch(_maps_of_tokens, t, b, g, a, tokens, products, states, adjoints, *strides, **flags)
+        adjoints = linear_scan(products, adjoints, True)
+        if tokens is not None:
+            start = None if x_0 is None else x_0.to(states.dtype)
+            states = linear_scan(products, states, False, start)
+    launch(
+        _backward_of_tokens, t, b,
+        g, a, b, x_0, d_gates, d_tokens, d_initial, states, adjoints,
+        *strides, 0 if x_0 is None else x_0.stride(0), **flags,
+    )  # fmt: skip
+
+
 def linear_scan_backward(
     grad: Tensor,
     gates: Tensor,
-    states: Tensor,
+    kept: Tensor,
     initial: Tensor | None,
     reverse: bool,
+    recompute: bool,
     needs: Sequence[bool],
 ) -> tuple[Tensor, ...]:
     """λ_t = g_t + a_{t+1} λ_{t+1}; ∂b = λ; ∂a_t = λ_t x_{t−1}; ∂x_0 = a_1 λ_1.
 
-    (The other way round if reversed.)
+    (The other way round if reversed.) `kept` is x, or, to `recompute` it, b.
     """
-    like_initial = states.new_empty((*states.shape[:-1], 1))
-    if not states.numel():
-        return no_gradients((gates, states, like_initial), needs)
-    t = tiling_of(states)
+    like_initial = kept.new_empty((*kept.shape[:-1], 1))
+    if not kept.numel():
+        return no_gradients((gates, kept, like_initial), needs)
+    t = tiling_of(kept)
+    if recompute:
+        t = by_tiles(t)
     d_gates = gradient(gates, needs[0], t)
-    d_tokens = contiguous_like(states) if needs[1] else None
+    d_tokens = contiguous_like(kept) if needs[1] else None
     d_initial = like_initial if needs[2] else None
-    a, g, x = (as_rows(x, t.rows) for x in (gates, grad, states))
+    a, g, x = (as_rows(x, t.rows) for x in (gates, grad, kept))
     x_0 = None if initial is None or not needs[0] else as_rows(initial, t.rows)
-    _run(a, g, x_0, d_tokens, not reverse, x, d_gates, d_initial, adjoint=True)
-    none = states.new_empty(0)
+    if recompute:
+        _run_of_tokens(g, a, x, x_0, d_gates, d_tokens, d_initial, reverse, t)
+    else:
+        _run(a, g, x_0, d_tokens, not reverse, x, d_gates, d_initial, adjoint=True)
+    none = kept.new_empty(0)
     return (
         finished(d_gates, gates, t),
         none if d_tokens is None else d_tokens,
@@ -339,4 +463,27 @@ def configurations() -> list[Configuration]:
         ("fp32", LOOPED, forward, flags | carried),
         ("fp32", LOOPED, {}, adjoint | carried),
     ]
-    return [configuration(_scan, *case) for case in cases]
+    of_tokens = {"REVERSE": False, "GATE_PER_ROW": False}
+    one_tile = {"state_ends": None, "adjoint_ends": None}
+    ends = dict.fromkeys(one_tile, "fp32")
+    tokens = [
+        *(("bf16", c, one_tile | {"initial": None, "d_initial": None}) for c in COMPILED_TILES),
+        ("bf16", 64, one_tile),
+        ("bf16", LOOPED, ends),
+    ]
+    row_sums = {"d_gates": "fp64", "initial": None, "d_initial": None} | ends
+    return [
+        *(configuration(_scan, *case) for case in cases),
+        *(configuration(_backward_of_tokens, *c, of_tokens, True) for c in tokens),
+        configuration(
+            _backward_of_tokens, "bf16", LOOPED, row_sums, of_tokens | {"GATE_PER_ROW": True}, True
+        ),
+        configuration(
+            _maps_of_tokens,
+            "bf16",
+            LOOPED,
+            dict.fromkeys(("products", *ends), "fp32"),
+            of_tokens,
+            True,
+        ),
+    ]

@@ -579,7 +579,7 @@ def test_a_backward_op_called_with_too_few_flags_is_refused(backend):
     x, column = torch.ones(2, 3, device=backend.device), torch.ones(2, 1, device=backend.device)
     row = torch.ones(2, device=backend.device)
     calls = [
-        (OPS.linear_scan_backward, (x, column, x, None, False)),
+        (OPS.linear_scan_backward, (x, column, x, None, False, False)),
         (OPS.ar1_reparam_backward, (x, row, x, column, column, x)),
         (OPS.ar1_log_prob_backward, (row, x, x, column, column)),
     ]

@@ -41,7 +41,8 @@ def calls(device):
     prefixes_of_splines = [prefixes[0], prefixes[1][::2].repeat_interleave(8)]
     return {
         "linear_scan": (column, x, False, column),
-        "linear_scan_backward": (x, x, x, column, True, needs),
+        "linear_scan_backward": (x, x, x, column, True, False, needs),
+        "linear_scan_backward/recompute": (x, x, x, column, True, True, needs),
         "ar1_reparam": (x, column, column, x),
         "ar1_reparam_backward": (x, per_row, x, x, column, x, [*needs, True]),
         "ar1_reparam_rng": (x, x, column, state),

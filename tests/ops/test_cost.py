@@ -33,7 +33,7 @@ REPARAM = ("grad_z", "grad_kl", "mu", "log_var", "rho_logit")
 # The tensors that each op takes, in its order.
 OPERANDS = {
     "linear_scan": ("gates", "tokens"),
-    "linear_scan_backward": ("grad", "gates", "states"),
+    "linear_scan_backward": ("grad", "gates", "kept"),
     "ar1_reparam": ("mu", "log_var", "rho_logit", "eps"),
     "ar1_reparam_backward": (*REPARAM, "eps"),
     "ar1_reparam_rng": ("mu", "log_var", "rho_logit", "rng_state"),
@@ -55,6 +55,8 @@ OPERANDS = {
 NUMBERS = {"widths": 5, "heights": 5, "derivatives": 4}
 # Stands for that operand where it comes after a constant.
 INITIAL = "initial"
+# linear_scan's backward pass from tokens.
+RECOMPUTES = "linear_scan_backward, recompute"
 # How often a kernel loads an element of an operand as long as a row, where not once; the rest of
 # the times it is in a cache close by.
 LOADS = {
@@ -67,7 +69,22 @@ LOADS = {
     # The KL of step j needs μ_{j−1} and s_{j−1}; backward, all of step j+1 as well.
     "markov_reparam": {"mu": 2, "log_var": 2},
     "markov_reparam_backward": {"mu": 3, "log_var": 3, "step_logit": 2, "prior_logit": 2},
+    # The states of step t take a_t, its adjoint a_{t+1}.
+    RECOMPUTES: {"gates": 2},
 }
+# Kernels with a program for each tile of a row.
+BY_TILES = {
+    "markov_reparam",
+    "markov_reparam_backward",
+    "rq_spline",
+    "rq_spline_backward",
+    RECOMPUTES,
+}
+
+
+def kernel_of(op: str, rest: tuple) -> str:
+    """The name of the op in the tables above."""
+    return RECOMPUTES if op == "linear_scan_backward" and rest[2] else op
 
 
 def operand(
@@ -158,14 +175,18 @@ CALLS: list[tuple[str, tuple]] = [
     ("linear_scan", (True,)),
     ("linear_scan", (False, INITIAL)),
     ("linear_scan", (True, INITIAL)),
-    ("linear_scan_backward", (None, True, (True, True, False))),
-    ("linear_scan_backward", (None, True, (False, True, False))),
-    ("linear_scan_backward", (None, True, (True, False, False))),
-    ("linear_scan_backward", (None, True, (True, True, True))),
-    ("linear_scan_backward", (INITIAL, False, (True, True, True))),
-    ("linear_scan_backward", (INITIAL, True, (True, True, True))),
-    ("linear_scan_backward", (INITIAL, True, (False, True, False))),
-    ("linear_scan_backward", (INITIAL, True, (False, False, True))),
+    ("linear_scan_backward", (None, True, False, (True, True, False))),
+    ("linear_scan_backward", (None, True, False, (False, True, False))),
+    ("linear_scan_backward", (None, True, False, (True, False, False))),
+    ("linear_scan_backward", (None, True, False, (True, True, True))),
+    ("linear_scan_backward", (INITIAL, False, False, (True, True, True))),
+    ("linear_scan_backward", (INITIAL, True, False, (True, True, True))),
+    ("linear_scan_backward", (INITIAL, True, False, (False, True, False))),
+    ("linear_scan_backward", (INITIAL, True, False, (False, False, True))),
+    ("linear_scan_backward", (None, True, True, (True, True, False))),
+    ("linear_scan_backward", (INITIAL, False, True, (True, True, True))),
+    ("linear_scan_backward", (INITIAL, True, True, (True, False, False))),
+    ("linear_scan_backward", (INITIAL, True, True, (False, True, True))),
     ("ar1_reparam", ()),
     ("ar1_reparam_backward", ((True, True, True, False),)),
     ("ar1_reparam_backward", ((True, True, True, True),)),
@@ -235,7 +256,7 @@ def test_the_bytes_that_a_kernel_touches_are_the_models(op, rest, per_row):
             loaded = sum(within(x, touched.loads)[0] for x in operands)
             written = sum(within(x, touched.stores)[0] for x in outputs) + copied
             model = cost(op, *args)
-            if op.startswith(("markov_reparam", "rq_spline")) and shape != SHAPES[0]:
+            if kernel_of(op, rest) in BY_TILES and shape != SHAPES[0]:
                 # A row of several tiles leaves their ends and sums in a workspace.
                 assert loaded == model.bytes_read, dtype
                 continue
@@ -250,8 +271,8 @@ def test_the_bytes_that_a_kernel_touches_are_the_models(op, rest, per_row):
 def test_an_operand_is_loaded_once_but_where_the_table_says(op, rest):
     args = arguments(op, SHAPES[0], torch.float32, False, rest)
     _, touched = run(op, args)
-    whole = all_asked(op, rest) or op.startswith(("ar1_log_prob", "markov"))
-    often = LOADS.get(op, {}) if whole else {}
+    whole = all_asked(op, rest) or op.startswith(("ar1_log_prob", "markov", "linear_scan"))
+    often = LOADS.get(kernel_of(op, rest), {}) if whole else {}
     for name, x in zip(OPERANDS[op], args, strict=False):
         if x.shape == SHAPES[0]:
             distinct, times = within(x, touched.loads)
@@ -334,7 +355,7 @@ def test_rows_in_chunks_are_read_again_only_by_the_launch_before(op, rest, per_r
         operands[3] = outputs[2]
     assert sum(within(x, touched.loads)[0] for x in operands) == cost(op, *args).bytes_read
     launches = 2 if "scan" in op or "reparam" in op else 1
-    often = LOADS.get(op, {})
+    often = LOADS.get(kernel_of(op, rest), {})
     for name, x in zip(OPERANDS[op], args, strict=False):
         if isinstance(x, Tensor) and x.shape == CUT:
             _, times = within(x, touched.loads)

@@ -1,5 +1,7 @@
 """linear_scan: the contract, and what is its own."""
 
+import itertools
+
 import pytest
 import torch
 from contract import Contract, normal
@@ -187,15 +189,14 @@ class TestFromInitial(Contract):
         for variant, inputs in self.each_variant((3,), 19, torch.float32, backend.device):
             gates, tokens, reverse, initial = inputs
             states = self.call(*inputs)[0]
-            args = (torch.ones_like(tokens), gates, states)
             backward = torch.ops.rhovae.linear_scan_backward
-            for given in (initial, None):
-                full = backward(*args, given, reverse, [True] * 3)
+            for given, again in itertools.product((initial, None), (False, True)):
+                kept = tokens if again else states
+                args = (torch.ones_like(tokens), gates, kept, given, reverse, again)
+                full = backward(*args, [True] * 3)
                 for bits in range(8):
                     needs = [bool(bits >> i & 1) for i in range(3)]
-                    for g, e, need in zip(
-                        backward(*args, given, reverse, needs), full, needs, strict=True
-                    ):
+                    for g, e, need in zip(backward(*args, needs), full, needs, strict=True):
                         assert torch.equal(g, e) if need else g.shape == (0,), (variant, needs)
 
 

@@ -230,5 +230,6 @@ LINEAR_SCAN_BACKWARD = register(
         reference=of_those_asked_for(specification_backward),
         triton=lambda: _triton().linear_scan_backward,
         function=autograd.backward_function("linear_scan_backward", 4, _backward_formula),
+        triton_first=fewer_instructions(43, 61, 1024),
     )
 )

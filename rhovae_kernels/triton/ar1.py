@@ -56,6 +56,7 @@ from rhovae_kernels.triton.runtime import (
 from rhovae_kernels.triton.tile import (
     last,
     log_scale,
+    offset_back,
     own_rows,
     row_sum,
     store,
@@ -395,7 +396,7 @@ def _noise_gradient(
 ):  # fmt: skip
     """λ_d = √s_d g_d; λ_j = √s_j g_j + ρ λ_{j+1}; ∂ε_1 = λ_1; ∂ε_j = σ λ_j
 
-    The lanes, tiles and chunks run with the scan, from the last column to the first.
+    Tiles and chunks are taken with the scan, from the last to the first.
     """
     COMPUTE: tl.constexpr = tl.float64 if grad_z.dtype.element_ty == tl.float64 else tl.float32
     chunk = tl.program_id(0) % chunks
@@ -412,17 +413,19 @@ def _noise_gradient(
         end_gate, _ = chunk_gates(rho, sech, chunk, chunk_columns)
         carry = last(scan(end_gate, end)[1])
 
-    start = chunk.to(tl.int64) * chunk_columns
+    start = (chunks - 1 - chunk).to(tl.int64) * chunk_columns
     span = tl.minimum(columns - start, chunk_columns) if LOOPED else BLOCK_COLUMNS
     for offset in range(0, span, BLOCK_COLUMNS):
-        column = columns - 1 - (start + offset + lane)
-        mask = row_mask & (column >= 0)
+        if LOOPED:
+            offset = offset_back(offset, span, BLOCK_COLUMNS)
+        column = start + offset + lane
+        mask = row_mask & (column < columns)
         log_s = log_scale(log_vars, log_var_step, column, mask, row_mask, PER_ELEMENT)
         pointers = grad_z + row * grad_z_row + column * grad_z_step
         scaled_g = tl.exp(0.5 * log_s) * upcast(tl.load(pointers, mask=mask, other=0.0))
-        gate, adjoint = scan(tl.broadcast_to(rho, scaled_g.shape), scaled_g)
+        gate, adjoint = scan(tl.broadcast_to(rho, scaled_g.shape), scaled_g, True)
         adjoint += gate * carry
-        carry = last(adjoint)
+        carry = last(adjoint, True)
         if d_eps is not None:
             value = tl.where(column == 0, adjoint, sech * adjoint)
             store(d_eps + row * columns + column, value, mask)

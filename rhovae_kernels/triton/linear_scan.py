@@ -29,7 +29,15 @@ from rhovae_kernels.triton.runtime import (
     no_gradients,
     tiling_of,
 )
-from rhovae_kernels.triton.tile import last, own_rows, row_sum, store, upcast, zero_per_row
+from rhovae_kernels.triton.tile import (
+    last,
+    offset_back,
+    own_rows,
+    row_sum,
+    store,
+    upcast,
+    zero_per_row,
+)
 
 # True in the copy of this module that Triton's interpreter runs, which takes an associative scan
 # element by element; there a scan is log-many steps over whole tiles.
@@ -60,19 +68,6 @@ def compose(a1, b1, a2, b2):
 
 
 @triton.jit
-def scan(a, b):
-    """Along each row, the composition of all maps x ↦ a x + b so far."""
-    if INTERPRETED:
-        steps = 1
-        while steps < a.shape[1]:
-            a, b = compose(earlier(a, steps, 1.0), earlier(b, steps, 0.0), a, b)
-            steps *= 2
-        return a, b
-    else:
-        return tl.associative_scan((a, b), 1, compose)
-
-
-@triton.jit
 def later(x, steps, identity):
     """x as it stands `steps` columns later; the identity after the last column."""
     source = tl.arange(0, x.shape[1])[None, :] + steps
@@ -90,16 +85,26 @@ IN_NUMPY[later.fn] = _later
 
 
 @triton.jit
-def scan_back(a, b):
-    """`scan` from the last column to the first."""
+def delayed(x, steps, identity, REVERSE: tl.constexpr):
+    """x as it stood `steps` columns earlier in the scan's direction."""
+    if REVERSE:
+        return later(x, steps, identity)
+    else:
+        return earlier(x, steps, identity)
+
+
+@triton.jit
+def scan(a, b, REVERSE: tl.constexpr = False):
+    """Along each row, the composition of all maps x ↦ a x + b so far."""
     if INTERPRETED:
         steps = 1
         while steps < a.shape[1]:
-            a, b = compose(later(a, steps, 1.0), later(b, steps, 0.0), a, b)
+            before_a, before_b = delayed(a, steps, 1.0, REVERSE), delayed(b, steps, 0.0, REVERSE)
+            a, b = compose(before_a, before_b, a, b)
             steps *= 2
         return a, b
     else:
-        return tl.associative_scan((a, b), 1, compose, reverse=True)
+        return tl.associative_scan((a, b), 1, compose, reverse=REVERSE)
 
 
 @triton.jit
@@ -110,17 +115,17 @@ def compose_but_last(a1, b1, c1, d1, a2, b2, c2, d2):
 
 
 @triton.jit
-def scan_but_last(a, b, c, d):
+def scan_but_last(a, b, c, d, REVERSE: tl.constexpr):
     """Along each row, the composition of all such maps so far."""
     if INTERPRETED:
         steps = 1
         while steps < a.shape[1]:
-            before_a, before_b = earlier(a, steps, 1.0), earlier(b, steps, 0.0)
+            before_a, before_b = delayed(a, steps, 1.0, REVERSE), delayed(b, steps, 0.0, REVERSE)
             a, b, c, d = compose_but_last(before_a, before_b, c, d, a, b, c, d)
             steps *= 2
         return a, b, c, d
     else:
-        return tl.associative_scan((a, b, c, d), 1, compose_but_last)
+        return tl.associative_scan((a, b, c, d), 1, compose_but_last, reverse=REVERSE)
 
 
 @triton.jit
@@ -142,20 +147,23 @@ def end_after(ends, row, row_mask, tile, tiles):
 
 
 @triton.jit
-def states_of(a, b, x_in):
+def states_of(a, b, x_in, REVERSE: tl.constexpr = False):
     """x and x_{t−1} of one tile; `x_in` is x before it."""
-    first = tl.arange(0, b.shape[1])[None, :] == 0
+    lane = tl.arange(0, b.shape[1])[None, :]
+    first = lane == (b.shape[1] - 1 if REVERSE else 0)
     driven = b + tl.where(first, a * x_in, 0.0)
     zero = tl.full(b.shape, 0.0, b.dtype)
-    _, x, _, x_before = scan_but_last(a, driven, zero + 1.0, tl.where(first, x_in, zero))
+    x_first = tl.where(first, x_in, zero)
+    _, x, _, x_before = scan_but_last(a, driven, zero + 1.0, x_first, REVERSE)
     return x, x_before
 
 
 @triton.jit
-def adjoint_of(a_after, g, k_in):
-    """λ of one tile, from a_{t+1} and g; `k_in` is a λ of the step after it."""
-    end = tl.arange(0, g.shape[1])[None, :] == g.shape[1] - 1
-    _, adjoint = scan_back(a_after, g + tl.where(end, k_in, 0.0))
+def adjoint_of(a_after, g, kappa_in, REVERSE: tl.constexpr = False):
+    """λ of one tile, from a_{t+1} and g; `kappa_in` is κ of the step after it."""
+    lane = tl.arange(0, g.shape[1])[None, :]
+    end = lane == (0 if REVERSE else g.shape[1] - 1)
+    _, adjoint = scan(a_after, g + tl.where(end, kappa_in, 0.0), not REVERSE)
     return adjoint
 
 
@@ -183,10 +191,13 @@ def _scan(
     other way round than the scan that they differentiate.)
 
     A row in several chunks takes two launches: the first leaves the map of each chunk in `ends`,
-    the second (CARRIED) starts each chunk from those before it.
+    the second (CARRIED) starts each chunk from those before it. Chunks and tiles are taken in the
+    scan's direction; lanes lie as their columns do, since loads of columns that descend would be of
+    one element each.
     """
     COMPUTE: tl.constexpr = tl.float64 if tokens.dtype.element_ty == tl.float64 else tl.float32
     FORWARD: tl.constexpr = -1 if REVERSE else 1
+    first_column, last_column = columns - 1 if REVERSE else 0, 0 if REVERSE else columns - 1
     chunk = tl.program_id(0) % chunks
     row = own_rows(chunks, BLOCK_ROWS)
     lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
@@ -210,38 +221,37 @@ def _scan(
         else:
             carry = last(end_b)
 
-    start = chunk.to(tl.int64) * chunk_columns
+    start = (chunks - 1 - chunk if REVERSE else chunk).to(tl.int64) * chunk_columns
     span = tl.minimum(columns - start, chunk_columns) if LOOPED else BLOCK_COLUMNS
     for offset in range(0, span, BLOCK_COLUMNS):
-        step = start + offset + lane
-        mask = row_mask & (step < columns)
-        # The lanes run with the scan, so that it is a forward one in either direction: reversed
-        # loads are as coalesced, and a reversed scan turns every value around twice.
-        column = columns - 1 - step if REVERSE else step
+        if LOOPED and REVERSE:
+            offset = offset_back(offset, span, BLOCK_COLUMNS)
+        column = start + offset + lane
+        mask = row_mask & (column < columns)
         b = upcast(tl.load(row_tokens + column * tokens_step, mask=mask, other=0.0))
         if GATE_PER_ROW:
             a = tl.where(mask, upcast(tl.load(row_gates, mask=row_mask, other=1.0)), 1.0)
         elif ADJOINT:
             pointers = row_gates + (column - FORWARD) * gates_step
-            a = upcast(tl.load(pointers, mask=mask & (step > 0), other=1.0))
+            a = upcast(tl.load(pointers, mask=mask & (column != first_column), other=1.0))
         else:
             a = upcast(tl.load(row_gates + column * gates_step, mask=mask, other=1.0))
-        a, x = scan(a, b)
+        a, x = scan(a, b, REVERSE)
         x += a * carry
-        carry = last(x)
+        carry = last(x, REVERSE)
         if out is not None:
             store(out + row * columns + column, x, mask)
         if d_gates is not None:
             pointers = states + row * states_row + (column + FORWARD) * states_step
-            next_x = upcast(tl.load(pointers, mask=mask & (step + 1 < columns), other=0.0))
+            next_x = upcast(tl.load(pointers, mask=mask & (column != last_column), other=0.0))
             if initial is not None:
-                next_x = tl.where(step + 1 == columns, x_0, next_x)
+                next_x = tl.where(column == last_column, x_0, next_x)
             if GATE_PER_ROW:
                 d_gate += row_sum(x * next_x).to(tl.float64)
             else:
                 store(d_gates + row * columns + column, x * next_x, mask)
         if ends is not None:
-            product *= last(a)
+            product *= last(a, REVERSE)
 
     if ends is not None and not CARRIED:
         store(ends + row * chunks + chunk, product, row_mask)
@@ -303,10 +313,10 @@ def _maps_of_tokens(
     it."""
     tile = tl.program_id(0) % chunks
     row = own_rows(chunks, BLOCK_ROWS)
-    step = tile.to(tl.int64) * chunk_columns + tl.arange(0, BLOCK_COLUMNS)[None, :]
+    first = (chunks - 1 - tile if REVERSE else tile).to(tl.int64) * chunk_columns
+    column = first + tl.arange(0, BLOCK_COLUMNS)[None, :]
     row_mask = row < rows
-    mask = row_mask & (step < columns)
-    column = columns - 1 - step if REVERSE else step
+    mask = row_mask & (column < columns)
     g = upcast(tl.load(grad + row * grad_row + column * grad_step, mask=mask, other=0.0))
     b = tl.full(g.shape, 0.0, g.dtype)
     if tokens is not None:
@@ -316,12 +326,12 @@ def _maps_of_tokens(
         a = tl.where(mask, upcast(tl.load(row_gates, mask=row_mask, other=1.0)), 1.0)
     else:
         a = upcast(tl.load(row_gates + column * gates_step, mask=mask, other=1.0))
-    product, x = scan(a, b)
+    product, x = scan(a, b, REVERSE)
     at = row * chunks + tile
-    store(products + at, last(product), row_mask)
+    store(products + at, last(product, REVERSE), row_mask)
     store(adjoint_ends + at, row_sum(product * g), row_mask)
     if tokens is not None:
-        store(state_ends + at, last(x), row_mask)
+        store(state_ends + at, last(x, REVERSE), row_mask)
 
 
 @launched
@@ -341,10 +351,10 @@ def _backward_of_tokens(
     FORWARD: tl.constexpr = -1 if REVERSE else 1
     tile = tl.program_id(0) % chunks
     row = own_rows(chunks, BLOCK_ROWS)
-    step = tile.to(tl.int64) * chunk_columns + tl.arange(0, BLOCK_COLUMNS)[None, :]
+    first = (chunks - 1 - tile if REVERSE else tile).to(tl.int64) * chunk_columns
+    column = first + tl.arange(0, BLOCK_COLUMNS)[None, :]
     row_mask = row < rows
-    mask = row_mask & (step < columns)
-    column = columns - 1 - step if REVERSE else step
+    mask = row_mask & (column < columns)
     g = upcast(tl.load(grad + row * grad_row + column * grad_step, mask=mask, other=0.0))
     row_gates = gates + row * gates_row
     step_gates = row_gates + column * gates_step
@@ -352,7 +362,7 @@ def _backward_of_tokens(
         a = tl.where(mask, upcast(tl.load(row_gates, mask=row_mask, other=1.0)), 1.0)
         a_after = a
     else:
-        has_after = row_mask & (step + 1 < columns)
+        has_after = mask & (column != (0 if REVERSE else columns - 1))
         a_after = upcast(tl.load(step_gates + FORWARD * gates_step, mask=has_after, other=1.0))
         a = a_after
         if d_gates is not None or d_initial is not None:
@@ -365,18 +375,21 @@ def _backward_of_tokens(
             x_in += upcast(tl.load(initial + row * initial_row, mask=is_first, other=0.0))
         x_in += end_before(state_ends, row, row_mask, tile, chunks)
 
-    adjoint = adjoint_of(a_after, g, end_after(adjoint_ends, row, row_mask, tile, chunks))
+    kappa_in = end_after(adjoint_ends, row, row_mask, tile, chunks)
+    adjoint = adjoint_of(a_after, g, kappa_in, REVERSE)
     if d_tokens is not None:
         store(d_tokens + row * columns + column, adjoint, mask)
     if d_gates is not None:
-        _, x_before = states_of(a, b, x_in)
+        _, x_before = states_of(a, b, x_in, REVERSE)
         d_a = adjoint * x_before
         if GATE_PER_ROW:
+            # Behind the row's end one of the two carries on what the other enters with.
+            d_a = tl.where(mask, d_a, 0.0)
             store(d_gates + row * chunks + tile, row_sum(d_a).to(tl.float64), row_mask)
         else:
             store(d_gates + row * columns + column, d_a, mask)
     if d_initial is not None:
-        passed = tl.where(step == 0, a * adjoint, 0.0)
+        passed = tl.where(column == (columns - 1 if REVERSE else 0), a * adjoint, 0.0)
         store(d_initial + row, row_sum(passed), row_mask & (tile == 0))
 
 
@@ -463,27 +476,24 @@ def configurations() -> list[Configuration]:
         ("fp32", LOOPED, forward, flags | carried),
         ("fp32", LOOPED, {}, adjoint | carried),
     ]
-    of_tokens = {"REVERSE": False, "GATE_PER_ROW": False}
-    one_tile = {"state_ends": None, "adjoint_ends": None}
-    ends = dict.fromkeys(one_tile, "fp32")
-    tokens = [
-        *(("bf16", c, one_tile | {"initial": None, "d_initial": None}) for c in COMPILED_TILES),
-        ("bf16", 64, one_tile),
-        ("bf16", LOOPED, ends),
-    ]
-    row_sums = {"d_gates": "fp64", "initial": None, "d_initial": None} | ends
+    return [configuration(_scan, *case) for case in cases] + _configurations_of_tokens()
+
+
+def _configurations_of_tokens() -> list[Configuration]:
+    """The same of `_backward_of_tokens` and `_maps_of_tokens`."""
+    flags = {"REVERSE": False, "GATE_PER_ROW": False}
+    per_row = flags | {"GATE_PER_ROW": True}
+    from_zero: dict[str, str | None] = {"initial": None, "d_initial": None}
+    one_tile: dict[str, str | None] = {"state_ends": None, "adjoint_ends": None}
+    ends: dict[str, str | None] = dict.fromkeys(one_tile, "fp32")
+
+    def made(kernel, columns, pointers, flags):
+        return configuration(kernel, "bf16", columns, pointers, flags, True, columns == LOOPED)
+
     return [
-        *(configuration(_scan, *case) for case in cases),
-        *(configuration(_backward_of_tokens, *c, of_tokens, True) for c in tokens),
-        configuration(
-            _backward_of_tokens, "bf16", LOOPED, row_sums, of_tokens | {"GATE_PER_ROW": True}, True
-        ),
-        configuration(
-            _maps_of_tokens,
-            "bf16",
-            LOOPED,
-            dict.fromkeys(("products", *ends), "fp32"),
-            of_tokens,
-            True,
-        ),
+        *(made(_backward_of_tokens, c, from_zero | one_tile, flags) for c in COMPILED_TILES),
+        made(_backward_of_tokens, 64, one_tile, flags | {"REVERSE": True}),
+        made(_backward_of_tokens, LOOPED, ends, flags),
+        made(_backward_of_tokens, LOOPED, ends | from_zero | {"d_gates": "fp64"}, per_row),
+        made(_maps_of_tokens, LOOPED, ends | {"products": "fp32"}, flags),
     ]

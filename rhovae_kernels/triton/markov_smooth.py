@@ -188,7 +188,8 @@ def _back(
     carry_eta = zero_per_row(BLOCK_ROWS, COMPUTE)
     span = columns if LOOPED else BLOCK_COLUMNS
     for offset in range(0, span, BLOCK_COLUMNS):
-        # The lanes run against time.
+        # The lanes run against time: a turned scan of four float64 values would cost more than
+        # loads of one element each do.
         column = columns - 1 - (offset + lane)
         mask = row_mask & (column >= 0)
         x, w, _, _, _ = whitened(

@@ -35,10 +35,18 @@ WARPS_OF = {
 # Kernels whose tiles of whole rows, where a tile is as wide as this, one warp runs: 32 elements a
 # lane, no scan or sum that leaves the warp, the scalars of a row in 32 lanes and not in 128. Rows
 # in chunks are few, and take the warps above, as the multiprocessors would else have too little to
-# do; so do, for want of registers, float64 tiles, a ρ for each step, and the adjoint of a scan.
-# Each with whether it is so where a row is a loop over tiles, which in others takes 200 registers.
+# do; so do, for want of registers, float64 tiles, a ρ for each step, and the adjoint of a scan in a
+# loop. Each with whether it is so where a row is a loop over tiles, which in others takes 200
+# registers.
 ONE_WARP_COLUMNS = 256
-ONE_WARP = {"_reparam": False, "_log_prob": False, "_scan": True, "_gate": True, "_coupling": True}
+ONE_WARP = {
+    "_reparam": False,
+    "_log_prob": False,
+    "_scan": True,
+    "_backward_of_tokens": False,
+    "_gate": True,
+    "_coupling": True,
+}
 # What a thread may take where a row is a loop over tiles, (float64, other types): left to itself,
 # the assembler aims for more threads at once than these kernels have registers for, and spills
 # under some versions of Triton. At 128, four programs share a multiprocessor: as many as there are
@@ -236,7 +244,7 @@ def warps_of(
     name = kernel.__name__
     wide = t.block_columns >= ONE_WARP_COLUMNS and not split
     one_warp = ONE_WARP.get(name, False) if t.looped else name in ONE_WARP
-    holds_more = float64 or flags.get("PER_STEP") or flags.get("ADJOINT")
+    holds_more = float64 or flags.get("PER_STEP") or (t.looped and flags.get("ADJOINT"))
     if one_warp and wide and not holds_more:
         return 1
     if flags.get("PER_STEP"):

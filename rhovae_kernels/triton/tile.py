@@ -53,10 +53,17 @@ def row_sum(x):
 
 
 @triton.jit
-def last(x):
-    """The last column."""
-    columns = tl.arange(0, x.shape[1])[None, :]
-    return row_sum(tl.where(columns == x.shape[1] - 1, x, 0.0))
+def last(x, REVERSE: tl.constexpr = False):
+    """The last column; the first, where columns are counted from the end."""
+    column: tl.constexpr = 0 if REVERSE else x.shape[1] - 1
+    return row_sum(tl.where(tl.arange(0, x.shape[1])[None, :] == column, x, 0.0))
+
+
+@triton.jit
+def offset_back(offset, span, BLOCK_COLUMNS: tl.constexpr):
+    """Where the tile starts that a loop over `span` columns meets in the place of the one at
+    `offset`, if it runs from the last tile to the first."""
+    return (span - 1) // BLOCK_COLUMNS * BLOCK_COLUMNS - offset
 
 
 @triton.jit

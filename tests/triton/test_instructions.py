@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget  # noqa: E402
 from rhovae_kernels.triton.affine_coupling import _coupling  # noqa: E402
 from rhovae_kernels.triton.ar1 import _log_prob, _reparam  # noqa: E402
 from rhovae_kernels.triton.iaf_gate import _gate  # noqa: E402
-from rhovae_kernels.triton.linear_scan import _scan  # noqa: E402
+from rhovae_kernels.triton.linear_scan import _backward_of_tokens, _scan  # noqa: E402
 from rhovae_kernels.triton.runtime import LOOPED, Configuration, configuration  # noqa: E402
 
 REGISTERS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "registers.md"
@@ -31,6 +31,12 @@ READ = WHOLE | {"rng_state": None}
 DRAWN = WHOLE | {"rng_state": "i64", "eps": None}
 FORWARD = WHOLE | dict.fromkeys(("states", "initial", "d_gates", "d_initial"))
 SCAN = dict.fromkeys(("REVERSE", "GATE_PER_ROW", "ADJOINT", "CARRIED"), False)
+BACK = {"REVERSE": True, "ADJOINT": True}
+FORTH = {"REVERSE": False, "GATE_PER_ROW": False}
+FROM_ZERO: dict[str, str | None] = WHOLE | dict.fromkeys(("initial", "d_initial"))
+OF_TOKENS: dict[str, str | None] = dict.fromkeys(
+    ("initial", "d_initial", "state_ends", "adjoint_ends")
+)
 TANH = {"INVERSE": False, "BOUNDED": True}
 WHOLE_ROWS = {"CARRIED": False}
 
@@ -68,6 +74,19 @@ GATES = {
     ),
     "linear_scan-looped": Gate(
         configuration(_scan, "fp32", LOOPED, FORWARD, SCAN), 21.5, 22, 16, 8, 6
+    ),
+    # Each gate is loaded twice, as that of a step and as that of the step before.
+    "linear_scan-backward": Gate(
+        configuration(_scan, "fp32", 1024, FROM_ZERO, SCAN | BACK), 43.7, 48, 8, 16, 6
+    ),
+    "linear_scan-backward-bfloat16": Gate(
+        configuration(_backward_of_tokens, "bf16", 1024, OF_TOKENS, FORTH, True), 47.8, 52, 12, 8, 3
+    ),
+    "linear_scan-backward-bfloat16-reverse": Gate(
+        configuration(
+            _backward_of_tokens, "bf16", 1024, OF_TOKENS, FORTH | {"REVERSE": True}, True
+        ),
+        *(46.8, 52, 12, 8, 3),
     ),
 }
 

@@ -88,6 +88,16 @@ def of_sequences(
     )
 
 
+def of_places(decoder: Decoder, colours: int = 1) -> rk.VAE:
+    """Of few places: each is a part of a graph, and in a draw a pass."""
+    return rk.VAE(
+        rk.nets.MLP((colours, 3, 3), (6,)),
+        rk.posteriors.AR1(D),
+        rk.priors.StandardNormal(D),
+        decoder,
+    )
+
+
 VAES = {
     "MLP": lambda: vae(rk.nets.MLP),
     "Conv": lambda: vae(rk.nets.Conv),
@@ -114,24 +124,15 @@ VAES = {
     "Gaussian": lambda: vae(decoder=rk.decoders.Gaussian()),
     "Gaussian, given": lambda: vae(decoder=rk.decoders.Gaussian(variance=0.1)),
     "DiscretizedLogistic": lambda: vae(decoder=rk.decoders.DiscretizedLogistic(levels=5)),
-    # Of few places: each layer is a part of a graph, and each place of a draw a pass.
-    "PixelCNN": lambda: rk.VAE(
-        rk.nets.MLP((1, 3, 3), (6,)),
-        rk.posteriors.AR1(D),
-        rk.priors.StandardNormal(D),
-        rk.decoders.PixelCNN(4, 2, hidden=4),
-    ),
-    "PixelCNN of two colours": lambda: rk.VAE(
-        rk.nets.MLP((2, 3, 3), (6,)),
-        rk.posteriors.AR1(D),
-        rk.priors.StandardNormal(D),
-        rk.decoders.PixelCNN(4, 2, hidden=4, likelihood="logistic-mixture", mixtures=2),
+    "PixelCNN": lambda: of_places(rk.decoders.PixelCNN(4, 2, hidden=4)),
+    "PixelCNN of two colours": lambda: of_places(
+        rk.decoders.PixelCNN(4, 2, hidden=4, likelihood="logistic-mixture", mixtures=2), 2
     ),
     "NADE": lambda: vae(decoder=rk.decoders.NADE((64,))),
     "NADE of two orders, Gaussian": lambda: vae(
         decoder=rk.decoders.NADE((64,), ["spiral", "random-1"], "gaussian")
     ),
-    "OrderlessNADE": lambda: vae(decoder=rk.decoders.OrderlessNADE((8,), ["raster", "columns"])),
+    "OrderlessNADE": lambda: of_places(rk.decoders.OrderlessNADE((8,), ["raster", "columns"])),
     "BetaH": lambda: vae(objective=rk.objectives.BetaH(2.0)),
     "BetaB": lambda: vae(objective=rk.objectives.BetaB(2.0, 1.0, 10)),
     "BetaTC": lambda: vae(objective=rk.objectives.BetaTC(2.0)),

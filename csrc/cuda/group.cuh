@@ -18,6 +18,8 @@ constexpr int kWarp = 32;
 constexpr int kMaxLanes = 256;
 constexpr int kMaxWarps = kMaxLanes / kWarp;
 constexpr int kMaxTilesPerRange = 256;
+// Blocks of a grid, along x (rows) and along y (ranges).
+constexpr int64_t kMaxBlocks = 0x7fffffff, kMaxRanges = 65535;
 // Blocks of kMaxLanes on a multiprocessor: three leave 80 registers a thread, within which the
 // kernels of scans fit. A compiler that aims higher by itself spills.
 constexpr int kMinBlocks = 3;
@@ -35,7 +37,9 @@ struct Plan {
   int threads() const { return (1 << log2_lanes) <= kWarp ? 4 * kWarp : 1 << log2_lanes; }
   dim3 blocks() const {
     const int64_t groups = threads() >> log2_lanes;
-    return dim3(unsigned((rows + groups - 1) / groups), unsigned(ranges));
+    const int64_t along_rows = (rows + groups - 1) / groups;
+    STD_TORCH_CHECK(along_rows <= kMaxBlocks, "rhovae: ", rows, " rows are too many");
+    return dim3(unsigned(along_rows), unsigned(ranges));
   }
 };
 
@@ -49,7 +53,8 @@ inline Plan plan_rows(const Device& device, int64_t rows, int64_t length, int ch
   while ((1 << plan.log2_lanes) < chunks && (1 << plan.log2_lanes) < kMaxLanes) ++plan.log2_lanes;
   const int64_t lanes = 1 << plan.log2_lanes;
   const int64_t tiles = std::max<int64_t>(1, (chunks + lanes - 1) / lanes);
-  STD_TORCH_CHECK(tiles < (int64_t(1) << 30), "rhovae: a row of ", length, " elements is too long");
+  STD_TORCH_CHECK(tiles <= kMaxRanges * kMaxTilesPerRange, "rhovae: a row of ", length,
+                  " elements is too long");
   // Splitting a row costs two more launches and reads what drives the scan twice: a range is worth
   // them from some tiles on, as long as there are multiprocessors without a block.
   constexpr int64_t kWorthARange = 4, kBlocksPerMultiprocessor = 4;

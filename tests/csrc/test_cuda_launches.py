@@ -18,7 +18,7 @@ if cuda_stub.missing() is not None:
     pytest.skip(str(cuda_stub.missing()), allow_module_level=True)
 
 MULTIPROCESSORS = 132
-MOST_RANGES, TILES_OF_A_RANGE = 65535, 256
+MOST_BLOCKS, MOST_RANGES, TILES_OF_A_RANGE = 2**31 - 1, 65535, 256
 
 
 def launched(op, backend, *args):
@@ -176,6 +176,38 @@ def test_an_inversion_asks_for_the_shared_memory_of_its_network(
         )
     )
     assert walk == ("inversion", (blocks, 1, 1), (threads, 1, 1), shared, 0, 0)
+
+
+LONGEST = MOST_RANGES * TILES_OF_A_RANGE * 256 * 4  # float32, four a lane
+
+
+def test_the_longest_row_that_a_grid_holds_is_split_over_all_of_it():
+    row = torch.zeros(1, 1, device="cuda")
+    found = ours(launched("linear_scan", "cuda", row, row.expand(1, LONGEST), False, None))
+    assert [launch.grid for launch in found] == [(1, MOST_RANGES, 1)] * 2
+
+
+def test_a_longer_row_is_refused():
+    row = torch.zeros(1, 1, device="cuda")
+    with pytest.raises(RuntimeError, match=f"a row of {LONGEST + 1} elements is too long"):
+        launched("linear_scan", "cuda", row, row.expand(1, LONGEST + 1), False, None)
+
+
+def of_rows(rows):
+    """`ar1_log_prob` of so many rows, a block each: the rows are one, again and again."""
+    z, column = (torch.zeros(1, n, device="cuda").expand(rows, n) for n in (512, 1))
+    return launched("ar1_log_prob", "cuda", z, z, column, column)
+
+
+def test_a_grid_holds_as_many_rows_as_it_has_blocks():
+    (found,) = ours(of_rows(MOST_BLOCKS))
+    assert found.grid == (MOST_BLOCKS, 1, 1)
+
+
+@pytest.mark.parametrize("rows", (MOST_BLOCKS + 1, 2**32, 2**32 + 1))
+def test_more_rows_than_a_grid_has_blocks_are_refused(rows):
+    with pytest.raises(RuntimeError, match=f"{rows} rows are too many"):
+        of_rows(rows)
 
 
 @triton.jit

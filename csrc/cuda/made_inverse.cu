@@ -558,11 +558,12 @@ Tensor made_solve(Tensor g, Tensor a, Tensor heads, std::vector<Tensor> slopes,
   const int64_t count = heads_each(leader, weights);
   require_solution(leader, count, a, heads, slopes, weights, prefixes);
   const Device device(g);
+  Tensor v = uninitialized_like(g);
+  if (g.numel() == 0) return v;
   if (transposed) {
     // Of which a warp reads columns, that are to lie in one piece.
     for (Tensor& w : weights) w = in_columns(w);
   }
-  Tensor v = uninitialized_like(g);
   by_storage(g, [&](auto storage) {
     using S = decltype(storage);
     Walk<S> p;

@@ -20,6 +20,12 @@ if cuda_stub.missing() is not None:
 MULTIPROCESSORS = 132
 MOST_BLOCKS, MOST_RANGES, TILES_OF_A_RANGE = 2**31 - 1, 65535, 256
 
+# A call of no rows that launches: (backend, op), and what there is to write all the same.
+WRITTEN_OF_NO_ROWS = {
+    ("cuda", "ar1_reparam_rng"): "which state was used",
+    ("triton", "masked_linear_backward"): "the gradients of weight and bias, which are zero",
+}
+
 
 def launched(op, backend, *args):
     """What a call of `rhovae::op` on this backend launches."""
@@ -30,6 +36,13 @@ def launched(op, backend, *args):
 
 def ours(found):
     return [launch for launch in found if launch.ours]
+
+
+def without_rows(x):
+    """x of `calls`, where it has rows without them."""
+    if isinstance(x, list):
+        return [without_rows(element) for element in x]
+    return x[:0] if isinstance(x, torch.Tensor) and x.dim() and x.shape[0] == 5 else x
 
 
 @pytest.fixture(params=calls("cpu"))
@@ -57,6 +70,16 @@ def test_launches_go_to_the_tensors_device_and_to_its_current_stream(call, backe
         assert torch.cuda.current_device() == 0
     assert ours(found)
     assert {(launch.device, launch.stream) for launch in found} == {(1, side.cuda_stream)}
+
+
+def test_a_call_of_no_rows_launches_nothing_but_what_has_something_to_write(call, backend_on_gpu):
+    name, args = call
+    empty = [args[0], 0, args[2]] if name == "philox" else map(without_rows, args)
+    found = launched(name, backend_on_gpu, *empty)
+    if (backend_on_gpu, name) in WRITTEN_OF_NO_ROWS:
+        assert len(ours(found)) == 1
+    else:
+        assert found == []
 
 
 def planned(rows, columns, dtype):

@@ -1,7 +1,7 @@
 """Every op on a GPU: built, tested, verified, timed; into one JSON and one log.
 
     python benchmarks/gpu_suite.py OUT [--ops ar1_reparam,linear_scan] [--minutes 9] [--no-tests]
-        [--wheels FOLDER] [--dry-run]
+        [--wheels FOLDER] [--dry-run] [--rehearsal]
 
 It needs CUDA's compiler, torch ≥ 2.11, triton ≥ 3.6 and pytest, and no network. In this order,
 while time is left: the extension is built for the card that is there; each op is called once on a
@@ -12,7 +12,9 @@ work, in turns: launched one by one ("eager"), and replayed from a CUDA graph ("
 tests run; then the other cases. What time does not suffice for is named. `--no-tests` leaves the
 tests out, where they have run before. `--wheels` is a folder of wheels of the competitors, which
 are unpacked beside the result. `--dry-run` goes the same way on the CPU with tiny shapes: its times
-are no figures. The last 30 lines say it all in short.
+are no figures. `--rehearsal` ends after the smoke tests, which launch every case at its own shape
+and verify nothing: for a stub of CUDA's runtime, on which kernels do not run (`make rehearsal`).
+The last 30 lines say it all in short.
 
 A row of the JSON is one backend of ours beside one competitor, or none. ratio: competitor_ms / ms.
 percent_of_limit: of ms, the least time that the op's bytes and FLOPs (`rhovae_kernels/ops/cost.py`)
@@ -138,9 +140,10 @@ class Suite:
         dry_run: bool,
         tests: bool = True,
         wheels: Path | None = None,
+        rehearsal: bool = False,
     ):
         self.out, self.ops, self.dry_run, self.tested = out, ops, dry_run, tests
-        self.wheels = wheels
+        self.wheels, self.rehearsal = wheels, rehearsal
         self.device = "cpu" if dry_run else "cuda"
         self.end = time.monotonic() + 60 * minutes
         out.mkdir(parents=True, exist_ok=True)
@@ -265,14 +268,19 @@ class Suite:
         sys.path.append(str(target))
 
     def smoke(self, entries: list[Entry]) -> None:
-        """A verified call of each entry on a small shape, in a process that may crash."""
+        """A verified call of each entry on a small shape, in a process that may crash.
+
+        In a rehearsal, a call of each case.
+        """
         end = time.monotonic() + SMOKE_SHARE * self.left()
         waiting = [str(gpu_cases.ENTRIES.index(entry)) for entry in entries]
         while waiting:
             command = [*PROGRAM, str(self.out / "smoke"), "--smoke", ",".join(waiting)]
             command += ["--dry-run"] if self.dry_run else []
+            command += ["--rehearsal"] if self.rehearsal else []
             status, output = self.program("smoke test", command, end - time.monotonic())
-            for op, error in re.findall(r"^smoke \d+ (\w+): (?!right$)(.*)$", output, re.MULTILINE):
+            wrong = r"^smoke \d+ (\w+): (?!(?:right|launched)$)(.*)$"
+            for op, error in re.findall(wrong, output, re.MULTILINE):
                 self.failed(f"smoke test of {op}", error)
             if status in (0, 1, None):
                 return
@@ -344,8 +352,8 @@ class Suite:
                     else:
                         self.compare(case, direction, mode)
 
-    def verified(self, entry: Entry, shape: tuple[int, int], dtype: torch.dtype) -> Case:
-        """The case with the ways that gave the right results."""
+    def case(self, entry: Entry, shape: tuple[int, int], dtype: torch.dtype) -> Case:
+        """The case with its work made, and those backends of ours that can do it."""
         import rhovae_kernels as rk
         from rhovae_kernels import backends
         from rhovae_kernels.ops.op import REGISTRY
@@ -367,10 +375,31 @@ class Suite:
                 self.left_untimed(f"{case.label}, {backend}", reason)
         if not case.ours:
             raise RuntimeError("no implementation of ours runs here")
-        if entry.directions != ("step",):
-            with rk.use_backend(next(iter(case.ours.values()))), torch.no_grad():
-                outputs = work.ours.function(*work.ours.arguments)
-            case = case._replace(upstream=tuple(map(torch.randn_like, outputs)))
+        if entry.directions == ("step",):
+            return case
+        with rk.use_backend(next(iter(case.ours.values()))), torch.no_grad():
+            outputs = work.ours.function(*work.ours.arguments)
+        return case._replace(upstream=tuple(map(torch.randn_like, outputs)))
+
+    def launched(self, entry: Entry, shape: tuple[int, int], dtype: torch.dtype) -> None:
+        """Launch each backend of ours once in each direction, whatever comes of it."""
+        import rhovae_kernels as rk
+
+        case = self.case(entry, self.fitting(entry, shape, dtype), dtype)
+        for name, backend in case.ours.items():
+            for direction in entry.directions:
+                try:
+                    with rk.use_backend(backend):
+                        prepared(case.work.ours, direction, case.upstream)()
+                except Exception as error:
+                    self.way_failed(case, name, direction, error)
+
+    def verified(self, entry: Entry, shape: tuple[int, int], dtype: torch.dtype) -> Case:
+        """The case with the ways that gave the right results."""
+        import rhovae_kernels as rk
+
+        case = self.case(entry, shape, dtype)
+        work = case.work
         for name, way in (dict.fromkeys(case.ours, work.ours) | work.others).items():
             try:
                 with rk.use_backend(case.ours.get(name)):
@@ -480,18 +509,21 @@ class Suite:
 
         The largest of each come first: a run that is cut short has timed every op.
         """
-        of_entries = [
-            [
-                (entry, shape, dtype)
-                for shape in ([TINY] if self.dry_run else sorted(entry.shapes, key=math.prod)[::-1])
-                for dtype in entry.dtypes
-            ]
-            for entry in self.entries()
-        ]
+        of_entries = map(self.cases_of, self.entries())
         return [case for turn in zip_longest(*of_entries) for case in turn if case is not None]
 
+    def cases_of(self, entry: Entry) -> list[tuple[Entry, tuple[int, int], torch.dtype]]:
+        shapes = [TINY] if self.dry_run else sorted(entry.shapes, key=math.prod)[::-1]
+        return [(entry, shape, dtype) for shape in shapes for dtype in entry.dtypes]
+
     def entries(self) -> list[Entry]:
-        return [e for e in gpu_cases.ENTRIES if self.ops is None or e.op in self.ops]
+        """Those that were asked for; in a rehearsal without those that look at what they learn."""
+        return [
+            entry
+            for entry in gpu_cases.ENTRIES
+            if (self.ops is None or entry.op in self.ops)
+            and not (self.rehearsal and entry.directions == ("step",))
+        ]
 
     def test_files(self) -> list[str]:
         """Those of the rooms whose ops were asked for."""
@@ -514,17 +546,20 @@ class Suite:
             self.step("wheels", partial(self.unpack, self.wheels))
         entries, files, cases = self.entries(), self.test_files(), self.cases()
         self.step("smoke test", partial(self.smoke, entries))
-        self.step("limits", self.measure_limits)
-        self.measure_each(cases[: len(entries)])
-        if not self.tested:
-            self.result["tests"] = "left out, as was asked"
-        elif files:
-            self.step("tests", partial(self.tests, files))
-        self.measure_each(cases[len(entries) :])
-        self.say("")
-        if self.dry_run:
-            self.say("A dry run: the times below are no figures.")
-        self.say(self.table())
+        if self.rehearsal:
+            self.result["tests"] = "left out: a rehearsal computes nothing"
+        else:
+            self.step("limits", self.measure_limits)
+            self.measure_each(cases[: len(entries)])
+            if not self.tested:
+                self.result["tests"] = "left out, as was asked"
+            elif files:
+                self.step("tests", partial(self.tests, files))
+            self.measure_each(cases[len(entries) :])
+            self.say("")
+            if self.dry_run:
+                self.say("A dry run: the times below are no figures.")
+            self.say(self.table())
         for what in self.not_run:
             self.say(f"not run: {what}")
         for failure in self.failures:
@@ -578,21 +613,29 @@ class Suite:
 
 
 def smoke(suite: Suite, numbers: list[int]) -> int:
-    """Call and verify each of these entries on a small shape; the exit status."""
+    """Call and verify each of these entries on a small shape; the exit status.
+
+    In a rehearsal, call each of their cases.
+    """
     for number in numbers:
         entry = gpu_cases.ENTRIES[number]
         print(f"smoke {number} {entry.op}", flush=True)
         before = len(suite.failures)
         try:
             with tf32_allowed(entry.tf32):
-                suite.verified(entry, TINY if suite.dry_run else SMALL, entry.dtypes[0])
+                if suite.rehearsal:
+                    for case in suite.cases_of(entry):
+                        suite.launched(*case)
+                else:
+                    suite.verified(entry, TINY if suite.dry_run else SMALL, entry.dtypes[0])
                 if not suite.dry_run:
                     torch.cuda.synchronize()
-            said = "; ".join(failure["error"] for failure in suite.failures[before:])
+            said = "; ".join("{what}: {error}".format(**f) for f in suite.failures[before:])
         except Exception as error:
             said = sentence(error)
             suite.failed(entry.op, said)
-        print(f"smoke {number} {entry.op}: {said or 'right'}", flush=True)
+        well = "launched" if suite.rehearsal else "right"
+        print(f"smoke {number} {entry.op}: {said or well}", flush=True)
     return 1 if suite.failures else 0
 
 
@@ -702,6 +745,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--wheels", type=Path, help="folder of the competitors' wheels")
     parser.add_argument("--smoke", help=argparse.SUPPRESS)  # in the process of a smoke test
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, with tiny shapes")
+    parser.add_argument(
+        "--rehearsal", action="store_true", help="launch every case, verify nothing"
+    )
     given = parser.parse_args(arguments)
     ops = given.ops.split(",") if given.ops else None
     known = sorted({e.op for e in gpu_cases.ENTRIES})
@@ -713,7 +759,13 @@ def main(arguments: list[str] | None = None) -> int:
     # A backward pass that is timed alone runs many times over the same saved tensors.
     with torch._functorch.config.patch(donated_buffer=False):
         suite = Suite(
-            given.out, ops, given.minutes, given.dry_run, not given.no_tests, given.wheels
+            given.out,
+            ops,
+            given.minutes,
+            given.dry_run,
+            not given.no_tests,
+            given.wheels,
+            given.rehearsal,
         )
         if given.smoke:
             return smoke(suite, list(map(int, given.smoke.split(","))))

@@ -239,6 +239,34 @@ def test_smoke_tests_outlive_a_crash_and_name_what_is_wrong(tmp_path, monkeypatc
     assert "smoke 3 linear_scan: right" in (tmp_path / "out" / "gpu_suite.log").read_text("utf-8")
 
 
+def test_a_rehearsal_launches_what_it_is_told_and_measures_nothing(tmp_path):
+    # A training step, which looks at what it has learned, is left out.
+    status, result, log = run(tmp_path, "--rehearsal", "--ops", "linear_scan,training_step")
+    assert status == 0, log
+    assert result["rows"] == result["failures"] == [] and result["limits"] == {}
+    for n, entry in enumerate(gpu_cases.ENTRIES):
+        assert (f"smoke {n} {entry.op}: launched" in log) is (entry.op == "linear_scan")
+
+
+def test_a_rehearsal_names_the_case_that_fails_and_goes_on(tmp_path):
+    def failing(work):
+        def forwards_alone(*args):
+            assert not torch.is_grad_enabled(), "planted"
+            return work.ours.function(*args)
+
+        return work._replace(ours=work.ours._replace(function=forwards_alone))
+
+    suite = gpu_suite.Suite(tmp_path, None, minutes=1, dry_run=True, rehearsal=True)
+    suite.launched(altered("failing", failing), gpu_suite.TINY, torch.float32)
+    wanted = [
+        f"failing 4×8 float32 {direction}, rhovae {backend}"
+        for backend in ("cpu", "triton")
+        for direction in SCAN.directions
+        if direction != "forward"
+    ]
+    assert wanted and [failure["what"] for failure in suite.failures] == wanted
+
+
 def test_what_is_run_forwards_only_is_verified_without_autograd():
     tracked = []
 

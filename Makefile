@@ -21,7 +21,10 @@ RUNTIMES = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-fil
 COMPAT ?= 2.11.0/3.6.0 2.14.1/3.8.0
 COMPAT_TESTS ?= tests
 
-.PHONY: demo test check gates docs fuzz fuzz-sanitized compat wheels bench clean
+# Of `make rehearsal`: torch/triton, those of the GPU machine.
+REHEARSAL ?= 2.11.0/3.6.0
+
+.PHONY: demo test check gates docs fuzz fuzz-sanitized compat rehearsal wheels bench clean
 
 # The pinned torch first, then the package against it: an isolated build would fetch a second torch.
 $(VENV)/.torch:
@@ -90,6 +93,10 @@ compat:
 	@failed=0; for pair in $(COMPAT); do \
 		.ci/compat $${pair%/*} $${pair#*/} $(COMPAT_TESTS) || failed=1; \
 	done; exit $$failed
+
+# What a GPU machine runs, on a stub of CUDA's runtime: the CUDA build, every launch, no result.
+rehearsal:
+	.ci/rehearsal $(subst /, ,$(REHEARSAL))
 
 # A CPU wheel in dist/, tried with every Python that is here, one line each.
 wheels: | $(VENV)/.torch

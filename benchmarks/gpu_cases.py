@@ -232,8 +232,8 @@ def linear_scan(shape, dtype, device) -> Work:
     gates = torch.sigmoid(randn(*shape, dtype=dtype, device=device, seed=0, scale=1.0))
     tokens = randn(*shape, dtype=dtype, device=device, seed=1, scale=1.0)
     arguments = (gates.requires_grad_(), tokens.requires_grad_())
-    needs = (True, True, False)
-    spent = costs("linear_scan", arguments, (tokens, gates, tokens, None, False, needs))
+    needs, recompute = (True, True, False), dtype.itemsize < 4
+    spent = costs("linear_scan", arguments, (tokens, gates, tokens, None, False, recompute, needs))
 
     def formula(gates, tokens):
         return (doubling(gates, tokens),)

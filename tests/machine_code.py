@@ -30,7 +30,8 @@ def compiled(configuration: Configuration, target: GPUTarget) -> CompiledKernel:
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, (name, kind) in enumerate(configuration.signature.items())
-        if kind.startswith("*") or (kind != "constexpr" and name.endswith(("_row", "columns")))
+        if kind.startswith("*")
+        or (kind != "constexpr" and name.endswith(("_row", "columns", "outputs")))
     }
     source = ASTSource(
         configuration.kernel, configuration.signature, configuration.constexprs, aligned
@@ -38,6 +39,8 @@ def compiled(configuration: Configuration, target: GPUTarget) -> CompiledKernel:
     options = {"num_warps": configuration.warps}
     if target.backend == "cuda":
         options["maxnreg"] = configuration.registers
+        if configuration.stages is not None:
+            options["num_stages"] = configuration.stages
     return triton.compile(source, target=target, options=options)
 
 
@@ -126,6 +129,20 @@ def _successors(code: list[Instruction]) -> list[list[int]]:
             yield place[int(target[1], 16)]
 
     return [list(after(i, instruction)) for i, instruction in enumerate(code)]
+
+
+def loops(listing: str) -> list[list[Instruction]]:
+    """The bodies of the loops of the one kernel in a listing of cuobjdump, each without an exit."""
+    code = instructions(listing)
+    place = {instruction.address: i for i, instruction in enumerate(code)}
+    found = []
+    for i, instruction in enumerate(code):
+        target = re.search(r"0x([0-9a-f]+)", instruction.operands)
+        if instruction.does("BRA") and target:
+            body = code[place.get(int(target[1], 16), i + 1) : i + 1]
+            if body and not any(step.does("EXIT") for step in body):
+                found.append(body)
+    return found
 
 
 def _cost(instruction: Instruction) -> int:

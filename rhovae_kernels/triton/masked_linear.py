@@ -7,6 +7,7 @@ which the tiles beyond the edge are zeros. Only tiles that the edge runs through
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,21 +36,43 @@ SEARCHED = tl.constexpr(512)
 
 
 class Tile(NamedTuple):
-    """A result's tile, how much is summed over at a time, and the warps that do it."""
+    """A result's tile, how much is summed over at a time, the warps that do it, and of how many
+    such tiles a result must be for them to fill a GPU."""
 
     rows: int
     columns: int
     depth: int
     warps: int
+    programs: int = 0
 
 
-# Per type, for results of many tiles and of few.
+# Per type, the first of which a result has enough. The larger a tile, the fewer bytes of the L2
+# cache a product takes; 256 of them are about two for each multiprocessor, as sums of all lengths
+# want, the longest first: `benchmarks/NOTES.md` has the arithmetic.
+OF_16_BITS = (
+    Tile(128, 256, 64, 8, 256),
+    Tile(128, 128, 64, 8, 256),
+    Tile(128, 64, 64, 8, 256),
+    Tile(32, 32, 64, 4),
+)
 TILES = {
-    torch.float64: (Tile(32, 32, 16, 4), Tile(32, 32, 16, 4)),
-    torch.float32: (Tile(64, 64, 32, 8), Tile(32, 32, 32, 4)),
-    torch.bfloat16: (Tile(128, 64, 32, 8), Tile(32, 32, 64, 4)),
-    torch.float16: (Tile(128, 64, 32, 8), Tile(32, 32, 64, 4)),
+    torch.float64: (Tile(32, 32, 16, 4),),
+    torch.float32: (Tile(64, 64, 32, 8, 512), Tile(32, 32, 32, 4)),
+    torch.bfloat16: OF_16_BITS,
+    torch.float16: OF_16_BITS,
 }
+# Of float32 where products may be TF32's. (Of 128×256, compute capability 10.0 spills registers.)
+TF32_TILES = (
+    Tile(128, 128, 32, 8, 256),
+    Tile(64, 64, 32, 8, 256),
+    Tile(32, 32, 32, 4),
+)
+# A tile of so many columns is half as deep where operands reach the matrix units by way of
+# registers: at the whole depth, it spills them.
+WIDE = 256
+# How many steps ahead of their use operands are copied, plus one. With these every tile fits the
+# shared memory of each card that it is for: `tests/triton/test_products.py` has their sizes.
+STAGES = 3
 # A part of the rows that ∂W sums by itself is at least this many tiles deep.
 LEAST_DEPTHS = 16
 
@@ -92,6 +115,16 @@ def reads_of(prefix, prefix_step, output, outputs, columns, other):
 
 
 @triton.jit
+def whole_vectors(reads, columns, VECTOR: tl.constexpr):
+    """`reads` up to the end of the vector, of 16 bytes, that it ends in.
+
+    Asynchronous copies move 4 bytes at least: along the edge, elements of 2 bytes are copied by
+    vectors, and those outside set to 0 in registers; larger ones are left out one by one.
+    """
+    return tl.minimum(ceiling(reads, VECTOR) * VECTOR, columns)
+
+
+@triton.jit
 def lanes(tile, BLOCK: tl.constexpr):
     """The indices that a tile covers, in 64 bits, as products with strides want them."""
     return tile.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -107,6 +140,7 @@ def _forward(
 ):  # fmt: skip
     """y_j = b_j + Σ_{i < prefix_j} W_ji x_i."""
     COMPUTE: tl.constexpr = tl.float64 if x.dtype.element_ty == tl.float64 else tl.float32
+    VECTOR: tl.constexpr = 8 if weight.dtype.element_ty.primitive_bitwidth == 16 else 1
     row_tiles = ceiling(rows, BLOCK_ROWS)
     # The longest sums first: the last outputs read most.
     tile = ceiling(outputs, BLOCK_COLUMNS) - 1 - tl.program_id(0) // row_tiles
@@ -126,12 +160,16 @@ def _forward(
         a = tl.load(xs + at[None, :] * x_step, mask=row_mask, other=0.0)
         b = tl.load(weights + at[:, None] * weight_step, mask=output_mask, other=0.0)
         total = product(a, b, total, PRECISION)
+    near, near_last = whole_vectors(reads, columns, VECTOR), whole_vectors(last, columns, VECTOR)
+    lane = tl.arange(0, BLOCK_DEPTH)
     for start in range(whole, last, BLOCK_DEPTH):
         at = start + column
-        read = row_mask & (at < last)[None, :]
+        read = row_mask & (lane < near_last - start)[None, :]
         a = tl.load(xs + at[None, :] * x_step, mask=read, other=0.0)
-        inside = at[:, None] < reads[None, :]
-        b = tl.load(weights + at[:, None] * weight_step, mask=inside, other=0.0)
+        read = lane[:, None] < (near - start)[None, :]
+        b = tl.load(weights + at[:, None] * weight_step, mask=read, other=0.0)
+        if VECTOR > 1:
+            b = tl.where(lane[:, None] < (reads - start)[None, :], b, 0.0)
         total = product(a, b, total, PRECISION)
     if bias is not None:
         total += upcast(tl.load(bias + output * bias_step, mask=output < outputs, other=0.0))
@@ -148,6 +186,7 @@ def _input_gradient(
 ):  # fmt: skip
     """∂x_i = Σ_{j: prefix_j > i} g_j W_ji."""
     COMPUTE: tl.constexpr = tl.float64 if grad.dtype.element_ty == tl.float64 else tl.float32
+    VECTOR: tl.constexpr = 8 if weight.dtype.element_ty.primitive_bitwidth == 16 else 1
     row_tiles = ceiling(rows, BLOCK_ROWS)
     # The longest sums first: the first inputs are read by most.
     tile = tl.program_id(0) // row_tiles
@@ -170,13 +209,17 @@ def _input_gradient(
 
     grads, weights = grad + row[:, None] * grad_row, weight + column[None, :] * weight_step
     total = tl.full((BLOCK_ROWS, BLOCK_COLUMNS), 0.0, COMPUTE)
+    lane = tl.arange(0, BLOCK_COLUMNS)
     for start in range(first, whole, BLOCK_DEPTH):
         at = start + output
         reads = reads_of(prefix, prefix_step, at, outputs, columns, 0)
         there = row_mask & (at < outputs)[None, :]
         a = tl.load(grads + at[None, :] * grad_step, mask=there, other=0.0)
-        inside = column[None, :] < reads[:, None]
-        b = tl.load(weights + at[:, None] * weight_row, mask=inside, other=0.0)
+        near = whole_vectors(reads, columns, VECTOR)
+        read = lane[None, :] < (near - begin)[:, None]
+        b = tl.load(weights + at[:, None] * weight_row, mask=read, other=0.0)
+        if VECTOR > 1:
+            b = tl.where(lane[None, :] < (reads - begin)[:, None], b, 0.0)
         total = product(a, b, total, PRECISION)
     for start in range(whole, outputs, BLOCK_DEPTH):
         at = start + output
@@ -229,17 +272,35 @@ def _weight_gradient(
     store(pointers, total, output_mask & column_mask)
 
 
-def tile_for(dtype: torch.dtype, rows: int, columns: int) -> Tile:
-    """The tile for a result of this size, the same on every machine."""
-    large, small = TILES[dtype]
-    many = triton.cdiv(rows, large.rows) * triton.cdiv(columns, large.columns) >= PROGRAMS_WANTED
-    return large if many else small
-
-
 def precision() -> str:
     """How products of float32 are taken: as torch's own are."""
     tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32" and torch.version.hip is None
     return "tf32" if tf32 else "ieee"
+
+
+@cache
+def reads_shared_memory(device: torch.device) -> bool:
+    """Whether the device's matrix units read operands from shared memory themselves."""
+    if device.type == "cpu" or torch.version.hip is not None:
+        return False
+    # Not 12, whose units are those of 8.
+    return torch.cuda.get_device_capability(device)[0] in (9, 10, 11)
+
+
+def tile_for(like: Tensor, rows: int, columns: int) -> Tile:
+    """The fixed choice for a result of this size, of the type of `like` and on its device."""
+    tf32 = like.dtype == torch.float32 and precision() == "tf32"
+    tile = next(
+        tile
+        for tile in (TF32_TILES if tf32 else TILES[like.dtype])
+        if triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns) >= tile.programs
+    )
+    deep = tile.columns < WIDE or reads_shared_memory(like.device)
+    return tile if deep else shallow(tile)
+
+
+def shallow(tile: Tile) -> Tile:
+    return tile._replace(depth=tile.depth // 2)
 
 
 def _launch(kernel: JITFunction, tile: Tile, programs: int, like: Tensor, *args) -> None:
@@ -255,6 +316,8 @@ def _launch(kernel: JITFunction, tile: Tile, programs: int, like: Tensor, *args)
             interpreted(kernel)[(programs,)](*args, **constants)
     else:
         with torch.cuda.device_of(like):
+            if torch.version.hip is None:
+                constants["num_stages"] = STAGES
             kernel[(programs,)](*args, num_warps=tile.warps, **constants)
 
 
@@ -267,7 +330,7 @@ def masked_linear(x: Tensor, weight: Tensor, bias: Tensor | None, prefix: Tensor
     rows, (outputs, columns) = _row_count(x), weight.shape
     y = torch.empty((*x.shape[:-1], outputs), dtype=x.dtype, device=x.device)
     if y.numel():
-        tile = tile_for(x.dtype, rows, outputs)
+        tile = tile_for(x, rows, outputs)
         programs = triton.cdiv(rows, tile.rows) * triton.cdiv(outputs, tile.columns)
         flat = as_rows(x, rows)
         _launch(
@@ -283,7 +346,7 @@ def _d_x(grad: Tensor, x: Tensor, weight: Tensor, prefix: Tensor) -> Tensor:
     d_x = contiguous_like(x)
     if d_x.numel():
         rows, (outputs, columns) = _row_count(x), weight.shape
-        tile = tile_for(x.dtype, rows, columns)
+        tile = tile_for(x, rows, columns)
         programs = triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
         _launch(
             _input_gradient, tile, programs, x,
@@ -294,14 +357,14 @@ def _d_x(grad: Tensor, x: Tensor, weight: Tensor, prefix: Tensor) -> Tensor:
 
 
 def parts_for(tile: Tile, rows: int, tiles: int) -> int:
-    """Into how many parts the rows are cut where the tiles of a weight do not fill a GPU."""
+    """Into how many parts the rows are cut: more than one where the tiles do not fill a GPU."""
     most = max(1, rows // (LEAST_DEPTHS * tile.depth))
-    return min(most, triton.cdiv(PROGRAMS_WANTED, max(1, tiles)))
+    return min(most, triton.cdiv(tile.programs or PROGRAMS_WANTED, max(1, tiles)))
 
 
 def _d_weight(grad: Tensor, x: Tensor, weight: Tensor, prefix: Tensor) -> Tensor:
     rows, (outputs, columns) = x.shape[0], weight.shape
-    tile = tile_for(x.dtype, outputs, columns)
+    tile = tile_for(x, outputs, columns)
     tiles = triton.cdiv(outputs, tile.rows) * triton.cdiv(columns, tile.columns)
     parts = parts_for(tile, rows, tiles)
     dtype = weight.dtype if parts == 1 else compute_dtype(weight.dtype)
@@ -331,7 +394,12 @@ def masked_linear_backward(
 
 
 def _configuration(
-    kernel: JITFunction, dtype: torch.dtype, tile: Tile, precision: str, bias: bool
+    kernel: JITFunction,
+    dtype: torch.dtype,
+    tile: Tile,
+    precision: str,
+    bias: bool = True,
+    capabilities: tuple[int, ...] | None = None,
 ) -> Configuration:
     """How `kernel` is compiled for contiguous operands."""
     kind = {torch.float64: "fp64", torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
@@ -349,16 +417,26 @@ def _configuration(
     signature = {name: types.get(name, f"*{kind}") for name in kernel.arg_names}
     size = "x".join(map(str, tile[:3]))
     name = f"{kernel.__name__} {kind} {size} {precision}{'' if bias else ' bias=None'}"
-    return Configuration(name, kernel, signature, constexprs, tile.warps)
+    return Configuration(
+        name, kernel, signature, constexprs, tile.warps, None, STAGES, capabilities
+    )
 
 
 def configurations() -> list[Configuration]:
     """Ways in which the kernels are compiled that meet each type, tile and precision."""
-    cases = [(torch.float64, tile, "ieee") for tile in TILES[torch.float64][:1]]
-    cases += [(torch.float32, tile, p) for tile in TILES[torch.float32] for p in ("ieee", "tf32")]
-    cases += [(torch.bfloat16, tile, "ieee") for tile in TILES[torch.bfloat16]]
+    kinds = [(dtype, tiles, "ieee") for dtype, tiles in TILES.items() if dtype != torch.float16]
+    kinds.append((torch.float32, TF32_TILES, "tf32"))
+    cases: list[tuple] = []
+    for dtype, tiles, how in kinds:
+        for tile in tiles:
+            if tile.columns < WIDE:
+                cases.append((dtype, tile, how))
+            else:
+                cases.append((dtype, tile, how, True, (90, 100)))
+                cases.append((dtype, shallow(tile), how))
+    small = TILES[torch.bfloat16][-1]
     return [
-        _configuration(kernel, *case, bias=True)
+        _configuration(kernel, *case)
         for kernel in (_forward, _input_gradient, _weight_gradient)
         for case in cases
-    ] + [_configuration(_forward, *cases[-1], bias=False)]
+    ] + [_configuration(_forward, torch.bfloat16, small, "ieee", bias=False)]

@@ -339,7 +339,10 @@ COMPILED_COLUMNS = (*COMPILED_TILES, LOOPED)
 
 
 class Configuration(NamedTuple):
-    """One way a kernel is compiled: what `triton.compiler.ASTSource` takes, and of the launch."""
+    """One way a kernel is compiled: what `triton.compiler.ASTSource` takes, and of the launch.
+
+    `stages`, where the launch sets them, and `capabilities`, where not all are meant, are NVIDIA's.
+    """
 
     name: str
     kernel: JITFunction
@@ -347,6 +350,8 @@ class Configuration(NamedTuple):
     constexprs: dict[str, Any]
     warps: int
     registers: int | None = None
+    stages: int | None = None
+    capabilities: tuple[int, ...] | None = None
 
 
 def configuration(

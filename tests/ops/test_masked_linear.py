@@ -293,13 +293,12 @@ def test_an_input_moves_no_bit_of_the_outputs_that_do_not_read_it(backend, dtype
                 assert changed[prefix > i].all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_weight_holds_outside_has_no_effect_and_a_gradient_of_zero(backend, value):
+def test_what_weight_holds_outside_has_no_effect_and_a_gradient_of_zero(backend, value, dtype):
     for batch, columns, rows in DEAD:
         for prefix in (even(rows, columns), drawn(rows, columns, 3)):
-            x, weight, bias, prefix = layer(
-                batch, columns, rows, prefix, torch.float32, backend.device
-            )
+            x, weight, bias, prefix = layer(batch, columns, rows, prefix, dtype, backend.device)
             outside = ~staircase_mask(prefix, columns)
             clean = [x, weight.masked_fill(outside, 0), bias, prefix]
             dirty = [x, weight.masked_fill(outside, value), bias, prefix]
@@ -388,6 +387,72 @@ def test_triton_takes_products_of_float32_as_torch_is_set_to(tf32):
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
+@pytest.mark.parametrize(
+    "dtype,rows,columns,tile",
+    [
+        (torch.bfloat16, 4096, 4096, (128, 256, 32)),
+        (torch.float16, 4096, 2048, (128, 256, 32)),
+        (torch.bfloat16, 4096, 1024, (128, 128, 64)),
+        (torch.bfloat16, 4096, 512, (128, 64, 64)),
+        (torch.bfloat16, 100, 320, (32, 32, 64)),
+        (torch.float32, 4096, 512, (64, 64, 32)),
+        (torch.float32, 100, 320, (32, 32, 32)),
+    ],
+    ids=str,
+)
+def test_the_tile_in_triton_is_the_largest_that_fills_a_gpu(dtype, rows, columns, tile):
+    triton_room = pytest.importorskip("rhovae_kernels.triton.masked_linear")
+    assert triton_room.tile_for(torch.empty(0, dtype=dtype), rows, columns)[:3] == tile
+
+
+@pytest.mark.parametrize(
+    "capability,hip,depth",
+    [
+        ((8, 0), None, 32),
+        ((9, 0), None, 64),
+        ((10, 3), None, 64),
+        ((12, 0), None, 32),
+        ((9, 4), "7.0", 32),
+    ],
+    ids=str,
+)
+def test_the_largest_tile_is_deep_where_matrix_units_read_shared_memory(
+    capability, hip, depth, monkeypatch
+):
+    triton_room = pytest.importorskip("rhovae_kernels.triton.masked_linear")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    deep = triton_room.reads_shared_memory.__wrapped__(torch.device("cuda", 0))
+    assert deep == (depth == 64)
+    monkeypatch.setattr(triton_room, "reads_shared_memory", lambda device: deep)
+    tile = triton_room.tile_for(torch.empty(0, dtype=torch.bfloat16), 4096, 4096)
+    assert tile[:3] == (128, 256, depth)
+
+
+@pytest.mark.parametrize(
+    "rows,columns,batch,parts",
+    [(4096, 2048, 8192, 1), (64, 64, 8192, 8), (64, 64, 1023, 1)],
+    ids=str,
+)
+def test_the_sum_of_a_weight_gradient_is_cut_only_where_its_tiles_are_few(
+    rows, columns, batch, parts
+):
+    triton_room = pytest.importorskip("rhovae_kernels.triton.masked_linear")
+    tile = triton_room.tile_for(torch.empty(0, dtype=torch.bfloat16), rows, columns)
+    tiles = -(-rows // tile.rows) * -(-columns // tile.columns)
+    assert triton_room.parts_for(tile, batch, tiles) == parts
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_largest_tile_in_triton_matches_the_specification(dtype, monkeypatch):
+    triton_room = pytest.importorskip("rhovae_kernels.triton.masked_linear")
+    largest = triton_room.TILES[dtype][0]._replace(programs=0)
+    monkeypatch.setattr(triton_room, "TILES", {dtype: (largest,)})
+    with rk.use_backend("triton"):
+        for prefix in (even(307, 520), drawn(307, 520, 5)):
+            check(layer((150,), 520, 307, prefix, dtype), dtype)
+
+
 def test_the_rows_of_a_weight_gradient_are_summed_in_parts_where_tiles_are_few(backend):
     # Triton cuts 1300 rows into two parts; on every backend the sum is the same.
     inputs = layer((1300,), 9, 11, even(11, 9), torch.float32, backend.device)
@@ -395,6 +460,17 @@ def test_the_rows_of_a_weight_gradient_are_summed_in_parts_where_tiles_are_few(b
 
 
 # What a call costs: see test_cost.py.
+
+
+def beside(prefix, columns, dtype):
+    """Bytes of a weight outside of the staircase, in pieces of 16 bytes that it ends in.
+
+    Elements of two bytes are copied by such pieces, others one by one.
+    """
+    if dtype.itemsize > 2:
+        return 0
+    ends = (-(-prefix // 8) * 8).clamp(max=columns)
+    return int((ends - prefix).sum()) * dtype.itemsize
 
 
 @pytest.mark.parametrize("needs", [None, (1, 1, 0), (1, 0, 0), (0, 1, 0)], ids=str)
@@ -409,7 +485,8 @@ def test_the_bytes_that_a_kernel_touches_are_the_models(needs):
         loaded = sum(within(t, touched.loads)[0] for t in tensors)
         written = sum(within(t, touched.stores)[0] for t in outputs)
         model = cost(op, *args)
-        assert (loaded, written) == (model.bytes_read, model.bytes_written), dtype
+        more = beside(prefix, 101, dtype) if needs is None or needs[0] else 0
+        assert (loaded, written) == (model.bytes_read + more, model.bytes_written), dtype
 
 
 def test_the_arithmetic_is_that_inside_the_staircase():

@@ -41,6 +41,13 @@ def test_a_call_counts_for_a_subroutine():
     assert path_of(listing("CALL.REL.NOINC 0x20", LOAD_A, "EXIT")).instructions == SUBROUTINE + 2
 
 
+def test_a_loop_is_what_a_branch_back_repeats_without_an_exit():
+    code = listing(LOAD_A, "FADD R0, R4, R4", "@P0 BRA 0x10", STORE_A, "EXIT", "BRA 0x30")
+    assert [[step.opcode for step in body] for body in machine_code.loops(code)] == [
+        ["FADD", "BRA"]
+    ]
+
+
 @pytest.mark.parametrize(
     "lines",
     [[LOAD_A], [LOAD_A, "BRA 0x10"], ["BRA 0x20", LOAD_A, "EXIT"]],

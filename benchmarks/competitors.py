@@ -115,6 +115,50 @@ def accelerated_scan():
     return lambda gates, tokens: scan(gates[None].contiguous(), tokens[None].contiguous())[0]
 
 
+class Panels(torch.autograd.Function):
+    """A staircase by the library's dense products: the outputs in panels, upon what each reads.
+
+    `panels` has (first output, end, inputs that all of them read, inputs that any reads, mask
+    between these two) of each. The weight is 0 outside of the staircase, and so is its gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, panels):
+        ctx.save_for_backward(x, weight)
+        ctx.panels = panels
+        y = x.new_empty(len(x), len(weight))
+        for i, j, _, end, _ in panels:
+            torch.addmm(bias[i:j], x[:, :end], weight[i:j, :end].t(), out=y[:, i:j])
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        d_x, d_weight = torch.zeros_like(x), torch.zeros_like(weight)
+        for i, j, begin, end, mask in ctx.panels:
+            g = grad[:, i:j]
+            d_x[:, :end].addmm_(g, weight[i:j, :end])
+            torch.mm(g.t(), x[:, :end], out=d_weight[i:j, :end])
+            d_weight[i:j, begin:end] *= mask
+        return d_x, d_weight, grad.sum(0), None
+
+
+def in_panels(prefix, count):
+    """`masked_linear` by `count` panels of a weight that is 0 outside of the staircase.
+
+    The values of `prefix` are looked at here, once, which on a GPU an op cannot do without waiting.
+    """
+    ends = prefix.tolist()
+    panels = []
+    for outputs in torch.arange(len(ends)).tensor_split(count):
+        if len(outputs):
+            i, j = int(outputs[0]), int(outputs[-1]) + 1
+            begin, end = ends[i], ends[j - 1]
+            inputs = torch.arange(begin, end, device=prefix.device)
+            panels.append((i, j, begin, end, inputs < prefix[i:j, None]))
+    return lambda x, weight, bias: (Panels.apply(x, weight, bias, panels),)
+
+
 def sorted_network(layers):
     """Weights, biases and prefixes of masked layers, hidden units sorted by what they see."""
     weights, biases, prefixes = [], [], []

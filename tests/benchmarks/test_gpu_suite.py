@@ -331,3 +331,22 @@ def test_the_scan_by_doubling_is_the_specifications():
             torch.testing.assert_close(
                 gpu_cases.doubling(a, tokens, reverse), linear_scan(a, tokens, reverse)
             )
+
+
+@pytest.mark.parametrize("count", [1, 4, 8, 40])
+@pytest.mark.parametrize("steps", [[0, 3, 3, 7, 19, 29, 31], [0], [31]], ids=str)
+def test_products_in_panels_are_the_specifications(steps, count):
+    from rhovae_kernels import python_ref
+    from rhovae_kernels.python_ref.masked_linear import staircase_mask
+
+    prefix = torch.tensor(steps).repeat_interleave(37 // len(steps) + 1)[:37].int()
+    x, weight, bias, up = (
+        torch.randn(*shape, dtype=torch.float64) for shape in ((5, 31), (37, 31), (37,), (5, 37))
+    )
+    leaves = [x, weight * staircase_mask(prefix, 31), bias]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    (y,) = gpu_cases.in_panels(prefix, count)(*leaves)
+    torch.testing.assert_close(y, python_ref.masked_linear(*leaves, prefix))
+    expected = python_ref.masked_linear_backward(up, leaves[0], leaves[1], prefix)
+    torch.testing.assert_close(torch.autograd.grad(y, leaves, up), expected)

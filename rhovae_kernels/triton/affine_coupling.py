@@ -105,10 +105,14 @@ def _coupling_backward(
     """∂x = g e^s; ∂t = g; ∂s = g x e^s + k
     Inverse: ∂x = g e^−s; ∂t = −∂x; ∂s = −∂x (x − t) − k
     """
+    VECTOR: tl.constexpr = 128 // x.dtype.element_ty.primitive_bitwidth
     chunk = tl.program_id(0) % chunks
     row = own_rows(chunks, BLOCK_ROWS)
-    lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
+    # As in `_coupling`.
+    lane = tl.max_contiguous(tl.arange(0, BLOCK_COLUMNS), VECTOR)[None, :]
     row_mask = row < rows
+    if grad_log_det is not None and d_log_scale is not None:
+        k = upcast(tl.load(grad_log_det + row * grad_log_det_row, mask=row_mask, other=0.0))
 
     start = chunk.to(tl.int64) * chunk_columns
     span = tl.minimum(columns - start, chunk_columns) if LOOPED else BLOCK_COLUMNS
@@ -117,12 +121,17 @@ def _coupling_backward(
         there = row_mask & (column < columns)
         passes = tl.load(mask + column, mask=column < columns, other=1) != 0
         pointers = log_scale + row * log_scale_row + column * log_scale_step
-        s, slope = scale_of(upcast(tl.load(pointers, mask=there, other=0.0)), passes, BOUNDED)
-        if grad_out is None:
-            g = s * 0.0
-        else:
+        s = tl.load(pointers, mask=there, other=0.0)
+        if grad_out is not None:
             pointers = grad_out + row * grad_out_row + column * grad_out_step
-            g = upcast(tl.load(pointers, mask=there, other=0.0))
+            g = tl.load(pointers, mask=there, other=0.0)
+        if d_log_scale is not None:
+            v = tl.load(x + row * x_row + column * x_step, mask=there, other=0.0)
+            if INVERSE:
+                pointers = shift + row * shift_row + column * shift_step
+                t = tl.load(pointers, mask=there, other=0.0)
+        s, slope = scale_of(upcast(s), passes, BOUNDED)
+        g = s * 0.0 if grad_out is None else upcast(g)
         through = g * tl.exp(-s if INVERSE else s)
         if d_x is not None:
             store(d_x + row * columns + column, tl.where(passes, g, through), there)
@@ -130,14 +139,8 @@ def _coupling_backward(
             value = tl.where(passes, 0.0, -through if INVERSE else g)
             store(d_shift + row * columns + column, value, there)
         if d_log_scale is not None:
-            value = upcast(tl.load(x + row * x_row + column * x_step, mask=there, other=0.0))
-            if INVERSE:
-                pointers = shift + row * shift_row + column * shift_step
-                value = upcast(tl.load(pointers, mask=there, other=0.0)) - value
-            value = through * value
+            value = through * (upcast(t) - upcast(v) if INVERSE else upcast(v))
             if grad_log_det is not None:
-                pointers = grad_log_det + row * grad_log_det_row
-                k = upcast(tl.load(pointers, mask=row_mask, other=0.0))
                 value += -k if INVERSE else k
             value = tl.where(passes, 0.0, value * slope)
             store(d_log_scale + row * columns + column, value, there)

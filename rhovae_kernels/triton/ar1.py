@@ -126,6 +126,23 @@ def one_earlier(x, before):
 
 
 @triton.jit
+def one_later(x, after):
+    """x (R,C) one column later, `after` (R,C/4) being what follows its columns 3, 7, 11, …"""
+    x02, x13 = tl.split(tl.reshape(x, (x.shape[0], x.shape[1] // 4, 2, 2)))
+    _, x2 = tl.split(x02)
+    x1, x3 = tl.split(x13)
+    return interleave(x1, x2, x3, after)
+
+
+@triton.jit
+def fourths(x):
+    """The columns 3, 7, 11, … of x."""
+    _, x13 = tl.split(tl.reshape(x, (x.shape[0], x.shape[1] // 4, 2, 2)))
+    _, x3 = tl.split(x13)
+    return x3
+
+
+@triton.jit
 def whitened(u, u_before, column, sign, cosh, one_minus_abs_rho):
     """ε_1 = u_1; ε_j = (u_j − ρ u_{j−1}) / σ, written so that no digit is lost near ρ = ±1."""
     signed = sign * u_before
@@ -267,24 +284,25 @@ def _reparam_backward(
         if grad_z is not None:
             pointers = grad_z + row * grad_z_row + column * grad_z_step
             g = upcast(tl.load(pointers, mask=mask, other=0.0))
-        if d_mu is not None:
-            value = g
-            if grad_kl is not None:
-                value += k * upcast(tl.load(mu + row * mu_row + column * mu_step, mask=mask))
-            store(d_mu + row * columns + column, value, mask)
+        if d_mu is not None and grad_kl is not None:
+            m = upcast(tl.load(mu + row * mu_row + column * mu_step, mask=mask))
         log_s = log_scale(log_vars, log_var_step, column, mask, row_mask, PER_ELEMENT)
-        d_log_s = tl.full((BLOCK_ROWS, BLOCK_COLUMNS), 0.0, COMPUTE)
         if SCAN:
             e = noise(eps, eps_row, eps_step, rng_state, row, first, column, mask, g, COMPUTE)
+        if d_mu is not None:
+            store(d_mu + row * columns + column, g if grad_kl is None else g + k * m, mask)
+        d_log_s = tl.full((BLOCK_ROWS, BLOCK_COLUMNS), 0.0, COMPUTE)
+        if SCAN:
             gate, tangent_gate, u, w = scan_tangent(
                 tl.broadcast_to(rho, e.shape),
                 tl.broadcast_to(sech, e.shape),
                 tl.where(column == 0, e, sech * e),
                 tl.where(column == 0, 0.0, -rho * e),
             )
-            w += tangent_gate * u_before + gate * w_before
-            u += gate * u_before
-            u_before, w_before = last(u), last(w)
+            if LOOPED or CARRIED:
+                w += tangent_gate * u_before + gate * w_before
+                u += gate * u_before
+                u_before, w_before = last(u), last(w)
             scaled_g = tl.exp(0.5 * log_s) * g
             d_log_s = 0.5 * scaled_g * u
             if d_rho_logit is not None:
@@ -524,33 +542,39 @@ def _log_prob_backward(
     for offset in range(0, span, BLOCK_COLUMNS):
         column = start + offset + lane
         mask = row_mask & (column < columns)
-        u_before = standardized(
-            zs, z_step, mus, mu_step, log_vars, log_var_step, column - 1, columns, row_mask,
+        log_s = log_scale(log_vars, log_var_step, column, mask, row_mask, PER_ELEMENT)
+        x = upcast(tl.load(zs + column * z_step, mask=mask, other=0.0))
+        m = upcast(tl.load(mus + column * mu_step, mask=mask, other=0.0))
+        # Of four elements that lie in one lane, three have the one before beside them, and three
+        # the one after.
+        first = start + offset + 4 * tl.arange(0, BLOCK_COLUMNS // 4)[None, :]
+        u_before_first = standardized(
+            zs, z_step, mus, mu_step, log_vars, log_var_step, first - 1, columns, row_mask,
             PER_ELEMENT,
         )  # fmt: skip
-        u = standardized(
-            zs, z_step, mus, mu_step, log_vars, log_var_step, column, columns, row_mask, PER_ELEMENT
-        )
-        u_after = standardized(
-            zs, z_step, mus, mu_step, log_vars, log_var_step, column + 1, columns, row_mask,
+        u_after_last = standardized(
+            zs, z_step, mus, mu_step, log_vars, log_var_step, first + 4, columns, row_mask,
             PER_ELEMENT,
         )  # fmt: skip
+        inverse_scale = tl.exp(-0.5 * log_s)
+        u = inverse_scale * (x - m)
+        u_before = one_earlier(u, u_before_first)
+        after = first + 4 < columns
         if PER_STEP:
-            after = row_mask & (column + 1 < columns)
-            a = step_logits(logits, rho_logit_step, column + 1, after)
-            sign, rho_after, _, cosh_after, one_minus_abs_rho, _ = correlations(a)
-            e_after = whitened(u_after, u, column + 1, sign, cosh_after, one_minus_abs_rho)
+            a = step_logits(logits, rho_logit_step, first + 4, row_mask & after)
+            sign, rho_after, _, cosh, one_minus_abs_rho, _ = correlations(a)
+            e_after = whitened(u_after_last, fourths(u), first + 4, sign, cosh, one_minus_abs_rho)
+            drawn_after = tl.where(after, rho_after * (cosh * e_after), 0.0)
             a = step_logits(logits, rho_logit_step, column, mask)
             sign, rho, sech, cosh, one_minus_abs_rho, _ = correlations(a)
-            e = whitened(u, u_before, column, sign, cosh, one_minus_abs_rho)
         else:
-            e = whitened(u, u_before, column, sign, cosh, one_minus_abs_rho)
-            e_after = whitened(u_after, u, column + 1, sign, cosh, one_minus_abs_rho)
-            rho_after, cosh_after = rho, cosh
-        e_after = tl.where(column + 1 < columns, e_after, 0.0)
-        gamma = cosh_after * rho_after * e_after - tl.where(column == 0, e, cosh * e)
-        log_s = log_scale(log_vars, log_var_step, column, mask, row_mask, PER_ELEMENT)
-        value = k * gamma * tl.exp(-0.5 * log_s)
+            e_after = whitened(u_after_last, fourths(u), first + 4, sign, cosh, one_minus_abs_rho)
+            drawn_after = tl.where(after, rho * (cosh * e_after), 0.0)
+        e = whitened(u, u_before, column, sign, cosh, one_minus_abs_rho)
+        driven = tl.where(column == 0, e, cosh * e)
+        drawn = tl.where(column < columns, rho * driven, 0.0)
+        gamma = one_later(drawn, drawn_after) - driven
+        value = k * gamma * inverse_scale
         if d_z is not None:
             store(d_z + row * columns + column, value, mask)
         if d_mu is not None:
@@ -828,6 +852,7 @@ def configurations() -> list[Configuration]:
         (_reparam, "fp32", LOOPED, drawn, carried | per_step),
         (_reparam, "fp64", LOOPED, drawn | whole, flags | per_step),
         *((_reparam_backward, "fp32", c, drawn | whole, backward) for c in COMPILED_COLUMNS),
+        (_reparam_backward, "fp32", 512, drawn | whole, backward),
         *((_reparam_backward, "fp32", c, explicit | whole, backward) for c in (small, LOOPED)),
         (_reparam_backward, "fp32", LOOPED, drawn | first_backward, backward),
         (_reparam_backward, "fp32", LOOPED, drawn, backward_carried),
@@ -848,6 +873,7 @@ def configurations() -> list[Configuration]:
         (_log_prob, "fp32", COMPILED_TILES[-1], {}, density),
         *((_log_prob, "fp32", c, {}, density | per_step) for c in (small, LOOPED)),
         *((_log_prob_backward, "fp32", c, {}, density) for c in (small, LOOPED)),
+        (_log_prob_backward, "fp32", COMPILED_TILES[-1], {}, density),
         (_log_prob_backward, "bf16", LOOPED, {"grad": "fp32"}, density | per_row),
         *((_log_prob_backward, "fp32", c, {}, density | per_step) for c in (small, LOOPED)),
     ]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rhovae_kernels.triton.runtime import (
     COMPILED_COLUMNS,
+    COMPILED_TILES,
     LOOPED,
     Configuration,
     configuration,
@@ -112,31 +113,33 @@ def _gate_backward(
     row = own_rows(chunks, BLOCK_ROWS)
     lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
     row_mask = row < rows
+    if grad_log_det is not None and d_s is not None:
+        k = upcast(tl.load(grad_log_det + row * grad_log_det_row, mask=row_mask, other=0.0))
 
     start = chunk.to(tl.int64) * chunk_columns
     span = tl.minimum(columns - start, chunk_columns) if LOOPED else BLOCK_COLUMNS
     for offset in range(0, span, BLOCK_COLUMNS):
         column = start + offset + lane
         mask = row_mask & (column < columns)
-        logit = upcast(tl.load(s + row * s_row + column * s_step, mask=mask, other=0.0))
-        kept, replaced = gates(logit)
-        if grad_out is None:
-            g = logit * 0.0
-        else:
+        logit = tl.load(s + row * s_row + column * s_step, mask=mask, other=0.0)
+        if grad_out is not None:
             pointers = grad_out + row * grad_out_row + column * grad_out_step
-            g = upcast(tl.load(pointers, mask=mask, other=0.0))
+            g = tl.load(pointers, mask=mask, other=0.0)
+        if d_s is not None:
+            x = tl.load(z + row * z_row + column * z_step, mask=mask, other=0.0)
+            mean = tl.load(m + row * m_row + column * m_step, mask=mask, other=0.0)
+        logit = upcast(logit)
+        kept, replaced = gates(logit)
+        g = logit * 0.0 if grad_out is None else upcast(g)
+        if d_s is not None:
+            value = kept * g * (upcast(x) - upcast(mean))
+            if grad_log_det is not None:
+                value += k
+            store(d_s + row * columns + column, replaced * value, mask)
         if d_z is not None:
             store(d_z + row * columns + column, kept * g, mask)
         if d_m is not None:
             store(d_m + row * columns + column, replaced * g, mask)
-        if d_s is not None:
-            x = upcast(tl.load(z + row * z_row + column * z_step, mask=mask, other=0.0))
-            mean = upcast(tl.load(m + row * m_row + column * m_step, mask=mask, other=0.0))
-            value = kept * g * (x - mean)
-            if grad_log_det is not None:
-                pointers = grad_log_det + row * grad_log_det_row
-                value += upcast(tl.load(pointers, mask=row_mask, other=0.0))
-            store(d_s + row * columns + column, replaced * value, mask)
 
 
 def iaf_gate(z: Tensor, m: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,7 +171,8 @@ def configurations() -> list[Configuration]:
         (_gate, "fp64", LOOPED, {}, none),
         *((_gate_backward, "fp32", c, {}, none) for c in COMPILED_COLUMNS),
         (_gate_backward, "fp32", LOOPED, out_alone, none),
-        (_gate_backward, "fp32", LOOPED, log_det_alone, none),
+        *((_gate_backward, "fp32", c, log_det_alone, none) for c in (COMPILED_TILES[-1], LOOPED)),
+        (_gate_backward, "bf16", COMPILED_TILES[-1], {"grad_log_det": "fp32"}, none),
         (_gate_backward, "bf16", LOOPED, {"grad_log_det": "fp32"}, none),
         (_gate_backward, "fp64", LOOPED, {}, none),
     ]

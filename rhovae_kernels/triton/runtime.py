@@ -39,12 +39,17 @@ WARPS_OF = {
 # loop. Each with whether it is so where a row is a loop over tiles, which in others takes 200
 # registers.
 ONE_WARP_COLUMNS = 256
+# In tiles of 256 columns this spills registers under Triton 3.8, where it draws its noise.
+ONE_WARP_COLUMNS_OF = {"_reparam_backward": 512}
 ONE_WARP = {
     "_reparam": False,
+    "_reparam_backward": False,
     "_log_prob": False,
+    "_log_prob_backward": False,
     "_scan": True,
     "_backward_of_tokens": False,
     "_gate": True,
+    "_gate_backward": False,
     "_coupling": True,
 }
 # What a thread may take where a row is a loop over tiles, (float64, other types): left to itself,
@@ -242,7 +247,8 @@ def warps_of(
 ) -> int:
     """The warps of a program over tiles `t`, of rows that are split into chunks or whole."""
     name = kernel.__name__
-    wide = t.block_columns >= ONE_WARP_COLUMNS and not split
+    columns = ONE_WARP_COLUMNS_OF.get(name, ONE_WARP_COLUMNS)
+    wide = t.block_columns >= columns and not split
     one_warp = ONE_WARP.get(name, False) if t.looped else name in ONE_WARP
     holds_more = float64 or flags.get("PER_STEP") or (t.looped and flags.get("ADJOINT"))
     if one_warp and wide and not holds_more:

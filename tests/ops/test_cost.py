@@ -60,10 +60,10 @@ RECOMPUTES = "linear_scan_backward, recompute"
 # How often a kernel loads an element of an operand as long as a row, where not once; the rest of
 # the times it is in a cache close by.
 LOADS = {
-    # Whitening step j needs u_{j−1} as well as u_j, and its adjoint u_{j+1}: neighbours. Forward, a
-    # lane holds four steps and loads the one before them.
+    # Whitening step j needs u_{j−1} as well as u_j, and its adjoint u_{j+1}: a lane holds four and
+    # loads the one before them, backward the one after them too.
     "ar1_log_prob": {"z": 1.25, "mu": 1.25, "log_var": 2.25},
-    "ar1_log_prob_backward": {"z": 3, "mu": 3, "log_var": 4},
+    "ar1_log_prob_backward": {"z": 1.5, "mu": 1.5, "log_var": 1.5},
     # ∂ε, where it is asked for, has a kernel of its own.
     "ar1_reparam_backward": {"grad_z": 2, "log_var": 2},
     # The KL of step j needs μ_{j−1} and s_{j−1}; backward, all of step j+1 as well.

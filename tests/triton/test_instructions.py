@@ -15,9 +15,14 @@ import machine_code  # noqa: E402
 from machine_code import compiled, local_memory  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
-from rhovae_kernels.triton.affine_coupling import _coupling  # noqa: E402
-from rhovae_kernels.triton.ar1 import _log_prob, _reparam  # noqa: E402
-from rhovae_kernels.triton.iaf_gate import _gate  # noqa: E402
+from rhovae_kernels.triton.affine_coupling import _coupling, _coupling_backward  # noqa: E402
+from rhovae_kernels.triton.ar1 import (  # noqa: E402
+    _log_prob,
+    _log_prob_backward,
+    _reparam,
+    _reparam_backward,
+)
+from rhovae_kernels.triton.iaf_gate import _gate, _gate_backward  # noqa: E402
 from rhovae_kernels.triton.linear_scan import _backward_of_tokens, _scan  # noqa: E402
 from rhovae_kernels.triton.runtime import LOOPED, Configuration, configuration  # noqa: E402
 
@@ -60,6 +65,11 @@ def reparam(pointers, flags):
     return configuration(_reparam, "fp32", 1024, pointers, flags | WHOLE_ROWS)
 
 
+def reparam_backward(pointers, per_element=False):
+    flags = {"PER_ELEMENT": per_element, "SCAN": True}
+    return configuration(_reparam_backward, "fp32", 1024, pointers, flags | WHOLE_ROWS)
+
+
 GATES = {
     "ar1_reparam": Gate(reparam(READ, PER_ROW), 20, 36, 16, 8, 8),
     "ar1_reparam-log_var_of_elements": Gate(reparam(READ, PER_ELEMENT), 53.7, 60, 24, 8, 8),
@@ -72,12 +82,38 @@ GATES = {
     "affine_coupling-tanh": Gate(
         configuration(_coupling, "fp32", 512, {"mask": "u8"}, TANH), 39.7, 45, 24, 8, 2
     ),
+    "ar1_reparam-backward": Gate(reparam_backward(READ), 40.1, 46, 24, 8, 12),
+    "ar1_reparam-backward-log_var_of_elements": Gate(
+        reparam_backward(READ, True), 74, 84, 32, 16, 3
+    ),
+    "ar1_reparam_rng-backward": Gate(reparam_backward(DRAWN), 78.7, 90, 16, 8, 9),
+    "ar1_log_prob-backward": Gate(
+        configuration(_log_prob_backward, "fp32", 1024, {}, PER_ROW), 38.3, 46, 16, 16, 2
+    ),
+    "iaf_gate-backward-float32": Gate(
+        configuration(_gate_backward, "fp32", 512, {}, {}), 29.4, 34, 32, 24, 11
+    ),
+    "iaf_gate-backward-bfloat16": Gate(
+        configuration(_gate_backward, "bf16", 512, {"grad_log_det": "fp32"}, {}),
+        34.7,
+        40,
+        16,
+        12,
+        2,
+    ),
+    "affine_coupling-backward-tanh": Gate(
+        configuration(_coupling_backward, "fp32", 512, {"mask": "u8"}, TANH), 54, 62, 6, 6, 2
+    ),
     "linear_scan-looped": Gate(
         configuration(_scan, "fp32", LOOPED, FORWARD, SCAN), 21.5, 22, 16, 8, 6
     ),
     # Each gate is loaded twice, as that of a step and as that of the step before.
     "linear_scan-backward": Gate(
         configuration(_scan, "fp32", 1024, FROM_ZERO, SCAN | BACK), 43.7, 48, 8, 16, 6
+    ),
+    # As above, but that the gate of the step before is loaded element by element.
+    "linear_scan-backward-looped": Gate(
+        configuration(_scan, "fp32", LOOPED, FROM_ZERO, SCAN | BACK), 85, 96, 2, 4, 2
     ),
     "linear_scan-backward-bfloat16": Gate(
         configuration(_backward_of_tokens, "bf16", 1024, OF_TOKENS, FORTH, True), 47.8, 52, 12, 8, 3

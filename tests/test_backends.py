@@ -234,7 +234,14 @@ def test_importing_takes_torch_and_triton_alone():
     assert run.stdout == "imported\n", run.stderr
 
 
-FIRST = [op for op in public_ops() if op.triton_first]
+FIRST = [op for op in REGISTRY.values() if op.triton_first]
+
+
+def test_a_backward_pass_comes_first_in_triton_where_its_forward_pass_does():
+    names = {op.name for op in FIRST}
+    assert names == {
+        f"{name.removesuffix('_backward')}{end}" for name in names for end in ("", "_backward")
+    }
 
 
 @pytest.mark.parametrize("op", FIRST, ids=lambda op: op.name)

@@ -230,5 +230,6 @@ AFFINE_COUPLING_BACKWARD = register(
         function=autograd.backward_function(
             "affine_coupling_backward", 6, specification_backward, vmap=_vmap_backward
         ),
+        triton_first=fewer_instructions(53, 95, 512),
     )
 )

@@ -329,6 +329,7 @@ AR1_REPARAM_BACKWARD = register(
             "ar1_reparam_backward", 6, scanned(specification.ar1_reparam_backward)
         ),
         not_in_cuda=correlation_for_each_step(4),
+        triton_first=fewer_instructions(39, 182, 1024),
     )
 )
 AR1_LOG_PROB = register(
@@ -364,5 +365,6 @@ AR1_LOG_PROB_BACKWARD = register(
             "ar1_log_prob_backward", 5, specification.ar1_log_prob_backward
         ),
         not_in_cuda=correlation_for_each_step(4),
+        triton_first=fewer_instructions(37, 122, 1024),
     )
 )

@@ -223,5 +223,6 @@ AR1_REPARAM_RNG_BACKWARD = register(
             "ar1_reparam_rng_backward", 6, _backward_formula, vmap=_vmap_backward
         ),
         not_in_cuda=correlation_for_each_step(4),
+        triton_first=fewer_instructions(76, 150, 1024),
     )
 )

@@ -151,5 +151,6 @@ IAF_GATE_BACKWARD = register(
         reference=of_those_asked_for(specification_backward),
         triton=lambda: _triton().iaf_gate_backward,
         function=autograd.backward_function("iaf_gate_backward", 5, specification_backward),
+        triton_first=fewer_instructions(29, 86, 512),
     )
 )

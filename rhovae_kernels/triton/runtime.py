@@ -44,6 +44,7 @@ ONE_WARP_COLUMNS_OF = {"_reparam_backward": 512}
 ONE_WARP = {
     "_reparam": False,
     "_reparam_backward": False,
+    "_noise_gradient": False,
     "_log_prob": False,
     "_log_prob_backward": False,
     "_scan": True,

@@ -19,6 +19,7 @@ from rhovae_kernels.triton.affine_coupling import _coupling, _coupling_backward 
 from rhovae_kernels.triton.ar1 import (  # noqa: E402
     _log_prob,
     _log_prob_backward,
+    _noise_gradient,
     _reparam,
     _reparam_backward,
 )
@@ -85,6 +86,10 @@ GATES = {
     "ar1_reparam-backward": Gate(reparam_backward(READ), 40.1, 46, 24, 8, 12),
     "ar1_reparam-backward-log_var_of_elements": Gate(
         reparam_backward(READ, True), 74, 84, 32, 16, 3
+    ),
+    "ar1_reparam-gradient_of_eps": Gate(
+        configuration(_noise_gradient, "fp32", 1024, WHOLE, {"PER_ELEMENT": True} | WHOLE_ROWS),
+        *(38.4, 46, 16, 8, 6),
     ),
     "ar1_reparam_rng-backward": Gate(reparam_backward(DRAWN), 78.7, 90, 16, 8, 9),
     "ar1_log_prob-backward": Gate(

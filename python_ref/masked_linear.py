@@ -1,7 +1,7 @@
 """A linear layer whose weight is a staircase: y_j = b_j + Σ_{i < prefix_j} W_ji x_i.
 
 Shapes: x (…,in); weight W (out,in); bias b (out,) or None; prefix (out,), how many inputs each
-output reads; y (…,out). What W holds outside the staircase is not read.
+output reads; y (…,out). What W holds outside the staircase has no effect.
 """
 
 import math

@@ -20,7 +20,7 @@ def masked_linear(x: Tensor, weight: Tensor, bias: Tensor | None, prefix: Tensor
 
     With units in order of degree, every layer of a MADE is one. No mask is stored or multiplied,
     and about half of the arithmetic of a dense layer is left out. What `weight` holds outside the
-    staircase is not read, NaN included, and gets a gradient of exactly 0. (An input that is not
+    staircase has no effect, NaN included, and gets a gradient of exactly 0. (An input that is not
     finite may show in an output that does not read it, as a product with the zero of a mask would.)
 
     Args:

@@ -321,6 +321,11 @@ def holds_values(x: Tensor) -> bool:
     return not (x.is_cuda and torch.cuda.is_current_stream_capturing())
 
 
+def is_exporting() -> bool:
+    """Whether torch.export traces: under torch.compile too, torch 2.11 says that it does."""
+    return torch.compiler.is_exporting() and getattr(torch.compiler, "_is_exporting_flag", True)
+
+
 def version(x: Tensor) -> int | None:
     """A number that each change of x in place makes another one, or None where none is kept."""
     return None if _found["torch.Tensor._version"] is None else x._version

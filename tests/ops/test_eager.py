@@ -157,8 +157,9 @@ def outcomes():
     program = Path(__file__).with_name("without_a_name.py")
     command = [sys.executable, str(program), "", *PRIVATE]
     run = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    # Not that nothing was said: some versions of torch warn of what they call themselves.
+    assert run.returncode == 0, run.stderr
     lines = map(json.loads, run.stdout.splitlines())
-    assert run.stderr == ""
     return {name: outcome for name, *outcome in lines}
 
 

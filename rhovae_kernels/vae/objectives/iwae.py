@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from rhovae_kernels.ops.eager import is_exporting
 from rhovae_kernels.vae.decoders import Decoder
 from rhovae_kernels.vae.objectives.base import Objective, Terms
 from rhovae_kernels.vae.parts import positive_integers
@@ -108,7 +109,7 @@ class IWAE(Objective):
     ) -> Samples:
         q = posterior(h)
         z, gate = q.rsample((self.samples,)), None
-        doubly = self.gradient == "doubly" and not torch.compiler.is_exporting()
+        doubly = self.gradient == "doubly" and not is_exporting()
         if doubly and torch.is_grad_enabled():
             z, gate = _Gate.apply(z, len(q.event_shape))
             log_q = _log_prob_along_path(posterior, h, z)

@@ -322,7 +322,10 @@ def holds_values(x: Tensor) -> bool:
 
 
 def is_exporting() -> bool:
-    """Whether torch.export traces: under torch.compile too, torch 2.11 says that it does."""
+    """Whether torch.export traces: under torch.compile too, torch 2.11 says that it does.
+
+    The flag behind it is right there. A torch that has none is taken at its word.
+    """
     return torch.compiler.is_exporting() and getattr(torch.compiler, "_is_exporting_flag", True)
 
 

@@ -54,6 +54,7 @@ from rhovae_kernels.triton.runtime import (
     tiling_of,
 )
 from rhovae_kernels.triton.tile import (
+    chunk_start,
     last,
     log_scale,
     offset_back,
@@ -431,7 +432,7 @@ def _noise_gradient(
         end_gate, _ = chunk_gates(rho, sech, chunk, chunk_columns)
         carry = last(scan(end_gate, end)[1])
 
-    start = (chunks - 1 - chunk).to(tl.int64) * chunk_columns
+    start = chunk_start(chunk, chunks, chunk_columns, True)
     span = tl.minimum(columns - start, chunk_columns) if LOOPED else BLOCK_COLUMNS
     for offset in range(0, span, BLOCK_COLUMNS):
         if LOOPED:

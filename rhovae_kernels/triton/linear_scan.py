@@ -30,6 +30,7 @@ from rhovae_kernels.triton.runtime import (
     tiling_of,
 )
 from rhovae_kernels.triton.tile import (
+    chunk_start,
     last,
     offset_back,
     own_rows,
@@ -175,6 +176,15 @@ def earlier_chunks(ends, value, identity, row, rows, chunk, chunks):
     return tl.load(pointers, mask=(row < rows) & (index < chunk), other=identity)
 
 
+@triton.jit
+def gates_of(gates, gates_step, column, mask, row_mask, GATE_PER_ROW: tl.constexpr):
+    """a of one tile, and 1 where there is no step; `gates` points to the rows."""
+    if GATE_PER_ROW:
+        return tl.where(mask, upcast(tl.load(gates, mask=row_mask, other=1.0)), 1.0)
+    else:
+        return upcast(tl.load(gates + column * gates_step, mask=mask, other=1.0))
+
+
 @launched
 def _scan(
     gates, tokens, states, initial, out, d_gates, d_initial, ends,
@@ -221,7 +231,7 @@ def _scan(
         else:
             carry = last(end_b)
 
-    start = (chunks - 1 - chunk if REVERSE else chunk).to(tl.int64) * chunk_columns
+    start = chunk_start(chunk, chunks, chunk_columns, REVERSE)
     span = tl.minimum(columns - start, chunk_columns) if LOOPED else BLOCK_COLUMNS
     for offset in range(0, span, BLOCK_COLUMNS):
         if LOOPED and REVERSE:
@@ -229,13 +239,11 @@ def _scan(
         column = start + offset + lane
         mask = row_mask & (column < columns)
         b = upcast(tl.load(row_tokens + column * tokens_step, mask=mask, other=0.0))
-        if GATE_PER_ROW:
-            a = tl.where(mask, upcast(tl.load(row_gates, mask=row_mask, other=1.0)), 1.0)
-        elif ADJOINT:
-            pointers = row_gates + (column - FORWARD) * gates_step
-            a = upcast(tl.load(pointers, mask=mask & (column != first_column), other=1.0))
+        if ADJOINT and not GATE_PER_ROW:
+            there = mask & (column != first_column)
+            a = gates_of(row_gates, gates_step, column - FORWARD, there, row_mask, False)
         else:
-            a = upcast(tl.load(row_gates + column * gates_step, mask=mask, other=1.0))
+            a = gates_of(row_gates, gates_step, column, mask, row_mask, GATE_PER_ROW)
         a, x = scan(a, b, REVERSE)
         x += a * carry
         carry = last(x, REVERSE)
@@ -313,19 +321,15 @@ def _maps_of_tokens(
     it."""
     tile = tl.program_id(0) % chunks
     row = own_rows(chunks, BLOCK_ROWS)
-    first = (chunks - 1 - tile if REVERSE else tile).to(tl.int64) * chunk_columns
-    column = first + tl.arange(0, BLOCK_COLUMNS)[None, :]
+    lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
+    column = chunk_start(tile, chunks, chunk_columns, REVERSE) + lane
     row_mask = row < rows
     mask = row_mask & (column < columns)
     g = upcast(tl.load(grad + row * grad_row + column * grad_step, mask=mask, other=0.0))
     b = tl.full(g.shape, 0.0, g.dtype)
     if tokens is not None:
         b = upcast(tl.load(tokens + row * tokens_row + column * tokens_step, mask=mask, other=0.0))
-    row_gates = gates + row * gates_row
-    if GATE_PER_ROW:
-        a = tl.where(mask, upcast(tl.load(row_gates, mask=row_mask, other=1.0)), 1.0)
-    else:
-        a = upcast(tl.load(row_gates + column * gates_step, mask=mask, other=1.0))
+    a = gates_of(gates + row * gates_row, gates_step, column, mask, row_mask, GATE_PER_ROW)
     product, x = scan(a, b, REVERSE)
     at = row * chunks + tile
     store(products + at, last(product, REVERSE), row_mask)
@@ -351,22 +355,20 @@ def _backward_of_tokens(
     FORWARD: tl.constexpr = -1 if REVERSE else 1
     tile = tl.program_id(0) % chunks
     row = own_rows(chunks, BLOCK_ROWS)
-    first = (chunks - 1 - tile if REVERSE else tile).to(tl.int64) * chunk_columns
-    column = first + tl.arange(0, BLOCK_COLUMNS)[None, :]
+    lane = tl.arange(0, BLOCK_COLUMNS)[None, :]
+    column = chunk_start(tile, chunks, chunk_columns, REVERSE) + lane
     row_mask = row < rows
     mask = row_mask & (column < columns)
     g = upcast(tl.load(grad + row * grad_row + column * grad_step, mask=mask, other=0.0))
     row_gates = gates + row * gates_row
-    step_gates = row_gates + column * gates_step
     if GATE_PER_ROW:
-        a = tl.where(mask, upcast(tl.load(row_gates, mask=row_mask, other=1.0)), 1.0)
-        a_after = a
+        a_after = gates_of(row_gates, gates_step, column, mask, row_mask, True)
     else:
         has_after = mask & (column != (0 if REVERSE else columns - 1))
-        a_after = upcast(tl.load(step_gates + FORWARD * gates_step, mask=has_after, other=1.0))
-        a = a_after
-        if d_gates is not None or d_initial is not None:
-            a = upcast(tl.load(step_gates, mask=mask, other=1.0))
+        a_after = gates_of(row_gates, gates_step, column + FORWARD, has_after, row_mask, False)
+    a = a_after
+    if not GATE_PER_ROW and (d_gates is not None or d_initial is not None):
+        a = gates_of(row_gates, gates_step, column, mask, row_mask, False)
     if d_gates is not None:
         b = upcast(tl.load(tokens + row * tokens_row + column * tokens_step, mask=mask, other=0.0))
         x_in = zero_per_row(BLOCK_ROWS, COMPUTE)

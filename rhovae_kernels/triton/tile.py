@@ -60,6 +60,12 @@ def last(x, REVERSE: tl.constexpr = False):
 
 
 @triton.jit
+def chunk_start(chunk, chunks, chunk_columns, REVERSE: tl.constexpr):
+    """The first column of a chunk, where chunks are counted in the scan's direction."""
+    return (chunks - 1 - chunk if REVERSE else chunk).to(tl.int64) * chunk_columns
+
+
+@triton.jit
 def offset_back(offset, span, BLOCK_COLUMNS: tl.constexpr):
     """Where the tile starts that a loop over `span` columns meets in the place of the one at
     `offset`, if it runs from the last tile to the first."""

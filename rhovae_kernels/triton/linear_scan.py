@@ -11,7 +11,6 @@ from torch import Tensor
 from rhovae_kernels.python_ref.precision import compute_dtype
 from rhovae_kernels.triton.runtime import (
     COMPILED_COLUMNS,
-    COMPILED_TILES,
     IN_NUMPY,
     LOOPED,
     MAX_CHUNKS,
@@ -43,6 +42,9 @@ from rhovae_kernels.triton.tile import (
 # True in the copy of this module that Triton's interpreter runs, which takes an associative scan
 # element by element; there a scan is log-many steps over whole tiles.
 INTERPRETED = tl.constexpr(False)
+# A row that is one tile is read once, one of several twice. In half precision a tile may be as wide
+# as this: 171 registers, of eight warps.
+WIDEST_OF_TOKENS = 8192
 
 
 @triton.jit
@@ -437,7 +439,7 @@ def linear_scan_backward(
         return no_gradients((gates, kept, like_initial), needs)
     t = tiling_of(kept)
     if recompute:
-        t = by_tiles(t)
+        t = by_tiles(t, WIDEST_OF_TOKENS if kept.element_size() == 2 else 0)
     d_gates = gradient(gates, needs[0], t)
     d_tokens = contiguous_like(kept) if needs[1] else None
     d_initial = like_initial if needs[2] else None
@@ -490,10 +492,16 @@ def _configurations_of_tokens() -> list[Configuration]:
     ends: dict[str, str | None] = dict.fromkeys(one_tile, "fp32")
 
     def made(kernel, columns, pointers, flags):
-        return configuration(kernel, "bf16", columns, pointers, flags, True, columns == LOOPED)
+        # Two tiles stand for several.
+        widest = columns if pointers.get("state_ends", "") is None else 0
+        several = columns == LOOPED and not widest
+        return configuration(
+            kernel, "bf16", columns, pointers, flags, tiles=True, split=several, widest=widest
+        )
 
+    widths = (*COMPILED_COLUMNS, WIDEST_OF_TOKENS)
     return [
-        *(made(_backward_of_tokens, c, from_zero | one_tile, flags) for c in COMPILED_TILES),
+        *(made(_backward_of_tokens, c, from_zero | one_tile, flags) for c in widths),
         made(_backward_of_tokens, 64, one_tile, flags | {"REVERSE": True}),
         made(_backward_of_tokens, LOOPED, ends, flags),
         made(_backward_of_tokens, LOOPED, ends | from_zero | {"d_gates": "fp64"}, per_row),

@@ -19,6 +19,7 @@ from rhovae_kernels.triton.linear_scan import adjoint_of, end_after, end_before,
 from rhovae_kernels.triton.runtime import (
     COMPILED_TILES,
     LOOPED,
+    TILE_ELEMENTS,
     Configuration,
     add_chunks,
     as_rows,
@@ -40,6 +41,9 @@ from rhovae_kernels.triton.tile import (
     store,
     upcast,
 )
+
+# Of a tile in the backward pass of float64: with twice as many, registers spill.
+FLOAT64_ELEMENTS = 512
 
 
 @triton.jit
@@ -312,7 +316,7 @@ def markov_reparam_backward(
             None, grad_kl, *inputs, per_step=per_step, needs=(*needs[:4], False)
         )
         return *gradients[:4], torch.zeros(eps.shape, dtype=eps.dtype, device=eps.device)
-    t = by_tiles(tiling_of(mu))
+    t = by_tiles(tiling_of(mu, FLOAT64_ELEMENTS if mu.dtype == torch.float64 else TILE_ELEMENTS))
     d_mu, d_eps = (contiguous_like(mu) if needs[i] else None for i in (0, 4))
     parameters = inputs[1:4]
     d_parameters = [gradient(x, n, t) for x, n in zip(parameters, needs[1:4], strict=True)]
@@ -350,6 +354,7 @@ def configurations() -> list[Configuration]:
     whole_backward: dict[str, str | None] = whole | {"adjoint_ends": None}
     no_sample: dict[str, str | None] = whole_backward | {"grad_z": None, "d_eps": None}
     kl32 = {"kl": "fp32"}
+    float64 = (True, False, FLOAT64_ELEMENTS)
     cases: list[tuple] = [
         *((forward, "fp32", c, whole, one_prior) for c in COMPILED_TILES),
         (forward, "fp32", LOOPED, {}, each, True),
@@ -359,5 +364,7 @@ def configurations() -> list[Configuration]:
         (backward, "fp32", LOOPED, {}, each | both, True),
         (backward, "fp32", 64, no_sample, each | {"SAMPLE": False, "ADJOINT": False}),
         (backward, "bf16", 64, whole_backward | {"grad_kl": "fp32"}, per_row | both),
+        *((backward, "fp64", c, whole_backward, each | both, *float64) for c in (64, 512)),
+        (backward, "fp64", LOOPED, {}, each | both, *float64),
     ]
     return [configuration(*case) for case in cases]

@@ -22,22 +22,22 @@ TILE_COLUMNS = (16, 64, 128, 256, 512, 1024)
 TILE_ELEMENTS = 1024
 WARPS = 4
 # Kernels that hold much at once, (float64, other types): with as many threads again they spill no
-# register, of which a float64 takes two. (In float64 `_markov_reparam_backward` still does.)
+# register, of which a float64 takes two.
 WARPS_OF = {
     "_reparam PER_STEP": (8, WARPS),
     "_reparam_backward": (8, WARPS),
     "_reparam_backward_per_step": (8, WARPS),
     "_log_prob_backward PER_STEP": (8, WARPS),
     "_markov_reparam": (8, WARPS),
-    "_markov_reparam_backward": (16, 8),
-    "_spline_backward": (8, WARPS),
+    "_markov_reparam_backward": (8, 8),
+    "_spline_backward": (8, 8),
 }
 # Kernels whose tiles of whole rows, where a tile is as wide as this, one warp runs: 32 elements a
 # lane, no scan or sum that leaves the warp, the scalars of a row in 32 lanes and not in 128. Rows
 # in chunks are few, and take the warps above, as the multiprocessors would else have too little to
 # do; so do, for want of registers, float64 tiles, a ρ for each step, and the adjoint of a scan in a
 # loop. Each with whether it is so where a row is a loop over tiles, which in others takes 200
-# registers.
+# registers. (A tile wider than the widest of `TILE_COLUMNS` has a warp for as many columns.)
 ONE_WARP_COLUMNS = 256
 # In tiles of 256 columns this spills registers under Triton 3.8, where it draws its noise.
 ONE_WARP_COLUMNS_OF = {"_reparam_backward": 512}
@@ -53,11 +53,11 @@ ONE_WARP = {
     "_gate_backward": False,
     "_coupling": True,
 }
-# What a thread may take where a row is a loop over tiles, (float64, other types): left to itself,
-# the assembler aims for more threads at once than these kernels have registers for, and spills
-# under some versions of Triton. At 128, four programs share a multiprocessor: as many as there are
-# for each where rows are in chunks.
-REGISTERS_LOOPED = {"_reparam_backward": (168, 128)}
+# What a thread may take where a row is a loop over tiles, (float64, other types), by whether it is
+# in chunks: left to itself, the assembler aims for more threads at once than these kernels have
+# registers for, and spills under some versions of Triton. At 128, four programs share a
+# multiprocessor: as many as there are for each where rows are in chunks. A whole row would spill.
+REGISTERS_LOOPED = {"_reparam_backward": {True: (168, 128), False: (200, 168)}}
 # What is launched. Triton compiles a kernel anew for each class of an integer: 1, a multiple of 16,
 # any other. Of strides and columns the class decides how wide loads are; of rows, nothing.
 launched = triton.jit(do_not_specialize=("rows",))
@@ -108,18 +108,25 @@ def tiling(rows: int, columns: int, elements: int = TILE_ELEMENTS) -> Tiling:
     )
 
 
-def tiling_of(x: Tensor) -> Tiling:
-    """The choice for the rows of x, which has elements."""
-    return tiling(x.numel() // x.shape[-1], x.shape[-1])
+def tiling_of(x: Tensor, elements: int = TILE_ELEMENTS) -> Tiling:
+    """The choice for the rows of x, which is not empty."""
+    return tiling(x.numel() // x.shape[-1], x.shape[-1], elements)
 
 
-def by_tiles(t: Tiling) -> Tiling:
-    """The same tiles, each of which is a chunk: a row of several has a program for each."""
-    tiles = triton.cdiv(t.columns, t.block_columns)
+def by_tiles(t: Tiling, widest: int = 0) -> Tiling:
+    """The same tiles, each of which is a chunk: a row of several has a program for each.
+
+    A row of at most `widest` columns is one tile.
+    """
+    block_columns = t.block_columns
+    if block_columns < t.columns <= widest:
+        block_columns = triton.next_power_of_2(t.columns)
+    tiles = triton.cdiv(t.columns, block_columns)
     return t._replace(
+        block_columns=block_columns,
         programs=triton.cdiv(t.rows, t.block_rows) * tiles,
         chunks=tiles,
-        chunk_columns=t.block_columns,
+        chunk_columns=block_columns,
         looped=False,
     )
 
@@ -253,17 +260,17 @@ def warps_of(
     one_warp = ONE_WARP.get(name, False) if t.looped else name in ONE_WARP
     holds_more = float64 or flags.get("PER_STEP") or (t.looped and flags.get("ADJOINT"))
     if one_warp and wide and not holds_more:
-        return 1
+        return max(1, t.block_columns // TILE_COLUMNS[-1])
     if flags.get("PER_STEP"):
         name = f"{name} PER_STEP" if f"{name} PER_STEP" in WARPS_OF else name
     return WARPS_OF.get(name, (WARPS, WARPS))[0 if float64 else 1]
 
 
-def registers_of(kernel: JITFunction, float64: bool, looped: bool) -> int | None:
+def registers_of(kernel: JITFunction, float64: bool, looped: bool, split: bool) -> int | None:
     """The most registers of a thread, where the assembler is told: NVIDIA's alone takes it."""
     if not looped or kernel.__name__ not in REGISTERS_LOOPED:
         return None
-    return REGISTERS_LOOPED[kernel.__name__][0 if float64 else 1]
+    return REGISTERS_LOOPED[kernel.__name__][split][0 if float64 else 1]
 
 
 def launch(kernel: JITFunction, t: Tiling, like: Tensor, *args, **constants) -> None:
@@ -284,9 +291,10 @@ def launch(kernel: JITFunction, t: Tiling, like: Tensor, *args, **constants) -> 
     else:
         with torch.cuda.device_of(like):
             float64 = like.dtype == torch.float64
+            split = t.chunks > 1
             if torch.version.hip is None:
-                constants["maxnreg"] = registers_of(kernel, float64, t.looped)
-            warps = warps_of(kernel, float64, t, t.chunks > 1, constants)
+                constants["maxnreg"] = registers_of(kernel, float64, t.looped, split)
+            warps = warps_of(kernel, float64, t, split, constants)
             kernel[(t.programs,)](*args, num_warps=warps, **constants)
 
 
@@ -370,6 +378,7 @@ def configuration(
     tiles: bool = False,
     split: bool = False,
     elements: int = TILE_ELEMENTS,
+    widest: int = 0,
 ) -> Configuration:
     """How `kernel` is compiled for contiguous operands with rows of at most `columns`.
 
@@ -380,10 +389,11 @@ def configuration(
         tiles: whether each tile of a row has a program of its own.
         split: whether a row is in chunks, of a kernel that has no `ends` to tell it by.
         elements: how many are in a tile.
+        widest: see `by_tiles`.
     """
     t = tiling(TILE_ELEMENTS, columns, elements)
     if tiles:
-        t = by_tiles(t)
+        t = by_tiles(t, widest)
     constexprs: dict[str, Any] = {
         **flags,
         "LOOPED": t.looped,
@@ -407,5 +417,5 @@ def configuration(
         name += " split"
     split |= "ends" in kernel.arg_names and "ends" not in constexprs
     warps = warps_of(kernel, dtype == "fp64", t, split, flags)
-    registers = registers_of(kernel, dtype == "fp64", t.looped)
+    registers = registers_of(kernel, dtype == "fp64", t.looped, split)
     return Configuration(name, kernel, signature, constexprs, warps, registers)

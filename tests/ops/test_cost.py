@@ -282,6 +282,20 @@ def test_an_operand_is_loaded_once_but_where_the_table_says(op, rest):
             assert most - rows * often.get(name, 1) < times <= most, name
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_rows_of_thousands_of_columns_in_half_precision_are_loaded_once(reverse, dtype):
+    op, rest = "linear_scan_backward", (None, reverse, True, (True, True, False))
+    shape = (2, 2100)
+    args = arguments(op, shape, dtype, False, rest)
+    outputs, touched = run(op, args)
+    often = LOADS[RECOMPUTES]
+    for name, x in zip(OPERANDS[op], args, strict=False):
+        assert within(x, touched.loads)[1] <= often.get(name, 1) * x.numel(), name
+    # No tile leaves what another starts from.
+    assert sum(within(x, touched.stores)[1] for x in outputs) == elements(touched.stores)
+
+
 def test_nothing_that_no_gradient_asked_for_depends_on_is_in_the_model():
     # Where few are asked for, the interpreter loads log s and a for values that no result depends
     # on, where a compiler leaves them out: see the test after this one.

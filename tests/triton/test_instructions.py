@@ -71,6 +71,12 @@ def reparam_backward(pointers, per_element=False):
     return configuration(_reparam_backward, "fp32", 1024, pointers, flags | WHOLE_ROWS)
 
 
+def of_tokens(columns):
+    return configuration(
+        _backward_of_tokens, "bf16", columns, OF_TOKENS, FORTH, tiles=True, widest=columns
+    )
+
+
 GATES = {
     "ar1_reparam": Gate(reparam(READ, PER_ROW), 20, 36, 16, 8, 8),
     "ar1_reparam-log_var_of_elements": Gate(reparam(READ, PER_ELEMENT), 53.7, 60, 24, 8, 8),
@@ -123,6 +129,8 @@ GATES = {
     "linear_scan-backward-bfloat16": Gate(
         configuration(_backward_of_tokens, "bf16", 1024, OF_TOKENS, FORTH, True), 47.8, 52, 12, 8, 3
     ),
+    "linear_scan-backward-bfloat16-2048": Gate(of_tokens(2048), 50.3, 56, 12, 8, 12),
+    "linear_scan-backward-bfloat16-8192": Gate(of_tokens(8192), 55.6, 62, 12, 8, 7),
     "linear_scan-backward-bfloat16-reverse": Gate(
         configuration(
             _backward_of_tokens, "bf16", 1024, OF_TOKENS, FORTH | {"REVERSE": True}, True

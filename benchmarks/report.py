@@ -1,11 +1,13 @@
-"""Turns the JSON of benchmark runs into a table (Markdown) and two charts.
+"""Turns the JSON of benchmark runs into a table (Markdown) each, and two charts.
 
-`python benchmarks/report.py RUN.json [OTHER.json …]` writes the table and the charts beside the
-first run; the charts show the runs side by side, labelled by the instruction set of each.
+`python benchmarks/report.py RUN.json [OTHER.json …]` writes the table of each run beside it. The
+charts show the runs side by side, labelled by the instruction set, the machine and the day of each,
+and are written to CHARTS-ratio.png and CHARTS-limit.png of `--charts CHARTS`, by default the first
+run's name.
 """
 
+import argparse
 import json
-import sys
 from pathlib import Path
 
 import matplotlib
@@ -87,19 +89,22 @@ def shares(path: Path) -> dict[str, list[tuple[str, str, float]]]:
 
 
 def label(path: Path) -> str:
-    """The instruction set and the machine that a run was measured on."""
-    machine = json.loads(path.read_text(encoding="utf-8"))["machine_info"]["rhovae"]
-    return f"{machine['build']['instructions']}: {machine['cpu']}, {machine['threads']} threads"
+    """The instruction set, the machine and the day that a run was measured on."""
+    run = json.loads(path.read_text(encoding="utf-8"))
+    machine, day = run["machine_info"]["rhovae"], run["datetime"].partition("T")[0]
+    named = f"{machine['cpu']}, {machine['threads']} threads"
+    return f"{machine['build']['instructions']}: {named}, {day}"
 
 
 def chart(runs: list[tuple[str, dict]], described: str, out: Path, logarithmic: bool) -> None:
     """An op a line, shapes as points, a panel a run: `runs` are labels and what `ratios` gives.
 
-    A hollow point is a forward pass alone. The least and the greatest point of a line carry their
-    shape.
+    A hollow point is a forward pass alone. The least point of a line carries its shape above, the
+    greatest below.
     """
     ops = list(dict.fromkeys(op for _, found in runs for op in found))
     every = [x for _, found in runs for points in found.values() for _, _, x in points]
+    ticks = (1, 2, 5) if max(every) < 100 * min(every) else (1,)
     figure, axes = plt.subplots(
         1,
         len(runs),
@@ -116,9 +121,11 @@ def chart(runs: list[tuple[str, dict]], described: str, out: Path, logarithmic: 
                 color = "C0" if x >= 1 or not logarithmic else "C3"
                 face = color if "backward" in direction else "white"
                 axis.plot(x, y, "o", color=color, markerfacecolor=face, markersize=6)
-            ends = [(points[0], "right"), (points[-1], "left")] if points else []
-            for (_, shape, x), side in ends[-len(points) :]:
-                axis.annotate(shape, (x, y), (0, 6), textcoords="offset points", ha=side, size=7)
+            ends = [(points[0], 6), (points[-1], -12)] if points else []
+            for (_, shape, x), up in ends[-len(points) :]:
+                axis.annotate(
+                    shape, (x, y), (0, up), textcoords="offset points", ha="center", size=7
+                )
         axis.set_title(name, fontsize=9)
         axis.set_yticks(range(len(ops)), ops, fontsize=9)
         axis.set_ylim(len(ops) - 0.5, -0.7)
@@ -126,8 +133,8 @@ def chart(runs: list[tuple[str, dict]], described: str, out: Path, logarithmic: 
         axis.set_axisbelow(True)
         if logarithmic:
             axis.set_xscale("log")
-            axis.margins(x=0.15)
-            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.margins(x=0.2)
+            axis.xaxis.set_major_locator(LogLocator(subs=ticks))
             axis.xaxis.set_major_formatter("{x:g}×")
             axis.xaxis.set_minor_formatter(NullFormatter())
             axis.axvline(1, color="0.4", linewidth=0.8)
@@ -140,22 +147,26 @@ def chart(runs: list[tuple[str, dict]], described: str, out: Path, logarithmic: 
     plt.close(figure)
 
 
-def main(paths: list[Path]) -> None:
-    first = paths[0]
-    text = table(first)
-    written = [first.with_suffix(".md")]
-    written[0].write_text(text, encoding="utf-8")
+def main(paths: list[Path], charts: Path) -> None:
+    written = []
+    for path in paths:
+        written.append(path.with_suffix(".md"))
+        written[-1].write_text(table(path), encoding="utf-8")
     for kind, found, described, logarithmic in (
         ("ratio", ratios, "time of the best competitor, in times ours (log scale)", True),
         ("limit", shares, "time of a copy of as many bytes, in percent of ours", False),
     ):
         runs = [(label(path), found(path)) for path in paths]
         if any(of_run for _, of_run in runs):
-            written.append(first.with_name(f"{first.stem}-{kind}.png"))
+            written.append(charts.with_name(f"{charts.name}-{kind}.png"))
             chart(runs, described, written[-1], logarithmic)
-    print(text)
+    print(table(paths[0]))
     print(f"written: {', '.join(map(str, written))}")
 
 
 if __name__ == "__main__":
-    main([Path(argument) for argument in sys.argv[1:]])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN.json")
+    parser.add_argument("--charts", type=Path, help="what the charts' names begin with")
+    given = parser.parse_args()
+    main(given.runs, given.charts or given.runs[0].with_suffix(""))

@@ -46,7 +46,11 @@ def demo(
 @app.command()
 def bench(
     out: Annotated[
-        Path | None, typer.Option(help="JSON to write; table and charts beside it.")
+        Path | None,
+        typer.Option(
+            help="JSON to write, table and charts beside it. If left out, the one of this "
+            "machine's instruction set in benchmarks/results, charted beside the others there."
+        ),
     ] = None,
     only: Annotated[
         str | None, typer.Option(help="Run the benchmarks whose names match this.")
@@ -59,7 +63,9 @@ def bench(
             f"benchmarks are part of the source, not of the installed package: {folder} is not "
             "there; run this in an editable install (pip install --no-build-isolation -e .)"
         )
-    out = out or folder / "results" / "cpu.json"
+    results, kept = folder / "results", out is None
+    if out is None:
+        out = results / f"cpu-{backends.build_info()['instructions']}.json"
     if out.suffix != ".json":
         raise ValueError(f"--out is {str(out)!r}; it must end in .json")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -70,4 +76,8 @@ def bench(
     if run.returncode != 0:
         raise OSError(f"the benchmarks failed (status {run.returncode}): {out} is left as it was")
     measured.replace(out)
-    subprocess.run([sys.executable, str(folder / "report.py"), str(out)], check=True)
+    report = [sys.executable, str(folder / "report.py"), str(out)]
+    if kept:
+        report += [str(path) for path in sorted(results.glob("cpu-*.json")) if path != out]
+        report += ["--charts", str(results / "cpu")]
+    subprocess.run(report, check=True)

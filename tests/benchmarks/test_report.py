@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-RUN = BENCHMARKS / "results" / "cpu.json"
+RUNS = sorted((BENCHMARKS / "results").glob("cpu-*.json"))
 
 
 @pytest.fixture
@@ -31,7 +31,11 @@ def run_of(path: Path, milliseconds: dict[str, float], percent: float | None = N
     if percent is not None:
         info["percent_of_limit"] = percent
     machine = {"cpu": "a processor", "threads": 2, "build": {"instructions": "avx2"}}
-    text = {"benchmarks": [{"extra_info": info}], "machine_info": {"rhovae": machine}}
+    text = {
+        "benchmarks": [{"extra_info": info}],
+        "machine_info": {"rhovae": machine},
+        "datetime": "2026-01-02T03:04:05+00:00",
+    }
     path.write_text(json.dumps(text), encoding="utf-8")
     return path
 
@@ -52,11 +56,12 @@ def test_the_share_of_the_limit_is_that_of_our_variant(report, tmp_path):
     assert report.shares(run) == {"ar1_reparam": [("forward", "128×32", 40.0)]}
 
 
-def test_a_run_is_labelled_by_its_instruction_set(report, tmp_path):
-    assert report.label(run_of(tmp_path / "a.json", {"rhovae": 1.0})).startswith("avx2: ")
+def test_a_run_is_labelled_by_its_instruction_set_its_machine_and_its_day(report, tmp_path):
+    run = run_of(tmp_path / "a.json", {"rhovae": 1.0})
+    assert report.label(run) == "avx2: a processor, 2 threads, 2026-01-02"
 
 
-def test_runs_stand_side_by_side_on_the_charts_beside_the_first(report, tmp_path, monkeypatch):
+def test_runs_stand_side_by_side_on_the_charts(report, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
         report, "chart", lambda runs, described, out, log: drawn.append((runs, out))
@@ -65,16 +70,24 @@ def test_runs_stand_side_by_side_on_the_charts_beside_the_first(report, tmp_path
         run_of(tmp_path / "a.json", {"rhovae": 1.0, "eager": 2.0}, percent=50.0),
         run_of(tmp_path / "b.json", {"rhovae": 1.0, "eager": 3.0}, percent=60.0),
     ]
-    report.main(runs)
-    assert [out.name for _, out in drawn] == ["a-ratio.png", "a-limit.png"]
+    report.main(runs, tmp_path / "both")
+    assert [out for _, out in drawn] == [tmp_path / "both-ratio.png", tmp_path / "both-limit.png"]
     assert [len(panels) for panels, _ in drawn] == [2, 2]
-    assert (tmp_path / "a.md").exists() and not (tmp_path / "b.md").exists()
+    for run in runs:
+        assert run.with_suffix(".md").read_text(encoding="utf-8") == report.table(run)
 
 
 def test_a_run_without_limits_leaves_their_chart_out(report, tmp_path):
-    report.main([run_of(tmp_path / "a.json", {"rhovae": 1.0, "eager": 2.0})])
+    report.main([run_of(tmp_path / "a.json", {"rhovae": 1.0, "eager": 2.0})], tmp_path / "a")
     assert {path.name for path in tmp_path.glob("*.png")} == {"a-ratio.png"}
 
 
-def test_the_table_kept_beside_the_figures_is_that_of_the_figures(report):
-    assert report.table(RUN) == RUN.with_suffix(".md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: run.stem)
+def test_the_table_kept_beside_the_figures_is_that_of_the_figures(report, run):
+    assert report.table(run) == run.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_a_run_is_kept_by_the_name_of_its_instruction_set(report):
+    assert RUNS
+    for run in RUNS:
+        assert report.label(run).startswith(f"{run.stem.removeprefix('cpu-')}: ")

@@ -26,9 +26,10 @@ WARPS = 4
 WARPS_OF = {
     "_reparam PER_STEP": (8, WARPS),
     "_reparam_backward": (8, WARPS),
-    "_reparam_backward_per_step": (8, WARPS),
+    "_reparam_backward_per_step": (8, 8),
     "_log_prob_backward PER_STEP": (8, WARPS),
     "_markov_reparam": (8, WARPS),
+    "_coupling": (8, WARPS),
     "_markov_reparam_backward": (8, 8),
     "_spline_backward": (8, 8),
 }
@@ -53,11 +54,16 @@ ONE_WARP = {
     "_gate_backward": False,
     "_coupling": True,
 }
-# What a thread may take where a row is a loop over tiles, (float64, other types), by whether it is
-# in chunks: left to itself, the assembler aims for more threads at once than these kernels have
-# registers for, and spills under some versions of Triton. At 128, four programs share a
-# multiprocessor: as many as there are for each where rows are in chunks. A whole row would spill.
-REGISTERS_LOOPED = {"_reparam_backward": {True: (168, 128), False: (200, 168)}}
+# What a thread may take, (float64, other types), in one tile that several warps run, in a loop over
+# those of a row, and over those of a chunk: left to itself, the assembler aims for more threads at
+# once than these kernels have registers for, and spills under some versions of Triton. At 128, four
+# programs of four warps share a multiprocessor: as many as there are for each where rows are in
+# chunks.
+REGISTERS: dict[str, dict[str, tuple[int | None, int | None]]] = {
+    "_reparam": {"looped": (168, None)},
+    "_reparam_backward": {"tile": (None, 168), "looped": (200, 168), "chunk": (168, 128)},
+    "_coupling": {"tile": (128, None), "looped": (128, 168), "chunk": (128, None)},
+}
 # What is launched. Triton compiles a kernel anew for each class of an integer: 1, a multiple of 16,
 # any other. Of strides and columns the class decides how wide loads are; of rows, nothing.
 launched = triton.jit(do_not_specialize=("rows",))
@@ -266,11 +272,15 @@ def warps_of(
     return WARPS_OF.get(name, (WARPS, WARPS))[0 if float64 else 1]
 
 
-def registers_of(kernel: JITFunction, float64: bool, looped: bool, split: bool) -> int | None:
+def registers_of(
+    kernel: JITFunction, float64: bool, t: Tiling, split: bool, warps: int
+) -> int | None:
     """The most registers of a thread, where the assembler is told: NVIDIA's alone takes it."""
-    if not looped or kernel.__name__ not in REGISTERS_LOOPED:
+    if warps == 1 and not t.looped:
         return None
-    return REGISTERS_LOOPED[kernel.__name__][split][0 if float64 else 1]
+    kind = "tile" if not t.looped else "chunk" if split else "looped"
+    of_types = REGISTERS.get(kernel.__name__, {}).get(kind, (None, None))
+    return of_types[0 if float64 else 1]
 
 
 def launch(kernel: JITFunction, t: Tiling, like: Tensor, *args, **constants) -> None:
@@ -292,9 +302,9 @@ def launch(kernel: JITFunction, t: Tiling, like: Tensor, *args, **constants) -> 
         with torch.cuda.device_of(like):
             float64 = like.dtype == torch.float64
             split = t.chunks > 1
-            if torch.version.hip is None:
-                constants["maxnreg"] = registers_of(kernel, float64, t.looped, split)
             warps = warps_of(kernel, float64, t, split, constants)
+            if torch.version.hip is None:
+                constants["maxnreg"] = registers_of(kernel, float64, t, split, warps)
             kernel[(t.programs,)](*args, num_warps=warps, **constants)
 
 
@@ -417,5 +427,5 @@ def configuration(
         name += " split"
     split |= "ends" in kernel.arg_names and "ends" not in constexprs
     warps = warps_of(kernel, dtype == "fp64", t, split, flags)
-    registers = registers_of(kernel, dtype == "fp64", t.looped, split)
+    registers = registers_of(kernel, dtype == "fp64", t, split, warps)
     return Configuration(name, kernel, signature, constexprs, warps, registers)

@@ -19,7 +19,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 # What is timed beside an op and is no other way to compute what it does: variants of ours, by how
 # their names begin, and what shows the limit.
-NO_COMPETITORS = ("rhovae", "rho-vae", "scaled-rho-vae", "one pass", CLONE)
+NO_COMPETITORS = ("rhovae", "rho-vae", "scaled-rho-vae", "one pass", "empty", CLONE)
 
 
 def rows(path: Path):

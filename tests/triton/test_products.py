@@ -83,11 +83,13 @@ def test_products_are_of_matrices_and_read_by_asynchronous_copies_of_16_bytes(ke
     for body in bodies:
         copies = [step.opcode for step in body if step.does("LDGSTS")]
         whole = [opcode for opcode in copies if opcode.endswith(".128")]
-        # Of x and W for the tile, and one more where a step reads its outputs' prefixes.
+        # Of x and W for the tile, and one more where a step reads its outputs' prefixes, which
+        # Triton 3.6.0 copies in four to eight.
         threads, constants = 32 * configuration.warps, configuration.constexprs
         elements = constants["BLOCK_DEPTH"] * (constants["BLOCK_ROWS"] + constants["BLOCK_COLUMNS"])
         assert len(whole) * threads * WIDE == 2 * elements
-        assert len(copies) - len(whole) <= (kernel == "_input_gradient")
+        of_prefixes = 1 if triton.__version__ == COUNTED_WITH else 8
+        assert len(copies) - len(whole) <= of_prefixes * (kernel == "_input_gradient")
         assert not any(step.does("LDG", "LDL", "STL") for step in body)
     if cc == 90 and triton.__version__ == COUNTED_WITH:
         taken = sorted(map(len, bodies))

@@ -101,6 +101,18 @@ def runtime_library(folders: Iterable[Path], version: str) -> Path:
     )
 
 
+def shared_runtime(compiler: str) -> list[str]:
+    """For the linker: C++'s own library by its name, where the compiler has it.
+
+    Some compilers are wrappers that link it statically. A second copy beside torch's is not set up:
+    the first message that streams a number ends the process.
+    """
+    name = "libstdc++.so.6"
+    command = [compiler, f"-print-file-name={name}"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return [f"-l:{name}"] if Path(found).is_absolute() else []
+
+
 def link_folder(library: Path, build: Path) -> Path:
     """A folder that holds `library` under the name that the linker looks for, libcudart.so."""
     if library.name == "libcudart.so":

@@ -102,7 +102,10 @@ def extension():
     arguments = {
         "name": "rhovae_kernels._C",
         "py_limited_api": True,
-        "extra_link_args": build_flags.SANITIZE if sanitized else [],
+        "extra_link_args": [
+            *build_flags.shared_runtime(compiler),
+            *(build_flags.SANITIZE if sanitized else []),
+        ],
         "extra_compile_args": {
             "cxx": [*flags, *info],
             "nvcc": [

@@ -1,6 +1,7 @@
 """What the build finds out: the CUDA runtime, also where nvcc is a script; the instruction set."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -101,6 +102,41 @@ def test_a_build_for_this_machine_is_of_the_best_set_that_its_compiler_names(
     compiler.write_text("#!/bin/sh\n" + "".join(f"echo '#define {name} 1'\n" for name in macros))
     compiler.chmod(0o755)
     assert build_flags.native_target(str(compiler)) == expected
+
+
+SAYS = "#include <sstream>\nint main() { std::ostringstream s; s << 1; return s.str().size() - 1; }"
+
+
+@pytest.fixture
+def static_compiler(tmp_path):
+    """A wrapper of the C++ compiler that links C++'s own library statically."""
+    path = tmp_path / "static-c++"
+    path.write_text('#!/bin/sh\nexec c++ "$@" -static-libstdc++\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def needed(compiler: str, tmp_path: Path, *flags: str) -> str:
+    """The shared libraries that a program of this compiler asks for."""
+    (tmp_path / "says.cpp").write_text(SAYS)
+    program = str(tmp_path / "says")
+    subprocess.run([compiler, tmp_path / "says.cpp", "-o", program, *flags], check=True)
+    subprocess.run([program], check=True)
+    listed = subprocess.run(["ldd", program], capture_output=True, text=True, check=True)
+    return listed.stdout
+
+
+def test_the_library_of_cpp_is_shared_where_a_compiler_links_its_own(tmp_path, static_compiler):
+    assert "libstdc++" not in needed(static_compiler, tmp_path)
+    flags = build_flags.shared_runtime(static_compiler)
+    assert "libstdc++.so.6" in needed(static_compiler, tmp_path, *flags)
+
+
+def test_a_compiler_with_another_library_of_cpp_is_asked_for_nothing(tmp_path):
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\necho ${1#-print-file-name=}\n")
+    compiler.chmod(0o755)
+    assert build_flags.shared_runtime(str(compiler)) == []
 
 
 def test_the_instruction_sets_are_those_of_the_source_in_its_order():

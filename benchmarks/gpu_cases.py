@@ -25,6 +25,7 @@ from competitors import (
     zuko_network,
 )
 from torch import Tensor
+from torch.func import functional_call
 
 from rhovae_kernels import python_ref
 from rhovae_kernels.python_ref.ar1 import draw
@@ -306,14 +307,32 @@ def affine_coupling(shape, dtype, device, inverse=False) -> Work:
     return Work(ours, others, spent)
 
 
+def between_knots(logits: Tensor, convention: SplineConvention) -> Tensor:
+    """An element in a bin of each of these splines, and every 64th in a tail.
+
+    At a knot the second derivative jumps, and with it the gradients: an element within rounding of
+    one has those of either bin.
+    """
+    bins, bound, least = logits.shape[-1], convention.bound, convention.min_width
+    share = least + (1 - bins * least) * logits.detach().double().softmax(-1)
+    elements = torch.arange(share[..., 0].numel(), device=logits.device).view(share.shape[:-1])
+    k = (elements % bins)[..., None]
+    width = share.gather(-1, k)[..., 0]
+    start = share.cumsum(-1).gather(-1, k)[..., 0] - width
+    inside = start + width * (0.1 + 0.8 * torch.linspace(0, 1, elements.shape[-1]).to(width))
+    x = torch.where(elements % 64 == 0, 1.1 * bound, bound * (2 * inside - 1))
+    return x.to(logits.dtype)
+
+
 def rq_spline(shape, dtype, device, inverse=False) -> Work:
     """Eight bins, in our own convention; few elements lie in the tails, beyond ±5."""
-    sizes = ((), (8,), (8,), (7,))
-    arguments = tuple(
-        randn(*shape, *size, dtype=dtype, device=device, seed=i).requires_grad_()
-        for i, size in enumerate(sizes)
+    spline = tuple(
+        randn(*shape, size, dtype=dtype, device=device, seed=i, scale=0.25).requires_grad_()
+        for i, size in enumerate((8, 8, 7))
     )
-    x = arguments[0]
+    # The least height is the least width.
+    x = between_knots(spline[inverse], SplineConvention()).requires_grad_()
+    arguments = (x, *spline)
     k = x.new_empty(shape[0], dtype=torch.float32)
     settings = (inverse, *SplineConvention())
     spent = costs("rq_spline", (*arguments, *settings), (x, k, *arguments, *settings, (True,) * 4))
@@ -478,7 +497,13 @@ def iaf_step(shape, dtype, device) -> Work:
         call = (read, x.weight, x.bias, x.prefix)
         each.append(costs("masked_linear", call, (made, read, x.weight, x.prefix, (True,) * 3)))
     spent = {direction: Cost.total(*(c[direction] for c in each)) for direction in DIRECTIONS}
-    ours = Way(lambda z, *parameters: step(z, None), (z, *parameters), formula)
+    names = [f"made.layers.{i}.{name}" for i in range(len(layers)) for name in ("weight", "bias")]
+
+    def module(z, *parameters):
+        # The caller's tensors, not the module's own: gradients are asked for by them.
+        return functional_call(step, dict(zip(names, parameters, strict=True)), (z, None))
+
+    ours = Way(module, (z, *parameters), formula)
     others = {
         "eager formula": ours._replace(function=formula),
         "compiled formula": ours._replace(function=compiled(formula, device)),

@@ -383,7 +383,10 @@ class Suite:
             return case
         with rk.use_backend(next(iter(case.ours.values()))), torch.no_grad():
             outputs = work.ours.function(*work.ours.arguments)
-        return case._replace(upstream=tuple(map(torch.randn_like, outputs)))
+        # Of a generator of their own: a capture that fails leaves the default one unusable.
+        generator = torch.Generator(self.device).manual_seed(0)
+        upstream = (torch.empty_like(y).normal_(generator=generator) for y in outputs)
+        return case._replace(upstream=tuple(upstream))
 
     def launched(self, entry: Entry, shape: tuple[int, int], dtype: torch.dtype) -> None:
         """Launch each backend of ours once in each direction, whatever comes of it."""
@@ -656,13 +659,16 @@ def tf32_allowed(allowed: bool) -> Iterator[None]:
 
 def prepared(way, direction: str, upstream) -> Callable[[], object]:
     """A call without arguments that takes one way in one direction."""
-    leaves = [x for x in way.arguments if x.requires_grad]
     if direction == "step":
         return partial(way.function, *way.arguments)
+    # Leaves of their own: a backward pass waits for the stream that a leaf was first used on, which
+    # no capture may do.
+    arguments = [x.detach().requires_grad_(x.requires_grad) for x in way.arguments]
+    leaves = [x for x in arguments if x.requires_grad]
     if direction == "both":
-        return harness.forward_backward(lambda: way.function(*way.arguments), leaves, upstream)
+        return harness.forward_backward(lambda: way.function(*arguments), leaves, upstream)
     if direction == "backward":
-        outputs = way.function(*way.arguments)
+        outputs = way.function(*arguments)
         return lambda: torch.autograd.grad(outputs, leaves, upstream, retain_graph=True)
 
     def forward():

@@ -350,3 +350,45 @@ def test_products_in_panels_are_the_specifications(steps, count):
     torch.testing.assert_close(y, python_ref.masked_linear(*leaves, prefix))
     expected = python_ref.masked_linear_backward(up, leaves[0], leaves[1], prefix)
     torch.testing.assert_close(torch.autograd.grad(y, leaves, up), expected)
+
+
+@pytest.mark.parametrize("op", ["rq_spline", "rq_spline_inverse"])
+def test_a_spline_is_timed_where_float32_has_the_gradients_of_float64(op):
+    entry = next(e for e in gpu_cases.ENTRIES if e.op == op)
+    work = entry.make((512, 8), torch.float32, "cpu")
+
+    def gradients(arguments):
+        leaves = [x.detach().requires_grad_() for x in arguments]
+        outputs = work.ours.exact(*leaves)
+        return torch.autograd.grad(sum(y.sum() for y in outputs), leaves)
+
+    exact = gradients([x.double() for x in work.ours.arguments])
+    for single, double in zip(gradients(work.ours.arguments), exact, strict=True):
+        assert (single - double).abs().max() < 2e-5 * double.abs().max()
+    x = work.ours.arguments[0]
+    assert (x.abs() > 5).sum() == x.numel() / 64
+
+
+@pytest.mark.parametrize("direction", ["backward", "both"])
+def test_a_backward_pass_is_timed_by_leaves_of_its_own(direction):
+    """One that another stream used first cannot be captured."""
+    seen = []
+
+    def square(x):
+        seen.append(x)
+        return (x * x,)
+
+    x = torch.ones(3, requires_grad=True)
+    call = gpu_suite.prepared(gpu_cases.Way(square, (x,), square), direction, (x.detach(),))
+    (gradient,) = call()
+    assert seen and all(leaf is not x and leaf.requires_grad for leaf in seen)
+    assert gradient.tolist() == [2.0] * 3
+
+
+def test_a_case_leaves_the_default_generator_alone():
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    suite = gpu_suite.Suite.__new__(gpu_suite.Suite)
+    suite.device, suite.dry_run = "cpu", True
+    suite.case(SCAN, (4, 8), torch.float32)
+    assert torch.equal(before, torch.get_rng_state())

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from rhovae_kernels.backends import fewer_instructions
 from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.cost import Cost, per_row, wanted
 from rhovae_kernels.ops.op import Op, of_those_asked_for, register
@@ -209,7 +208,6 @@ AFFINE_COUPLING = register(
         triton=lambda: _triton().affine_coupling,
         function=AffineCoupling,
         autocast=torch.float32,
-        triton_first=fewer_instructions(39, 67, 512),
     )
 )
 AFFINE_COUPLING_BACKWARD = register(
@@ -230,6 +228,5 @@ AFFINE_COUPLING_BACKWARD = register(
         function=autograd.backward_function(
             "affine_coupling_backward", 6, specification_backward, vmap=_vmap_backward
         ),
-        triton_first=fewer_instructions(53, 95, 512),
     )
 )

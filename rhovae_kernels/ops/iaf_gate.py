@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from rhovae_kernels.backends import fewer_instructions
 from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.cost import Cost, per_row, wanted
 from rhovae_kernels.ops.op import Op, of_those_asked_for, register
@@ -133,7 +132,6 @@ IAF_GATE = register(
         triton=lambda: _triton().iaf_gate,
         function=IafGate,
         autocast=torch.float32,
-        triton_first=fewer_instructions(35, 115, 512),
     )
 )
 IAF_GATE_BACKWARD = register(
@@ -151,6 +149,5 @@ IAF_GATE_BACKWARD = register(
         reference=of_those_asked_for(specification_backward),
         triton=lambda: _triton().iaf_gate_backward,
         function=autograd.backward_function("iaf_gate_backward", 5, specification_backward),
-        triton_first=fewer_instructions(29, 86, 512),
     )
 )

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from rhovae_kernels.backends import fewer_instructions
+from rhovae_kernels.backends import nearer_a_copy
 from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.cost import Cost, wanted
 from rhovae_kernels.ops.op import Op, of_those_asked_for, register
@@ -212,7 +212,7 @@ LINEAR_SCAN = register(
         triton=lambda: _triton().linear_scan,
         function=LinearScan,
         autocast=torch.float32,
-        triton_first=fewer_instructions(21, 70, 2048),
+        triton_first=nearer_a_copy(102, 77, "65536×1024"),
     )
 )
 LINEAR_SCAN_BACKWARD = register(
@@ -230,6 +230,6 @@ LINEAR_SCAN_BACKWARD = register(
         reference=of_those_asked_for(specification_backward),
         triton=lambda: _triton().linear_scan_backward,
         function=autograd.backward_function("linear_scan_backward", 4, _backward_formula),
-        triton_first=fewer_instructions(43, 61, 1024),
+        triton_first=nearer_a_copy(100, 85, "65536×1024"),
     )
 )

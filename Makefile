@@ -7,7 +7,9 @@ TRITON ?= triton==3.7.1
 RUN = $(VENV)/bin/python -m
 # Workers share the cores with what they start: a thread each, but where a test asks for two, of which
 # none spins while it waits. A worker that is done takes tests of one that is not.
-PYTEST = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(RUN) pytest -n $(JOBS) --dist worksteal
+THREADS = OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive
+WORKERS = -n $(JOBS) --dist worksteal
+PYTEST = $(THREADS) $(RUN) pytest $(WORKERS)
 
 SOURCES = $(wildcard csrc/*.* csrc/*/*.*) setup.py build_flags.py pyproject.toml
 
@@ -91,7 +93,7 @@ fuzz-sanitized: $(SANITIZED)/.ready
 # Builds and tests with the oldest and the newest torch, one line each.
 compat:
 	@failed=0; for pair in $(COMPAT); do \
-		.ci/compat $${pair%/*} $${pair#*/} $(COMPAT_TESTS) || failed=1; \
+		$(THREADS) .ci/compat $${pair%/*} $${pair#*/} $(WORKERS) $(COMPAT_TESTS) || failed=1; \
 	done; exit $$failed
 
 # What a GPU machine runs, on a stub of CUDA's runtime: the CUDA build, every launch, no result.

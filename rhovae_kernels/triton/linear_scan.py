@@ -9,9 +9,9 @@ import triton.language as tl
 from torch import Tensor
 
 from rhovae_kernels.python_ref.precision import compute_dtype
+from rhovae_kernels.triton.interpreter import IN_NUMPY
 from rhovae_kernels.triton.runtime import (
     COMPILED_COLUMNS,
-    IN_NUMPY,
     LOOPED,
     MAX_CHUNKS,
     Configuration,

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -18,12 +17,12 @@ from torch import Tensor
 from triton.runtime.jit import JITFunction
 
 from rhovae_kernels.python_ref.precision import compute_dtype
+from rhovae_kernels.triton.interpreter import interpret
 from rhovae_kernels.triton.runtime import (
     PROGRAMS_WANTED,
     Configuration,
     as_rows,
     contiguous_like,
-    interpreted,
     launched,
 )
 from rhovae_kernels.triton.tile import store, upcast
@@ -311,9 +310,7 @@ def _launch(kernel: JITFunction, tile: Tile, programs: int, like: Tensor, *args)
         "BLOCK_DEPTH": tile.depth,
     }
     if like.device.type == "cpu":
-        # As on a GPU, inf and NaN are values, not warnings.
-        with np.errstate(all="ignore"):
-            interpreted(kernel)[(programs,)](*args, **constants)
+        interpret(kernel, programs, *args, **constants)
     else:
         with torch.cuda.device_of(like):
             if torch.version.hip is None:

@@ -1,20 +1,17 @@
-"""How a kernel is cut into programs and launched: on a GPU, or on the CPU by the interpreter."""
+"""How a kernel is cut into programs and launched; on the CPU the interpreter runs it."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import cache, lru_cache
-from types import FunctionType
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.runtime.interpreter import InterpretedFunction, TensorHandle, interpreter_builder
 from triton.runtime.jit import JITFunction
 
 from rhovae_kernels.python_ref.precision import compute_dtype
+from rhovae_kernels.triton.interpreter import interpret
 
 # A tile is eight elements a thread, of as many rows as fit; a longer row is a loop over the last.
 # (Sixteen elements a thread, or eight in a tile of 2048, spill registers.)
@@ -191,71 +188,6 @@ def chunk_ends(like: Tensor, values: int, t: Tiling) -> Tensor | None:
     return torch.empty(shape, dtype=compute_dtype(like.dtype), device=like.device)
 
 
-def _range(*bounds):
-    """`range` for the interpreter, whose scalars are arrays of one element.
-
-    Triton 3.6 leaves their conversion to numpy, which refuses it from 2.4 on.
-    """
-    return range(*(b.handle.data.item() if isinstance(b, tl.tensor) else int(b) for b in bounds))
-
-
-# What the interpreter runs in place of a jitted function: one of numpy arrays that gives the same
-# bits, where operation by operation it would take most of the time of a kernel.
-IN_NUMPY: dict[FunctionType, Callable[..., np.ndarray]] = {}
-
-
-def _in_numpy(function: Callable[..., np.ndarray]) -> Callable[..., tl.tensor]:
-    """`function` of the interpreter's tensors and of numbers; its result is like the first."""
-
-    def plain(x):
-        data = x.handle.data if isinstance(x, tl.tensor) else np.asarray(x)
-        return data.item() if data.size == 1 else data
-
-    def of_tensors(x: tl.tensor, *others) -> tl.tensor:
-        result = function(x.handle.data, *map(plain, others))
-        return tl.tensor(TensorHandle(result, x.handle.dtype), x.type)
-
-    return of_tensors
-
-
-# The copy of a module's namespace in which every jitted function is an interpreted one.
-_namespaces: dict[str, dict[str, Any]] = {}
-
-
-def _copy(function: FunctionType) -> FunctionType:
-    """`function` in the interpreted copy of its module."""
-    module = function.__globals__["__name__"]
-    if module not in _namespaces:
-        namespace = _namespaces[module] = function.__globals__ | {"range": _range}
-        if "INTERPRETED" in namespace:
-            namespace["INTERPRETED"] = tl.constexpr(True)
-        for name, value in function.__globals__.items():
-            if isinstance(value, JITFunction):
-                numpy = IN_NUMPY.get(value.fn)
-                namespace[name] = (
-                    InterpretedFunction(_copy(value.fn)).rewrite()
-                    if numpy is None
-                    else _in_numpy(numpy)
-                )
-    copy = FunctionType(function.__code__, _namespaces[module], function.__name__)
-    copy.__annotations__ = function.__annotations__
-    copy.__defaults__ = function.__defaults__
-    return copy
-
-
-@cache
-def interpreted(kernel: JITFunction) -> InterpretedFunction:
-    """`kernel`, and each jitted function that it calls, run by Triton's interpreter.
-
-    The environment variable TRITON_INTERPRET would do so for the whole process, and rule out
-    compiling ahead of time in it.
-    """
-    # For each sum, difference and product of 32-bit integers the interpreter works out whether it
-    # overflows, and says so only with its option `debug`, which is off.
-    interpreter_builder.options = replace(interpreter_builder.options, sanitize_overflow=False)
-    return InterpretedFunction(_copy(kernel.fn))
-
-
 def warps_of(
     kernel: JITFunction, float64: bool, t: Tiling, split: bool, flags: Mapping[str, Any]
 ) -> int:
@@ -295,9 +227,7 @@ def launch(kernel: JITFunction, t: Tiling, like: Tensor, *args, **constants) -> 
         "BLOCK_COLUMNS": t.block_columns,
     }
     if like.device.type == "cpu":
-        # As on a GPU, inf and NaN are values, not warnings.
-        with np.errstate(all="ignore"):
-            interpreted(kernel)[(t.programs,)](*args, **constants)
+        interpret(kernel, t.programs, *args, **constants)
     else:
         with torch.cuda.device_of(like):
             float64 = like.dtype == torch.float64

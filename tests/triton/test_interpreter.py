@@ -8,7 +8,7 @@ import torch
 from contract import normal
 
 import rhovae_kernels as rk
-from rhovae_kernels.triton import runtime
+from rhovae_kernels.triton import interpreter
 
 
 def results(d):
@@ -27,9 +27,9 @@ def results(d):
 def test_in_numpy_a_function_gives_what_it_does_operation_by_operation(d, monkeypatch):
     with rk.use_backend("triton"):
         found = results(d)
-        monkeypatch.setattr(runtime, "IN_NUMPY", {})
-        monkeypatch.setattr(runtime, "_namespaces", {})
-        monkeypatch.setattr(runtime, "interpreted", cache(runtime.interpreted.__wrapped__))
+        monkeypatch.setattr(interpreter, "IN_NUMPY", {})
+        monkeypatch.setattr(interpreter, "_namespaces", {})
+        monkeypatch.setattr(interpreter, "interpreted", cache(interpreter.interpreted.__wrapped__))
         expected = results(d)
     for x, e in zip(found, expected, strict=True):
         assert torch.equal(x.view(torch.int32), e.view(torch.int32))

@@ -17,7 +17,7 @@ from triton.compiler import make_backend  # noqa: E402
 from triton.runtime.jit import create_function_from_signature  # noqa: E402
 
 import rhovae_kernels as rk  # noqa: E402
-from rhovae_kernels.triton import masked_linear, runtime  # noqa: E402
+from rhovae_kernels.triton import interpreter  # noqa: E402
 
 OPS = torch.ops.rhovae
 BACKEND = make_backend(GPUTarget("cuda", 90, 32))
@@ -28,7 +28,7 @@ COLUMNS = [1, 16, 37, 100, 256, 2048]
 
 
 class Recorder:
-    """Stands in for `runtime.interpreted`: records what a launch would be compiled for."""
+    """Stands in for `interpreter.interpreted`: records what a launch would be compiled for."""
 
     def __init__(self):
         self.seen: dict[str, set] = defaultdict(set)
@@ -58,8 +58,7 @@ class Recorder:
 @pytest.fixture
 def recorder(monkeypatch):
     found = Recorder()
-    for module in (runtime, masked_linear):
-        monkeypatch.setattr(module, "interpreted", found)
+    monkeypatch.setattr(interpreter, "interpreted", found)
     with rk.use_backend("triton"), torch.no_grad():
         yield found
 

@@ -49,6 +49,7 @@ $(VENV)/.ready: $(SOURCES) | $(VENV)/.torch
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/rhovae demo
+	@echo "rhovae is in $(VENV)/bin."
 
 test: $(VENV)/.ready
 	$(PYTEST) -m "not gate"

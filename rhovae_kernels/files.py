@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import torch
 from safetensors.torch import save_file
@@ -69,6 +70,21 @@ def write_text(path: str | Path, text: str) -> None:
     """
     with written_atomically(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def write_array(path: str | Path, x: Tensor) -> None:
+    """Write a tensor as a NumPy array, atomically; what NumPy has no type for, in float32.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "x.npy"
+        >>> write_array(path, torch.ones(3, dtype=torch.bfloat16))
+        >>> np.load(path)
+        array([1., 1., 1.], dtype=float32)
+    """
+    x = x.detach().cpu()
+    with written_atomically(path) as temporary:
+        np.save(temporary, (x.float() if x.dtype == torch.bfloat16 else x).numpy())
 
 
 def read_json(path: str | Path) -> Any:

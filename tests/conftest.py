@@ -14,7 +14,7 @@ from rhovae_kernels.ops.op import Op
 try:
     from hypothesis import settings
 except ImportError:
-    # A machine lent for its GPU need not have it: the one test that draws its inputs is skipped.
+    # A GPU machine need not have it: the one test that draws its inputs is skipped.
     pass
 else:
     # Two cores are shared by whatever runs beside the tests: no deadline on a single example.
@@ -48,6 +48,12 @@ if torch.cuda.is_available():
 def validated():
     """Distributions validate, as they do until torch.compile has run once in the process."""
     torch.distributions.Distribution.set_default_validate_args(__debug__)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Fresh weights and draws are the same in every run, and in every order of the tests."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="module")

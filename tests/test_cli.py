@@ -207,12 +207,36 @@ def test_a_file_of_ones_own_is_trained_on_measured_and_drawn(
     # The run knows its file.
     status, shown, error = rhovae(capsys, monkeypatch, "evaluate", out, "--metrics elbo --json")
     assert status == 0, error
-    assert json.loads(shown)["count"] == 80
+    assert (json.loads(shown)["split"], json.loads(shown)["count"]) == ("valid", 20)
+    for split, count in (("valid", 20), ("train", 60)):
+        asked = ("evaluate", out, "--metrics elbo --json --split", split)
+        status, shown, error = rhovae(capsys, monkeypatch, *asked)
+        assert status == 0, error
+        assert (json.loads(shown)["split"], json.loads(shown)["count"]) == (split, count)
+    status, _, error = rhovae(capsys, monkeypatch, "evaluate", out, "--split test")
+    assert status == 1 and "split is 'test'; of mine.npy the run has train and valid" in error
     for command in ("sample", "traverse"):
         assert rhovae(capsys, monkeypatch, command, out)[0] == 0
     own_file.unlink()
     status, _, error = rhovae(capsys, monkeypatch, "evaluate", out, "--metrics elbo")
     assert status == 1 and "mine.npy: no such file" in error
+
+
+def test_of_a_table_samples_and_paths_are_arrays(capsys, monkeypatch, tmp_path):
+    table, out = tmp_path / "table.npy", tmp_path / "run"
+    np.save(table, np.random.default_rng(0).random((40, 12), np.float32))
+    options = "--recipe scaled-rho-vae --latent 3 --epochs 1 --out"
+    assert rhovae(capsys, monkeypatch, "train", table, options, out)[0] == 0
+    for command, options, shape in (
+        ("sample", "--n 5", (5, 12)),
+        ("traverse", "--n 4 --steps 6", (4, 6, 12)),
+    ):
+        status, shown, error = rhovae(capsys, monkeypatch, command, out, options)
+        assert status == 0, error
+        path = Path(shown.strip())
+        assert path.suffix == ".npy" and np.load(path).shape == shape
+    status, _, error = rhovae(capsys, monkeypatch, "sample", out, "--out", tmp_path / "table.png")
+    assert status == 1 and "pictures are of images" in error
 
 
 PARTS = """

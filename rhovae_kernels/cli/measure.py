@@ -1,11 +1,14 @@
 """`rhovae evaluate`, `sample` and `traverse`: what a run has made."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rhovae_kernels.cli.app import AsJson, DataRoot, FidWeights, Parts, app, numbers_of, parts_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @app.command()
@@ -31,7 +34,10 @@ def evaluate(
     ] = None,
     data_root: DataRoot = None,
     binarize: Annotated[str | None, typer.Option(help="The run's if not given.")] = None,
-    split: Annotated[str, typer.Option(help="train, valid or test.")] = "test",
+    split: Annotated[
+        str | None,
+        typer.Option(help="train, valid or test; test, or what the run held out, if not given."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -87,12 +93,17 @@ def sample(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="The picture; samples.png in the run if not given.")
+        Path | None,
+        typer.Option(
+            help="The picture, or an array, of suffix .npy; samples.png in the run if not given, "
+            "of a table samples.npy."
+        ),
     ] = None,
 ) -> None:
-    """Draw samples of the best model of a run into a picture."""
+    """Draw samples of the best model of a run into a picture, or an array."""
     import torch
 
+    from rhovae_kernels.files import write_array
     from rhovae_kernels.metrics import traversals
     from rhovae_kernels.metrics.data import data_of_run
     from rhovae_kernels.plots import pictures
@@ -109,9 +120,18 @@ def sample(
         _, x = data_of_run(vae, settings, dataset, split="train")
         z = traversals.chosen_codes(vae, x, mode, n, seed)
         drawn = vae.decode(z, kind, generator)
-    out = out or run / ("samples.png" if mode == "prior" else f"samples-{mode}.png")
-    pictures.samples(out, drawn.detach(), f"{n} samples ({mode}, {kind})")
+    out = out or _place(run, "samples" if mode == "prior" else f"samples-{mode}", drawn)
+    if out.suffix == ".npy":
+        write_array(out, drawn)
+    else:
+        pictures.samples(out, drawn.detach(), f"{n} samples ({mode}, {kind})")
     print(out)
+
+
+def _place(run: Path, name: str, x: "Tensor") -> Path:
+    """The file for data of these shapes: of rows of a table an array, as there is no picture."""
+    table = x.dim() == 2 and x.shape[1] != 2
+    return run / f"{name}{'.npy' if table else '.png'}"
 
 
 @app.command()
@@ -130,10 +150,15 @@ def traverse(
     dataset: Annotated[str | None, typer.Option(help="The run's if not given.")] = None,
     seed: Annotated[int, typer.Option(help="Of the data that are chosen.")] = 0,
     out: Annotated[
-        Path | None, typer.Option(help="The picture; traverse-MODE.png in the run if not given.")
+        Path | None,
+        typer.Option(
+            help="The picture, or an array (paths, steps, ...), of suffix .npy; traverse-MODE.png "
+            "in the run if not given, of a table traverse-MODE.npy."
+        ),
     ] = None,
 ) -> None:
-    """Decode codes along paths into a picture."""
+    """Decode codes along paths into a picture, or an array."""
+    from rhovae_kernels.files import write_array
     from rhovae_kernels.metrics import traversals
     from rhovae_kernels.metrics.data import data_of_run
     from rhovae_kernels.plots import pictures
@@ -144,6 +169,9 @@ def traverse(
     vae = vae_of(model, "a traversal")
     _, x = data_of_run(vae, settings, dataset)
     tracks = traversals.traverse(vae, x, mode, n, steps, seed)
-    out = out or run / f"traverse-{mode}.png"
-    pictures.paths(out, tracks, f"traversal ({mode})")
+    out = out or _place(run, f"traverse-{mode}", tracks.flatten(0, 1))
+    if out.suffix == ".npy":
+        write_array(out, tracks)
+    else:
+        pictures.paths(out, tracks, f"traversal ({mode})")
     print(out)

@@ -245,6 +245,11 @@ def of_numbers(data: Tensor | np.ndarray, dtype: torch.dtype, binarize: str, see
     name = "tensor" if isinstance(data, Tensor) else "array"
     notes: list[str] = []
     if isinstance(data, np.ndarray):
+        if np.ma.is_masked(data):
+            raise ValueError(
+                "the array is masked, and its mask would be lost: fill it in, data.filled(…), or "
+                "leave rows out; of sequences a missing step is NaN"
+            )
         if data.dtype == object:
             raise ValueError(f"the array is of objects; it must hold numbers; {RAGGED}")
         # Of an array that cannot be written to, PyTorch makes no tensor.

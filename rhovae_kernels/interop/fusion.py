@@ -4,6 +4,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from rhovae_kernels.interop.holders import modules_of
 from rhovae_kernels.interop.optimizers import check_optimizer, move_back
 from rhovae_kernels.interop.replaced import Replaced
 
@@ -53,7 +54,9 @@ class Fusion:
             ValueError: optimizer holds none of the parameters, or a state that cannot be moved.
         """
         if optimizer is not None:
-            check_optimizer(optimizer, [r.now for r in self.replaced])
+            # Where nothing was replaced, it holds the flow's own.
+            held = [r.now for r in self.replaced] or modules_of(self.flow).values()
+            check_optimizer(optimizer, held)
         while self.replaced:
             last = self.replaced.pop()
             now = last.now

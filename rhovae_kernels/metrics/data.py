@@ -14,7 +14,7 @@ def data_of_run(
     vae: Model,
     run: dict[str, Any],
     data: Any = None,
-    split: str = "test",
+    split: str | None = None,
     limit: int | None = None,
     data_root: str | Path | None = None,
     binarize: str | None = None,
@@ -26,7 +26,9 @@ def data_of_run(
         vae: the model, whose type and shape they must have.
         run: the settings of its run; {} for a model without one.
         data: what to measure on; the run's named set, or "digits", where left out.
-        split: of a named set.
+        split: of a named set, of a file that holds several, or of the data of the run, of which
+            "valid" is what it held out. Where left out, "test"; without one, of the run's own file
+            what it held out, of data that are given all.
         limit: use the first `limit` samples only.
         data_root: directory of the data sets; the run's where left out.
         binarize: the run's, or "none", where left out.
@@ -34,10 +36,11 @@ def data_of_run(
 
     Raises:
         ValueError: the run was trained on data of somebody's own, and none are given; data do not
-            fit the model.
+            fit the model; they have no such split.
         TypeError, OSError: see `data.splits.sources`.
     """
     trained_on = run.get("data", "digits")
+    asked = data is not None
     if data is None:
         data = run.get("data_path") or trained_on
     if isinstance(data, dict):
@@ -51,7 +54,7 @@ def data_of_run(
     seed = run.get("seed", seed)
     root = data_root if data_root is not None else run.get("data_root")
     options: dict[str, Any] = {"dtype": dtype, "binarize": pixels, "seed": seed}
-    (source,) = sources(data, (split,), root=root, **options).values()
+    source = _source(data, split, run, asked, root=root, **options)
     if not vae.takes(source.input_shape):
         raise ValueError(
             f"{source.name} holds data of shape {source.input_shape}; the model wants "
@@ -60,3 +63,27 @@ def data_of_run(
     x = source.take(limit)
     vae.check_data(x, source.name)
     return source, x
+
+
+def _source(data: Any, split: str | None, run: dict[str, Any], asked: bool, **options) -> Source:
+    """Of some data the split that is wanted: of those that they hold, or of those of the run.
+
+    Args:
+        split: None for "test", or what there is.
+        asked: whether the data were named, not taken from the run.
+    """
+    found = sources(data, ("test" if split is None else split,), **options)
+    (source,) = found.values()
+    # What the run held out of its data, where it was given no others to validate on.
+    held = 0
+    if not is_name(data) and source.describe() == run.get("data") and run["valid"] is None:
+        held = (source.count or 0) - run["training_data"]
+    if source.count and held and not (split is None and asked):
+        if split == "test":
+            raise ValueError(f"split is 'test'; of {source.name} the run has train and valid")
+        # Half a datum more, which is rounded down.
+        train, valid = source.hold_out((held + 0.5) / source.count, options["seed"])
+        return train if split == "train" else valid
+    if split is not None and source.split != split:
+        raise ValueError(f"split is {split!r}; {source.name} has no such split")
+    return source

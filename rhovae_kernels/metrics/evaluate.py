@@ -109,7 +109,7 @@ def evaluate(
     data_root: str | Path | None = None,
     binarize: str | None = None,
     seed: int = 0,
-    split: str = "test",
+    split: str | None = None,
     thresholds: Sequence[float] = aggregate.THRESHOLDS,
     fid_weights: str | Path | None = None,
     **parts: nn.Module,
@@ -138,7 +138,9 @@ def evaluate(
         data_root: directory of the data sets; the run's where left out.
         binarize: "none", "round", "static" or "dynamic"; the run's, or "none", where left out.
         seed: of the samples.
-        split: of a named set: "train", "valid" or "test".
+        split: "train", "valid" or "test", of a named set, of a file that holds several, or of the
+            data of the run, of which "valid" is what it held out. Where left out, "test"; without
+            one, of the run's own file what it held out, of data that are given all.
         thresholds: of the leakage, in nats, ascending.
         fid_weights: file of the Inception network's weights, for the metrics that take it.
         parts: of a run, those that were made by other code than this package's: `encoder=...`,
@@ -150,7 +152,7 @@ def evaluate(
     Raises:
         FileNotFoundError: no such run, or no such weights.
         ValueError: an unknown metric or other argument; a metric that the kind of model does not
-            have; data that do not fit the model.
+            have; data that do not fit the model, or have no such split.
         FloatingPointError: a result is not finite.
 
     Source:
@@ -164,6 +166,8 @@ def evaluate(
         >>> result["nll@10"]["samples"], result["label"]
         (10, 'grey')
     """
+    if isinstance(metrics, str):
+        raise ValueError(f"metrics is {metrics!r}; a list of names is wanted, [{metrics!r}]")
     measures = {name: _metric(name, thresholds, fid_weights) for name in metrics or ()}
     if limit is not None and limit < 2:
         raise ValueError(f"limit is {limit}; a standard error takes 2 data at least")

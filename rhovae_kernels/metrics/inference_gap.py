@@ -96,7 +96,7 @@ def inference_gap(
     leapfrog: int = 5,
     data_root: str | Path | None = None,
     binarize: str | None = None,
-    split: str = "test",
+    split: str | None = None,
     seed: int = 0,
     out: str | Path | None = None,
     quiet: bool = True,

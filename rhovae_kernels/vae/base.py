@@ -165,6 +165,11 @@ class Model(Saved):
             self.check_data(x)
 
     def _check_shape(self, x: Tensor, name: str = "x") -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"{name} is a {type(x).__name__}; it must be a tensor, of an array "
+                "torch.from_numpy(x)"
+            )
         if not self.takes(x.shape[1:]):
             raise ValueError(
                 f"{name} is of shape {tuple(x.shape)}; this model wants (B, {self.wanted_shape[1:]}"

@@ -18,6 +18,14 @@ from rhovae_kernels.vae.priors import Prior
 from rhovae_kernels.vae.trial import check_decoder, encoder_shapes
 from rhovae_kernels.vae.values import check_values
 
+KINDS = {
+    "encoder": nn.Module,
+    "posterior": Posterior,
+    "prior": Prior,
+    "decoder": Decoder,
+    "objective": Objective,
+}
+
 
 class VAE(Model, library_name="rhovae-kernels", tags=["vae"]):
     """A variational autoencoder: log p(x) ≥ E_q[log p(x|z)] − KL(q(z|x) ‖ p(z)).
@@ -81,6 +89,7 @@ class VAE(Model, library_name="rhovae-kernels", tags=["vae"]):
             "decoder": decoder,
             "objective": objective,
         }
+        parts.check_kinds(given, KINDS)
         parts.refuse_taken(given, LIVING)
         if posterior.latent != prior.latent:
             raise ValueError(

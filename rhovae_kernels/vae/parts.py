@@ -37,11 +37,31 @@ def positive_integers(name: str, values: Iterable[int]) -> tuple[int, ...]:
     Raises:
         ValueError: there is none, or one is no positive integer.
     """
+    if not isinstance(values, Iterable):
+        raise ValueError(
+            f"{name} is {values!r}; a tuple of positive integers is wanted, ({values!r},)"
+        )
     values = tuple(values)
     if not values or not all(isinstance(value, int) and value > 0 for value in values):
         found = ", ".join(map(repr, values)) or "empty"
         raise ValueError(f"{name} is {found}; positive integers are wanted")
     return values
+
+
+def check_kinds(given: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+    """Refuse parts in the place of others, and classes in the place of parts.
+
+    Raises:
+        TypeError: a part is of another kind than its name asks for.
+    """
+    for name, kind in kinds.items():
+        part = given[name]
+        if isinstance(part, type):
+            raise TypeError(
+                f"{name} is the class {part.__name__}; make one of it, {part.__name__}(…)"
+            )
+        if not isinstance(part, kind):
+            raise TypeError(f"{name} is a {type(part).__name__}; it must be a {kind.__name__}")
 
 
 def refuse_taken(given: Mapping[str, nn.Module], models: Iterable[nn.Module]) -> None:

@@ -380,3 +380,15 @@ def test_residual_blocks_of_nflows_refuse_what_is_not_of_their_dimensions(nflows
     rk.fuse(flow)
     with pytest.raises(ValueError, match=rf"\(3, {D + 1}\); it must be of shape \(batch,{D}\)"):
         flow._transform._transforms[1].inverse(draw(3, D + 1))
+
+
+def test_undo_takes_the_optimizer_of_a_flow_in_which_nothing_was_replaced(zuko):
+    flow = zuko.flows.NAF(3, transforms=1)
+    optimizer = torch.optim.Adam(flow.parameters())
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    fusion = rk.fuse(flow, optimizer)
+    assert fusion.left and not fusion.fused
+    fusion.undo(optimizer)
+    assert held == [p for group in optimizer.param_groups for p in group["params"]]
+    with pytest.raises(ValueError, match="optimizer holds none of the parameters"):
+        fusion.undo(torch.optim.Adam(torch.nn.Linear(2, 2).parameters()))

@@ -215,6 +215,10 @@ def test_an_unknown_metric_is_refused_with_those_that_are_there(run, metric):
 
 
 def test_other_bad_arguments_are_named(run, tmp_path):
+    with pytest.raises(ValueError, match=r"metrics is 'elbo'; a list .*, \['elbo'\]"):
+        rk.evaluate(run, metrics="elbo")
+    with pytest.raises(ValueError, match="split is 'valid'; tensor has no such split"):
+        rk.evaluate(run, torch.rand(4, 1, 8, 8), ["elbo"], split="valid")
     with pytest.raises(ValueError, match="limit is 1; a standard error takes 2"):
         rk.evaluate(run, metrics=["elbo"], limit=1)
     with pytest.raises(ValueError, match=r"two-moons holds data of shape \(2,\)"):

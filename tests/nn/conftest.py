@@ -28,9 +28,3 @@ def draw():
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
     return normal
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    """Fresh weights are the same in every run and every order of the tests."""
-    torch.manual_seed(0)

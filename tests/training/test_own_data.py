@@ -157,6 +157,7 @@ WRONG = {
     "empty DataLoader": (lambda: DataLoader(Stream(X[:0]), batch_size=4), "gives no batch"),
     "outside the support": (lambda: 2 * X - 1, "holds -1 at 0, outside the support of Bernoulli"),
     "a scalar each": (lambda: torch.rand(N), r"of shape \(90,\); it must be of shape \(N"),
+    "a mask": (lambda: np.ma.masked_greater(np.eye(3), 0.5), "is masked, and its mask"),
     "objects": (lambda: np.array([None, "a"]), "is of objects"),
     "a dictionary of others": (lambda: OTHERS, "of 'a', 'b'; its data must be under one of"),
     "no tensors": (lambda: Items(lambda i: "image"), "holds a str where its data should be"),

@@ -20,12 +20,6 @@ D = 4
 BATCH = 3
 
 
-@pytest.fixture(autouse=True)
-def initial_weights():
-    """The same in each test, whatever ran before it."""
-    torch.manual_seed(0)
-
-
 def stirred(module: torch.nn.Module, scale: float = 0.5) -> torch.nn.Module:
     """The module in float64, every parameter moved at random."""
     torch.manual_seed(0)

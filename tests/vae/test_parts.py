@@ -535,6 +535,42 @@ class TestObjectives:
 
 
 class TestModel:
+    @pytest.mark.parametrize(
+        "change,error,message",
+        [
+            ({"posterior": posteriors.AR1}, TypeError, r"posterior is the class AR1; .* AR1\(…\)"),
+            ({"decoder": decoders.Gaussian}, TypeError, "decoder is the class Gaussian"),
+            (
+                {"posterior": priors.StandardNormal(3), "prior": posteriors.AR1(3)},
+                TypeError,
+                "posterior is a StandardNormal; it must be a Posterior",
+            ),
+            ({"encoder": (2,)}, TypeError, "encoder is a tuple; it must be a Module"),
+        ],
+        ids=["a class", "a class of no arguments", "swapped", "no module"],
+    )
+    def test_a_part_in_the_place_of_another_is_named(self, change, error, message):
+        given = {
+            "encoder": nets.MLP((2,)),
+            "posterior": posteriors.AR1(3),
+            "prior": priors.StandardNormal(3),
+            "decoder": decoders.Gaussian(),
+        }
+        with pytest.raises(error, match=message):
+            rk.VAE(**(given | change))
+
+    def test_one_number_for_a_shape_is_named(self):
+        with pytest.raises(ValueError, match=r"input_shape is 64; a tuple .*, \(64,\)"):
+            nets.MLP(64)
+
+    def test_an_array_in_the_place_of_a_tensor_is_named(self):
+        vae = rk.recipes.recipe("vae").build((2,), latent=2)
+        for call in (vae, vae.encode, vae.reconstruct, vae.elbo):
+            with pytest.raises(
+                TypeError, match=r"x is a ndarray; it must be a tensor, .*from_numpy"
+            ):
+                call(torch.zeros(5, 2).numpy())
+
     def test_latent_dimensions_that_differ_are_refused(self):
         with pytest.raises(ValueError, match=r"posterior has latent=3, prior has latent=4"):
             rk.VAE(

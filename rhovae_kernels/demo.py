@@ -132,7 +132,7 @@ def demo(out: str | Path = "runs/demo") -> dict[str, Any]:
     drawn = sorted(path.name for path in out.glob("*.png") if path.name != PICTURE)
     console.print(f"Pictures: {', '.join(drawn)} in {out}")
     console.print(f"Volatility, independent days against correlated days and Stan: {out / PICTURE}")
-    console.print("Next, an array of your own, a datum a row, and what more there is: docs/index.md")
+    console.print("Next, an array of your own, a datum a row; what more there is: docs/index.md")
     console.print("rhovae train mine.npy --recipe scaled-rho-vae --out runs/mine", markup=False)
     return results
 

@@ -36,7 +36,7 @@ def versions() -> dict[str, str]:
     }
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
     """What a run measured.
 
@@ -50,6 +50,8 @@ class History:
         >>> history = History([{"epoch": 1, "train_loss": 3.5}, {"epoch": 2, "train_loss": 3.0}])
         >>> history.column("train_loss")
         [3.5, 3.0]
+        >>> history
+        History of 2 epochs, the last: epoch 2, train_loss 3
     """
 
     epochs: list[dict[str, float]] = field(default_factory=list)
@@ -58,6 +60,11 @@ class History:
     def column(self, name: str) -> list[float]:
         """One quantity over the epochs."""
         return [row[name] for row in self.epochs]
+
+    def __repr__(self) -> str:
+        # Of a notebook's last line, not thousands of characters.
+        last = ", ".join(f"{name} {value:g}" for name, value in (self.epochs or [{}])[-1].items())
+        return f"History of {len(self.epochs)} epochs" + (f", the last: {last}" if last else "")
 
 
 class Run:

@@ -608,7 +608,9 @@ def test_demo_ends_in_a_table_and_pictures_and_can_be_run_again(capsys, monkeypa
     assert (
         "Correlation of the days is worth 14.2 nats; one ρ for all of them has all but 0.2" in shown
     )
-    assert shown.rstrip().endswith(f"and Stan: {tmp_path / 'volatility.png'}")
+    *_, picture, following, command = shown.rstrip().splitlines()
+    assert picture.endswith(f"and Stan: {tmp_path / 'volatility.png'}")
+    assert following.endswith("docs/index.md") and command.startswith("rhovae train mine.npy ")
     drawn = {path.name for path in tmp_path.glob("*.png")}
     assert "volatility.png" in drawn
     for kind in ("samples", "reconstructions"):

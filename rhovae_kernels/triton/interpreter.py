@@ -20,6 +20,8 @@ FLOATS = {"fp32": np.float32, "fp64": np.float64}
 INTEGERS = {"int32": np.int32, "int64": np.int64}
 NUMPY = FLOATS | INTEGERS
 
+PLAIN = TritonSemantic(interpreter_builder)
+
 
 def keeps_its_type(name: str | None, number) -> bool:
     """Whether a tensor of this type gives another of it in an operation with the number."""
@@ -52,16 +54,9 @@ class Semantic(TritonSemantic):
         made.__dict__.update(facts, handle=handle, type=type)
         return made
 
-    def to_tensor(self, x, check_type=True):
+    def to_tensor(self, x, *checked):
         # Triton asks whether x is a `self.tensor`, which is no class here.
-        if isinstance(x, tl.tensor):
-            return x
-        x = x.value if isinstance(x, tl.constexpr) else x
-        if isinstance(x, int | float):
-            return self.scalar_constant(x, dtype=self.to_tensor_type(x))
-        if check_type:
-            raise TypeError(f"cannot convert {x} of type {type(x)} to tensor")
-        return x
+        return x if isinstance(x, tl.tensor) else PLAIN.to_tensor(x, *checked)
 
     def binary_op_type_checking_impl(self, lhs, rhs, *allowed, **also_allowed):
         left = lhs.dtype.name if isinstance(lhs, tl.tensor) else None

@@ -17,6 +17,19 @@ Note = Callable[[str], Any]
 """Takes down what is done to the data that nobody asked for."""
 
 
+def refuse_mask(x: np.ndarray, what: str) -> None:
+    """Refuse an array some of whose entries are masked: a tensor has no mask.
+
+    Raises:
+        ValueError: one is.
+    """
+    if np.ma.is_masked(x):
+        raise ValueError(
+            f"{what} is masked, and its mask would be lost: fill it in, x.filled(…), or leave rows "
+            "out; of sequences a missing step is NaN"
+        )
+
+
 def as_floating(x: Tensor, dtype: torch.dtype, what: str, note: Note) -> Tensor:
     """Data as floating-point numbers of the model's type; bytes are pixels.
 
@@ -65,6 +78,7 @@ def data_of(item: Any, note: Note) -> Tensor:
             note("labels are ignored: of each item the first entry is trained on")
         item = item[0]
     if isinstance(item, np.ndarray):
+        refuse_mask(item, "an item")
         item = torch.from_numpy(item)
     if not isinstance(item, Tensor):
         raise ValueError(

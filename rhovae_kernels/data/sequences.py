@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rhovae_kernels.data.convert import refuse_mask
 from rhovae_kernels.steps import lengths as lengths_of
 from rhovae_kernels.steps import observed
 
@@ -140,6 +141,7 @@ def _cut(values: Any, lengths: Any) -> list[Tensor]:
 def _numbers(x: Any, what: str) -> Tensor:
     """A tensor or array as a tensor of floating-point numbers."""
     if isinstance(x, np.ndarray) and x.dtype != object:
+        refuse_mask(x, what)
         x = torch.from_numpy(np.ascontiguousarray(x))
     if not isinstance(x, Tensor):
         kind = "an array of objects" if isinstance(x, np.ndarray) else f"a {type(x).__name__}"

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset, default_collate
 from torch.utils.data import Dataset as TorchDataset
 
-from rhovae_kernels.data.convert import SCALED, as_floating, data_of
+from rhovae_kernels.data.convert import SCALED, as_floating, data_of, refuse_mask
 from rhovae_kernels.data.dataset import Dataset, check_pixels, is_binary
 from rhovae_kernels.data.sequences import RAGGED, joined
 from rhovae_kernels.seeding import generator, seeded
@@ -245,11 +245,7 @@ def of_numbers(data: Tensor | np.ndarray, dtype: torch.dtype, binarize: str, see
     name = "tensor" if isinstance(data, Tensor) else "array"
     notes: list[str] = []
     if isinstance(data, np.ndarray):
-        if np.ma.is_masked(data):
-            raise ValueError(
-                "the array is masked, and its mask would be lost: fill it in, data.filled(…), or "
-                "leave rows out; of sequences a missing step is NaN"
-            )
+        refuse_mask(data, "the array")
         if data.dtype == object:
             raise ValueError(f"the array is of objects; it must hold numbers; {RAGGED}")
         # Of an array that cannot be written to, PyTorch makes no tensor.

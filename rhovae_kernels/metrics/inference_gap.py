@@ -117,7 +117,7 @@ def inference_gap(
 
     Args:
         vae_or_run: the model, of single codes, or the directory of a run of `fit`.
-        data: as of `evaluate`; the run's test split where left out.
+        data: as of `evaluate`; the run's where left out.
         families: some of "diagonal", "ar1" (s·R), "scaled-ar1" (D R D), "full" (any covariance) and
             "iaf" (the encoder's family, free, and a small flow of each datum's own on top).
         limit: how many data, the first ones; of simulated data, how many are drawn.

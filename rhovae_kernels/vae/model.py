@@ -52,11 +52,11 @@ class VAE(Model, library_name="rhovae-kernels", tags=["vae"]):
             graph is being made; on a GPU it has to be waited for. `fit` and `evaluate` look once.
 
     Raises:
-        ValueError: posterior and prior differ in their latent dimensions, or some parts are of
-            sequences and others are not; the objective refuses
-            the posterior, or the prior the encoder; a network does not take or give what its
-            neighbours do; a part, or the network of one, is that of another VAE. It is free again
-            when that is gone.
+        ValueError: a part is of another kind than its name says; posterior and prior differ in
+            their latent dimensions, or some parts are of sequences and others are not; the
+            objective refuses the posterior, or the prior the encoder; a network does not take or
+            give what its neighbours do; a part, or the network of one, is that of another VAE. It
+            is free again when that is gone.
 
     Example:
         >>> import torch, rhovae_kernels as rk
@@ -176,6 +176,7 @@ class VAE(Model, library_name="rhovae-kernels", tags=["vae"]):
         """The encoder's features, (B, features); of sequences `nets.Steps`, those of each step.
 
         Raises:
+            TypeError: x is no tensor.
             ValueError: x is of another shape or, where `validate_args`, see `check_data`.
         """
         self._check(x)

@@ -51,17 +51,21 @@ def positive_integers(name: str, values: Iterable[int]) -> tuple[int, ...]:
 def check_kinds(given: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
     """Refuse parts in the place of others, and classes in the place of parts.
 
+    Args:
+        given: the parts of a model that is being made, by name.
+        kinds: the class of each.
+
     Raises:
-        TypeError: a part is of another kind than its name asks for.
+        ValueError: a part is of another kind than its name asks for.
     """
     for name, kind in kinds.items():
         part = given[name]
         if isinstance(part, type):
-            raise TypeError(
+            raise ValueError(
                 f"{name} is the class {part.__name__}; make one of it, {part.__name__}(…)"
             )
         if not isinstance(part, kind):
-            raise TypeError(f"{name} is a {type(part).__name__}; it must be a {kind.__name__}")
+            raise ValueError(f"{name} is a {type(part).__name__}; it must be a {kind.__name__}")
 
 
 def refuse_taken(given: Mapping[str, nn.Module], models: Iterable[nn.Module]) -> None:

@@ -158,6 +158,10 @@ WRONG = {
     "outside the support": (lambda: 2 * X - 1, "holds -1 at 0, outside the support of Bernoulli"),
     "a scalar each": (lambda: torch.rand(N), r"of shape \(90,\); it must be of shape \(N"),
     "a mask": (lambda: np.ma.masked_greater(np.eye(3), 0.5), "is masked, and its mask"),
+    "a mask in a batch": (
+        lambda: DataLoader(X, 8, collate_fn=lambda _: np.ma.masked_greater(X[:8].numpy(), 0.5)),
+        "an item is masked, and its mask",
+    ),
     "objects": (lambda: np.array([None, "a"]), "is of objects"),
     "a dictionary of others": (lambda: OTHERS, "of 'a', 'b'; its data must be under one of"),
     "no tensors": (lambda: Items(lambda i: "image"), "holds a str where its data should be"),

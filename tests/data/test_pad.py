@@ -63,6 +63,7 @@ ends[3] = NAN
         (([step, torch.rand(0, 2)],), r"sequences\[1\] is of shape \(0, 2\)"),
         (([torch.rand(2, 3, 4)],), r"sequences\[0\] is of shape \(2, 3, 4\)"),
         (([step, step.double()],), "sequences are of types"),
+        (([np.ma.masked_greater(np.ones((3, 1)), 0.5)],), r"sequences\[0\] is masked"),
         (([step.int()],), r"sequences\[0\] is of type torch.int32, which holds no NaN"),
         (([partly],), r"sequences\[0\] holds a NaN in some of the 2 features of step 2"),
         (([step, ends],), r"sequences\[1\] has 4 steps, the last of them missing"),

@@ -1,7 +1,7 @@
 """Every op on a GPU: built, tested, verified, timed; into one JSON and one log.
 
     python benchmarks/gpu_suite.py OUT [--ops ar1_reparam,linear_scan] [--minutes 9] [--no-tests]
-        [--wheels FOLDER] [--dry-run] [--rehearsal]
+        [--resume] [--wheels FOLDER] [--dry-run] [--rehearsal]
 
 It needs CUDA's compiler, torch ≥ 2.11, triton ≥ 3.6 and pytest, and no network. In this order,
 while time is left: the extension is built for the card that is there; each op is called once on a
@@ -9,9 +9,10 @@ small shape and verified, in a process of its own, so that a crash ends nothing 
 of a copy and the rates of matrix products are measured; the largest case of each entry of
 `gpu_cases.py` is verified against float64, then timed by device events beside what else does that
 work, in turns: launched one by one ("eager"), and replayed from a CUDA graph ("graph"); the ops'
-tests run; then the other cases. What time does not suffice for is named. `--no-tests` leaves the
-tests out, where they have run before. `--wheels` is a folder of wheels of the competitors, which
-are unpacked beside the result. `--dry-run` goes the same way on the CPU with tiny shapes: its times
+tests run; then the other cases. What time does not suffice for is named, and `--resume` goes on
+with it: on the same machine, from what OUT holds. `--no-tests` leaves the tests out, where they
+have run before. `--wheels` is a folder of wheels of the competitors, which are unpacked beside the
+result. `--dry-run` goes the same way on the CPU with tiny shapes: its times
 are no figures. `--rehearsal` ends after the smoke tests, which launch every case at its own shape
 and verify nothing: for a stub of CUDA's runtime, on which kernels do not run (`make rehearsal`).
 The last 30 lines say it all in short.
@@ -37,6 +38,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import zip_longest
@@ -65,6 +67,7 @@ VERIFIED_ELEMENTS = 2**22
 ROUNDS, BUDGET = 21, 0.2
 # The share of the time that is left which goes to the tests, and to the smoke tests, at most.
 TESTS_SHARE, SMOKE_SHARE = 0.4, 0.3
+SMOKE_PROCESSES = 7
 # The shape of a smoke test; a tiny one, of a rehearsal.
 SMALL, TINY = (64, 128), (4, 8)
 SUMMARY_LINES = 30
@@ -123,6 +126,11 @@ class Case(NamedTuple):
         rows, columns = self.shape
         return f"{self.entry.op} {rows}×{columns} {type_name(self.dtype)}"
 
+    def has(self, row: dict) -> bool:
+        of_case = (self.entry.op, list(self.shape), type_name(self.dtype))
+        of_row = (row["op"], row["shape"], row["dtype"])
+        return of_row == of_case and row["mode"].split()[0] in self.entry.modes
+
     def bound(self, name: str) -> float:
         if self.entry.tf32 and self.dtype == torch.float32:
             return TF32_BOUND
@@ -141,19 +149,28 @@ class Suite:
         tests: bool = True,
         wheels: Path | None = None,
         rehearsal: bool = False,
+        resume: bool = False,
     ):
         self.out, self.ops, self.dry_run, self.tested = out, ops, dry_run, tests
         self.wheels, self.rehearsal = wheels, rehearsal
         self.device = "cpu" if dry_run else "cuda"
         self.end = time.monotonic() + 60 * minutes
         out.mkdir(parents=True, exist_ok=True)
-        self.log = (out / "gpu_suite.log").open("w", encoding="utf-8", buffering=1)
+        mode = "a" if resume else "w"
+        self.log = (out / "gpu_suite.log").open(mode, encoding="utf-8", buffering=1)
+        self.began = time.monotonic()
         self.limits: dict[str, float] = {}
         self.rows: list[dict] = []
         self.failures: list[dict[str, str]] = []
         self.not_run: list[str] = []
         self.not_timed: list[str] = []
-        self.result: dict = {"dry_run": dry_run, "minutes": minutes, "machine": {}}
+        self.done: list[str] = []
+        self.current = ""
+        self.result: dict = {"dry_run": dry_run, "minutes": 0.0, "machine": {}}
+        # No graph can be captured in this process any more.
+        self.capture_failed = False
+        if resume:
+            self.resume()
 
     def left(self) -> float:
         """Seconds."""
@@ -164,19 +181,23 @@ class Suite:
         self.log.write(text + "\n")
 
     def failed(self, what: str, error: str) -> None:
-        self.failures.append({"what": what, "error": error})
+        self.failures.append({"what": what, "error": error, "step": self.current})
         self.say(f"FAILED: {what}: {error}")
 
     def step(self, what: str, action: Callable[[], object]) -> None:
         """Do it if there is time, outlive its failing, and write down what came of it."""
+        if what in self.done:
+            return
         if self.left() <= 0:
             self.not_run.append(what)
             self.say(f"not run, out of time: {what}")
         else:
-            began = time.monotonic()
+            began, not_run, self.current = time.monotonic(), len(self.not_run), what
             self.say(f"{what} …")
             try:
                 action()
+                if len(self.not_run) == not_run:
+                    self.done.append(what)
             except ModuleNotFoundError as error:
                 self.not_run.append(f"{what}: {sentence(error)}")
                 self.say(f"not run: {self.not_run[-1]}")
@@ -189,15 +210,29 @@ class Suite:
     def write(self) -> None:
         """All that is known so far, whole or not at all: a run that is killed loses nothing."""
         result = self.result | {
+            "minutes": (time.monotonic() - self.began) / 60,
             "limits": self.limits,
             "failures": self.failures,
             "not_run": self.not_run,
             "not_timed": self.not_timed,
+            "done": self.done,
             "rows": self.rows,
         }
         part = self.out / "gpu_suite.json.part"
         part.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(part, self.out / "gpu_suite.json")
+
+    def resume(self) -> None:
+        """What an earlier run wrote; its steps that are not done are taken again."""
+        result = json.loads((self.out / "gpu_suite.json").read_text(encoding="utf-8"))
+        if result["dry_run"] != self.dry_run:
+            raise ValueError(f"{self.out} holds {'a' if result['dry_run'] else 'no'} dry run")
+        for name in ("limits", "rows", "not_timed", "done"):
+            setattr(self, name, result.pop(name))
+        self.failures = [f for f in result.pop("failures") if f["step"] in self.done]
+        del result["not_run"]
+        self.began -= 60 * result["minutes"]
+        self.result = result
 
     def command(
         self, what: str, command: list[str], seconds: float, **environment: str
@@ -273,9 +308,17 @@ class Suite:
         In a rehearsal, a call of each case.
         """
         end = time.monotonic() + SMOKE_SHARE * self.left()
-        waiting = [str(gpu_cases.ENTRIES.index(entry)) for entry in entries]
+        numbers = [str(gpu_cases.ENTRIES.index(entry)) for entry in entries]
+        # Most of it is compiling: as many side by side as there are cores for.
+        count = max(1, min(SMOKE_PROCESSES, (os.cpu_count() or 1) // 2))
+        with ThreadPoolExecutor(count) as pool:
+            shares = (numbers[i::count] for i in range(count))
+            list(pool.map(self.smoke_share, range(count), shares, [end] * count))
+
+    def smoke_share(self, i: int, waiting: list[str], end: float) -> None:
+        """Those of these entries, in one process after the other."""
         while waiting:
-            command = [*PROGRAM, str(self.out / "smoke"), "--smoke", ",".join(waiting)]
+            command = [*PROGRAM, str(self.out / f"smoke{i}"), "--smoke", ",".join(waiting)]
             command += ["--dry-run"] if self.dry_run else []
             command += ["--rehearsal"] if self.rehearsal else []
             status, output = self.program("smoke test", command, end - time.monotonic())
@@ -349,6 +392,8 @@ class Suite:
         """Verify and time one case."""
         with tf32_allowed(entry.tf32):
             case = self.verified(entry, self.fitting(entry, shape, dtype), dtype)
+            # What an earlier run had time for.
+            self.rows = [row for row in self.rows if not case.has(row)]
             for direction in entry.directions:
                 for mode in entry.modes:
                     if self.left() <= 0:
@@ -401,13 +446,19 @@ class Suite:
                 except Exception as error:
                     self.way_failed(case, name, direction, error)
 
-    def verified(self, entry: Entry, shape: tuple[int, int], dtype: torch.dtype) -> Case:
+    def verified(
+        self,
+        entry: Entry,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        competitors: bool = True,
+    ) -> Case:
         """The case with the ways that gave the right results."""
         import rhovae_kernels as rk
 
         case = self.case(entry, shape, dtype)
-        work = case.work
-        for name, way in (dict.fromkeys(case.ours, work.ours) | work.others).items():
+        others = case.work.others if competitors else {}
+        for name, way in (dict.fromkeys(case.ours, case.work.ours) | others).items():
             try:
                 with rk.use_backend(case.ours.get(name)):
                     if way.exact is not None:
@@ -419,8 +470,10 @@ class Suite:
         return case
 
     def left_untimed(self, what: str, why: str) -> None:
-        self.not_timed.append(f"{what}: {why}")
-        self.say(f"not timed: {self.not_timed[-1]}")
+        line = f"{what}: {why}"
+        if line not in self.not_timed:
+            self.not_timed.append(line)
+        self.say(f"not timed: {line}")
 
     def way_failed(self, case: Case, name: str, how: str, error: Exception) -> None:
         """A failure where it is one of ours; a competitor that fails is not timed."""
@@ -452,6 +505,7 @@ class Suite:
                         call()
                 variants[name] = call
             except Exception as error:
+                self.capture_failed |= mode == "graph"
                 self.way_failed(case, name, f"{direction} {mode}", error)
         if not variants:
             return
@@ -582,6 +636,15 @@ class Suite:
             function = getattr(entry.make, "func", entry.make).__name__
             what = f"{entry.op} {shape[0]}×{shape[1]} {type_name(dtype)} ({function})"
             self.step(what, partial(self.measure, entry, shape, dtype))
+            if self.capture_failed and not self.dry_run:
+                self.restart()
+
+    def restart(self) -> None:
+        """Go on in a process of its own: a capture that failed keeps memory and random numbers."""
+        self.say("a capture failed: on in a new process")
+        self.log.close()
+        options = [*sys.argv[1:], "--resume", "--minutes", str(max(0.0, self.left() / 60))]
+        os.execv(sys.executable, [*PROGRAM, *options])
 
     def summary(self) -> list[str]:
         """The run in `SUMMARY_LINES` lines at most."""
@@ -634,7 +697,8 @@ def smoke(suite: Suite, numbers: list[int]) -> int:
                     for case in suite.cases_of(entry):
                         suite.launched(*case)
                 else:
-                    suite.verified(entry, TINY if suite.dry_run else SMALL, entry.dtypes[0])
+                    shape = TINY if suite.dry_run else SMALL
+                    suite.verified(entry, shape, entry.dtypes[0], competitors=False)
                 if not suite.dry_run:
                     torch.cuda.synchronize()
             said = "; ".join("{what}: {error}".format(**f) for f in suite.failures[before:])
@@ -751,6 +815,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="folder for gpu_suite.json and gpu_suite.log")
     parser.add_argument("--ops", help="only these, with commas between")
     parser.add_argument("--minutes", type=float, default=9.0, help="time it may take: 9")
+    parser.add_argument("--resume", action="store_true", help="go on with what OUT holds")
     parser.add_argument("--no-tests", action="store_true", help="leave the tests out")
     parser.add_argument("--wheels", type=Path, help="folder of the competitors' wheels")
     parser.add_argument("--smoke", help=argparse.SUPPRESS)  # in the process of a smoke test
@@ -776,6 +841,7 @@ def main(arguments: list[str] | None = None) -> int:
             not given.no_tests,
             given.wheels,
             given.rehearsal,
+            given.resume,
         )
         if given.smoke:
             return smoke(suite, list(map(int, given.smoke.split(","))))

@@ -143,6 +143,70 @@ def test_what_time_does_not_suffice_for_is_named(tmp_path):
         assert any(line.startswith(entry.op) for line in result["not_run"]), entry.op
 
 
+def test_a_run_goes_on_with_what_an_earlier_one_left(tmp_path, monkeypatch):
+    made = []
+
+    def counted(shape, dtype, device):
+        made.append(dtype)
+        if len(made) == 1:
+            raise RuntimeError("at first alone")
+        return SCAN.make(shape, dtype, device)
+
+    plant(monkeypatch, SCAN, SCAN._replace(op="counted", make=counted, dtypes=(torch.float32,)))
+    status, first, _ = run(tmp_path)
+    assert status == 1 and len(made) == 1 and first["failures"]
+    status, second, log = run(tmp_path, "--resume")
+    assert status == 0 and len(made) == 2, log
+    # Of the op that was timed nothing is timed again; what failed is not said any more.
+    assert second["rows"][: len(first["rows"])] == first["rows"] and not second["failures"]
+    assert {row["op"] for row in second["rows"]} == {"linear_scan", "counted"}
+    assert second["minutes"] > first["minutes"] and second["limits"] == first["limits"]
+    assert log.count("limits …") == 1
+
+
+def test_a_case_that_was_cut_short_is_measured_anew_and_stands_once(tmp_path, monkeypatch):
+    plant(monkeypatch, SCAN._replace(dtypes=(torch.float32,)))
+    whole = gpu_suite.Suite.compare
+
+    def cut_short(self, case, direction, mode):
+        whole(self, case, direction, mode)
+        self.end = 0.0
+
+    monkeypatch.setattr(gpu_suite.Suite, "compare", cut_short)
+    status, first, _ = run(tmp_path)
+    assert status == 3 and {row["direction"] for row in first["rows"]} == {"forward"}
+    monkeypatch.setattr(gpu_suite.Suite, "compare", whole)
+    status, second, log = run(tmp_path, "--resume")
+    assert status == 0, log
+    keys = [(r["direction"], r["mode"], r["backend"], r["competitor"]) for r in second["rows"]]
+    assert len(keys) == len(set(keys)) and {key[0] for key in keys} == set(SCAN.directions)
+
+
+def test_a_failed_capture_goes_on_in_a_new_process(tmp_path, monkeypatch):
+    suite = gpu_suite.Suite(tmp_path, None, minutes=2, dry_run=True)
+    suite.dry_run, suite.capture_failed = False, True
+    monkeypatch.setattr(suite, "measure", lambda *case: None)
+    monkeypatch.setattr(sys, "argv", ["gpu_suite.py", str(tmp_path), "--minutes", "2"])
+    monkeypatch.setattr("os.execv", lambda program, command: started.append(command))
+    started: list[list[str]] = []
+    suite.measure_each([(SCAN, (4, 8), torch.float32)])
+    (command,) = started
+    assert command[: len(gpu_suite.PROGRAM)] == gpu_suite.PROGRAM
+    *_, resume, minutes, left = command
+    assert (resume, minutes) == ("--resume", "--minutes") and 1.9 < float(left) <= 2
+    written = json.loads((tmp_path / "gpu_suite.json").read_text("utf-8"))
+    assert written["done"] == ["linear_scan 4×8 float32 (linear_scan)"]
+
+
+def test_what_is_no_dry_run_is_not_gone_on_with_in_one(tmp_path, monkeypatch):
+    plant(monkeypatch)
+    run(tmp_path)
+    written = tmp_path / "gpu_suite.json"
+    written.write_text(written.read_text("utf-8").replace('"dry_run": true', '"dry_run": false'))
+    with pytest.raises(ValueError, match="holds no dry run"):
+        run(tmp_path, "--resume")
+
+
 def test_a_run_that_is_killed_leaves_what_it_had_found(tmp_path, monkeypatch):
     def killed(shape, dtype, device):
         raise KeyboardInterrupt
@@ -319,7 +383,8 @@ def test_a_program_that_fails_is_reported_with_its_last_line(tmp_path):
     suite = gpu_suite.Suite(tmp_path, None, minutes=1, dry_run=True)
     done, said = suite.command("failing", [sys.executable, "-c", "raise SystemExit('no nvcc')"], 60)
     assert not done and "no nvcc" in said
-    assert suite.failures == [{"what": "failing", "error": "exit status 1: no nvcc"}]
+    (failure,) = suite.failures
+    assert (failure["what"], failure["error"]) == ("failing", "exit status 1: no nvcc")
 
 
 def test_the_scan_by_doubling_is_the_specifications():

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from rhovae_kernels.python_ref.precision import compute_dtype
 from rhovae_kernels.triton.adjoint import tile_ends
-from rhovae_kernels.triton.correlation import exp_tail, expm1, expm1_minus, sinh, steps
+from rhovae_kernels.triton.correlation import (
+    correlations,
+    exp_tail,
+    expm1,
+    expm1_minus,
+    sinh,
+    steps,
+)
 from rhovae_kernels.triton.linear_scan import adjoint_of, end_after, end_before, scan, states_of
 from rhovae_kernels.triton.runtime import (
     COMPILED_TILES,
@@ -48,9 +55,10 @@ FLOAT64_ELEMENTS = 512
 
 @triton.jit
 def predicted_difference(
-    q, p, log_s, log_s_before, scale, scale_before, column, PER_ELEMENT: tl.constexpr
+    q, p, log_s, log_s_before, scale, scale_before, inside, PER_ELEMENT: tl.constexpr
 ):
-    """P_j = cosh b_j (√s_j ρ_j − √s_{j−1} ρ_p,j) of q and p as `steps` gives them; P_1 = 0.
+    """P_j = cosh b_j (√s_j ρ_j − √s_{j−1} ρ_p,j) of q and p as `steps` gives them; P_1 = 0, as all
+    that is not `inside`.
 
     = cosh b_j ρ_j (√s_j − √s_{j−1}) + √s_{j−1} cosh b_j (ρ_j − ρ_p,j), in which the last difference
     is sinh(a−b) sech a. Each difference is right where its two terms are near each other.
@@ -68,7 +76,7 @@ def predicted_difference(
         x = 0.5 * (log_s - log_s_before)
         near = scale_before * (x + exp_tail(x))
         value += cosh * rho * tl.where(tl.abs(x) < 0.5, near, scale - scale_before)
-    return tl.where(column > 0, value, 0.0)
+    return tl.where(inside, value, 0.0)
 
 
 @triton.jit
@@ -80,10 +88,26 @@ def innovation(p, m, m_before):
 
 
 @triton.jit
-def shifted(x, step, column, columns, row_mask):
-    """x at `column`, which may lie a step beyond either end of the row, where it is 0."""
-    mask = row_mask & (column >= 0) & (column < columns)
-    return upcast(tl.load(x + column * step, mask=mask, other=0.0))
+def shifted(x, step, column, BY: tl.constexpr, columns, row_mask):
+    """x of the step `BY` after each, which may lie beyond either end of the row, where it is 0.
+
+    It is the pointer to the row that moves: `column` + 1 is narrowed to 16 bits by LLVM, two to a
+    register, and of such a sum ptxas may lose the 1 (seen on sm_90).
+    """
+    mask = row_mask & (column >= -BY) & (column < columns - BY)
+    return upcast(tl.load(x + BY * step + column * step, mask=mask, other=0.0))
+
+
+@triton.jit
+def steps_after(logits, step, column, after, row_mask, PER_STEP: tl.constexpr):
+    """What `steps` gives of the step after each, where there is one."""
+    if PER_STEP:
+        a = upcast(tl.load(logits + step + column * step, mask=after, other=0.0))
+    else:
+        a = upcast(tl.load(logits, mask=row_mask, other=0.0))
+    sign, rho, sech, cosh, one_minus_abs_rho, log_one_minus_rho2 = correlations(a)
+    rho = tl.where(after, rho, 0.0)
+    return a, sign, rho, sech, cosh, one_minus_abs_rho, log_one_minus_rho2
 
 
 @launched
@@ -107,13 +131,13 @@ def _markov_reparam(
     mus, log_vars = mu + row * mu_row, log_var + row * log_var_row
     logits = rho_logit + row * rho_logit_row
     prior = prior_rho_logit + row * prior_rho_logit_row
-    m_before = shifted(mus, mu_step, column - 1, columns, row_mask)
-    m = shifted(mus, mu_step, column, columns, row_mask)
+    m_before = shifted(mus, mu_step, column, -1, columns, row_mask)
+    m = shifted(mus, mu_step, column, 0, columns, row_mask)
     log_s = log_scale(log_vars, log_var_step, column, mask, row_mask, PER_ELEMENT)
     scale = tl.exp(0.5 * log_s)
     log_s_before, scale_before = log_s, scale
     if PER_ELEMENT:
-        log_s_before = shifted(log_vars, log_var_step, column - 1, columns, row_mask)
+        log_s_before = shifted(log_vars, log_var_step, column, -1, columns, row_mask)
         scale_before = tl.exp(0.5 * log_s_before)
     q = steps(logits, rho_logit_step, column, mask, row_mask, PER_STEP)
     p = steps(prior, prior_rho_logit_step, column, mask, row_mask, PRIOR_PER_STEP)
@@ -124,7 +148,7 @@ def _markov_reparam(
     store(z + row * columns + column, m + scale * u, mask)
     i = innovation(p, m, m_before)
     difference = predicted_difference(
-        q, p, log_s, log_s_before, scale, scale_before, column, PER_ELEMENT
+        q, p, log_s, log_s_before, scale, scale_before, column > 0, PER_ELEMENT
     )
     terms = 0.5 * (expm1_minus(log_s + (log_q - log_p)) + difference * difference + i * i)
     if KL_PER_STEP:
@@ -168,46 +192,46 @@ def _markov_reparam_backward(
     prior = prior_rho_logit + row * prior_rho_logit_row
     log_s = log_scale(log_vars, log_var_step, column, mask, row_mask, PER_ELEMENT)
     scale = tl.exp(0.5 * log_s)
-    after = row_mask & (column + 1 < columns)
-    q_after = steps(logits, rho_logit_step, column + 1, after, row_mask, PER_STEP)
+    after = row_mask & (column < columns - 1)
+    q_after = steps_after(logits, rho_logit_step, column, after, row_mask, PER_STEP)
     q = steps(logits, rho_logit_step, column, mask, row_mask, PER_STEP)
     rho, sech, log_q = q[2], q[3], q[6]
     d_m, d_log_s, d_a, d_b = zero, zero, zero, zero
     if grad_kl is not None:
-        m = shifted(mus, mu_step, column, columns, row_mask)
+        m = shifted(mus, mu_step, column, 0, columns, row_mask)
         ks = grad_kl + row * grad_kl_row
         if KL_PER_STEP:
-            k = shifted(ks, grad_kl_step, column, columns, row_mask)
-            k_after = shifted(ks, grad_kl_step, column + 1, columns, row_mask)
+            k = shifted(ks, grad_kl_step, column, 0, columns, row_mask)
+            k_after = shifted(ks, grad_kl_step, column, 1, columns, row_mask)
         else:
             k = upcast(tl.load(ks, mask=row_mask, other=0.0))
             k_after = k
 
-        m_after = shifted(mus, mu_step, column + 1, columns, row_mask)
+        m_after = shifted(mus, mu_step, column, 1, columns, row_mask)
         log_s_after, scale_after = log_s, scale
         if PER_ELEMENT:
-            log_s_after = shifted(log_vars, log_var_step, column + 1, columns, row_mask)
+            log_s_after = shifted(log_vars, log_var_step, column, 1, columns, row_mask)
             scale_after = tl.exp(0.5 * log_s_after)
-        p = steps(prior, prior_rho_logit_step, column + 1, after, row_mask, PRIOR_PER_STEP)
+        p = steps_after(prior, prior_rho_logit_step, column, after, row_mask, PRIOR_PER_STEP)
         sinh_b = k_after * p[4] * p[2]
         i = innovation(p, m_after, m)
         difference = predicted_difference(
-            q_after, p, log_s_after, log_s, scale_after, scale, column + 1, PER_ELEMENT
+            q_after, p, log_s_after, log_s, scale_after, scale, after, PER_ELEMENT
         )
         # There is no step after the last.
         d_m = tl.where(after, -sinh_b * i, 0.0)
         d_log_s = tl.where(after, -0.5 * sinh_b * difference * scale, 0.0)
 
-        m_before = shifted(mus, mu_step, column - 1, columns, row_mask)
+        m_before = shifted(mus, mu_step, column, -1, columns, row_mask)
         log_s_before, scale_before = log_s, scale
         if PER_ELEMENT:
-            log_s_before = shifted(log_vars, log_var_step, column - 1, columns, row_mask)
+            log_s_before = shifted(log_vars, log_var_step, column, -1, columns, row_mask)
             scale_before = tl.exp(0.5 * log_s_before)
         p = steps(prior, prior_rho_logit_step, column, mask, row_mask, PRIOR_PER_STEP)
         prior_rho, prior_sech, cosh, log_p = p[2], p[3], p[4], p[6]
         i = innovation(p, m, m_before)
         difference = predicted_difference(
-            q, p, log_s, log_s_before, scale, scale_before, column, PER_ELEMENT
+            q, p, log_s, log_s_before, scale, scale_before, column > 0, PER_ELEMENT
         )
         above_one = expm1(log_s + (log_q - log_p))
         weighted = k * cosh * difference * scale

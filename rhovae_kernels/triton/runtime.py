@@ -37,8 +37,10 @@ WARPS_OF = {
 # loop. Each with whether it is so where a row is a loop over tiles, which in others takes 200
 # registers. (A tile wider than the widest of `TILE_COLUMNS` has a warp for as many columns.)
 ONE_WARP_COLUMNS = 256
-# In tiles of 256 columns this spills registers under Triton 3.8, where it draws its noise.
-ONE_WARP_COLUMNS_OF = {"_reparam_backward": 512}
+# Widths of tiles that the warps above run all the same. The first spills registers under Triton
+# 3.8, where it draws its noise. The second is wrong under 3.6: there LLVM takes the upper half of
+# lane · 2³¹ for zero, and lanes read columns that are not theirs.
+SEVERAL_WARPS = {"_reparam_backward": (256,), "_log_prob_backward": (512,)}
 ONE_WARP = {
     "_reparam": False,
     "_reparam_backward": False,
@@ -193,8 +195,8 @@ def warps_of(
 ) -> int:
     """The warps of a program over tiles `t`, of rows that are split into chunks or whole."""
     name = kernel.__name__
-    columns = ONE_WARP_COLUMNS_OF.get(name, ONE_WARP_COLUMNS)
-    wide = t.block_columns >= columns and not split
+    wide = t.block_columns >= ONE_WARP_COLUMNS and not split
+    wide &= t.block_columns not in SEVERAL_WARPS.get(name, ())
     one_warp = ONE_WARP.get(name, False) if t.looped else name in ONE_WARP
     holds_more = float64 or flags.get("PER_STEP") or (t.looped and flags.get("ADJOINT"))
     if one_warp and wide and not holds_more:
@@ -215,6 +217,17 @@ def registers_of(
     return of_types[0 if float64 else 1]
 
 
+def options_of(
+    kernel: JITFunction, t: Tiling, like: Tensor, constants: Mapping[str, Any]
+) -> dict[str, int | None]:
+    """How the compiler is told to make `kernel` for tiles `t` of an op on tensors like this one."""
+    float64, split = like.dtype == torch.float64, t.chunks > 1
+    warps = warps_of(kernel, float64, t, split, constants)
+    if torch.version.hip is not None:
+        return {"num_warps": warps}
+    return {"num_warps": warps, "maxnreg": registers_of(kernel, float64, t, split, warps)}
+
+
 def launch(kernel: JITFunction, t: Tiling, like: Tensor, *args, **constants) -> None:
     """Run `kernel` over tiles `t`, on the device of `like` and its current stream.
 
@@ -230,12 +243,8 @@ def launch(kernel: JITFunction, t: Tiling, like: Tensor, *args, **constants) -> 
         interpret(kernel, t.programs, *args, **constants)
     else:
         with torch.cuda.device_of(like):
-            float64 = like.dtype == torch.float64
-            split = t.chunks > 1
-            warps = warps_of(kernel, float64, t, split, constants)
-            if torch.version.hip is None:
-                constants["maxnreg"] = registers_of(kernel, float64, t, split, warps)
-            kernel[(t.programs,)](*args, num_warps=warps, **constants)
+            options = options_of(kernel, t, like, constants)
+            kernel[(t.programs,)](*args, **options, **constants)
 
 
 def transform(

@@ -192,8 +192,8 @@ class Op:
                 key = of_form
             elif by_size and has_many_elements(*args):
                 key = of_many
-            implementation = backends.selected.get(key) or backends.select(self, *key[1:])
             try:
+                implementation = backends.selected.get(key) or backends.select(self, *key[1:])
                 return implementation(*args)
             except RuntimeError as error:
                 refused = error

@@ -67,12 +67,13 @@ def one_thread():
 
 class Backend:
     """One implementation on one device; `slow` where every call costs milliseconds, `interpreted`
-    where each tile does."""
+    where each tile does, `compiled` where Triton makes a kernel for each form of the operands."""
 
     def __init__(self, name: str, device: str):
         self.name, self.device = name, device
         self.slow = device == "cpu" and name != "cpu"
         self.interpreted = device == "cpu" and name == "triton"
+        self.compiled = device == "cuda" and name == "triton"
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +98,9 @@ def backend(request, monkeypatch):
         request.getfixturevalue("cuda_host_library")
         monkeypatch.setattr(Op, "implementation", cuda_host.implementation)
     torch.set_num_threads(2 if name == "cpu" else THREADS)
-    with rk.use_backend("reference" if name == "cuda_host" else name):
+    forced = "reference" if name == "cuda_host" else name
+    if device == "cuda" and name in getattr(request.module, "BY_DEFAULT_ON_CUDA", ()):
+        forced = None
+    with rk.use_backend(forced):
         yield Backend(name, device)
     torch.set_num_threads(THREADS)

@@ -154,7 +154,11 @@ def placed(inputs, device):
     """The same inputs, tensors and lists of them, with what lies on the CPU on the device."""
     if isinstance(inputs, list | tuple):
         return type(inputs)(placed(x, device) for x in inputs)
-    return inputs.to(device) if isinstance(inputs, Tensor) and inputs.is_cpu else inputs
+    if not (isinstance(inputs, Tensor) and inputs.is_cpu):
+        return inputs
+    # What is expanded stays so: it may have more elements than the memory of a device.
+    once = (slice(0, 1) if stride == 0 else slice(None) for stride in inputs.stride())
+    return inputs[tuple(once)].to(device).expand(inputs.shape)
 
 
 class Contract:
@@ -435,6 +439,14 @@ class Contract:
                 fast_mode=backend.slow,
             )
 
+    def assert_same(self, backend, actual, expected, what):
+        """The same bits; but other operands make another kernel of Triton, whose compiler may
+        fuse another product and sum."""
+        if backend.compiled:
+            assert_matches(actual, expected.double(), actual.dtype, what)
+        else:
+            assert torch.equal(actual, expected), what
+
     def test_gradgradcheck(self, backend):
         for variant in self.variants:
             assert gradgradcheck(self.call, self.leaves(variant, backend), fast_mode=backend.slow)
@@ -446,7 +458,8 @@ class Contract:
             full = self.gradients(self.call, inputs, up)
             for position, i in enumerate(self.differentiable):
                 (alone,) = self.gradients(self.call, inputs, up, (i,))
-                assert torch.equal(alone, full[position]), f"{variant} argument {i}"
+                what = f"{variant} argument {i}"
+                self.assert_same(backend, alone, full[position], what)
 
     def test_each_output_alone_can_be_differentiated(self, backend):
         for variant, inputs in self.each_variant((3,), 19, torch.float32, backend.device):

@@ -16,6 +16,8 @@ from rhovae_kernels.python_ref.made_inverse import ACTIVATIONS, made_forward
 
 OPS = torch.ops.rhovae
 UNWRITTEN = {"triton": "made_inverse is written in C++ and CUDA C++, not in Triton"}
+# Its backward pass is that of `rq_spline`, too, which has no kernel in CUDA C++.
+BY_DEFAULT_ON_CUDA = ("cuda",)
 BINS = 3
 CONVENTIONS = {
     "default": SplineConvention(bound=3.0),

@@ -42,7 +42,7 @@ def test_a_strided_state_is_read_right(backend):
 )
 def test_a_wrong_argument_is_named(backend, state, rows, columns, argument):
     with pytest.raises(ValueError, match=f"philox: {argument} is .*must be"):
-        words(state.to(backend.device), rows, columns)
+        words(state, rows, columns, backend.device)
 
 
 def test_it_compiles_and_passes_opcheck(backend):

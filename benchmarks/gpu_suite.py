@@ -216,10 +216,11 @@ class Suite:
             "not_run": self.not_run,
             "not_timed": self.not_timed,
             "done": self.done,
-            "rows": self.rows,
         }
+        head = json.dumps(result, indent=1, ensure_ascii=False).removesuffix("\n}")
+        rows = ",\n".join(f"  {json.dumps(row, ensure_ascii=False)}" for row in self.rows)
         part = self.out / "gpu_suite.json.part"
-        part.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.write_text(f'{head},\n "rows": [\n{rows}\n ]\n}}\n', encoding="utf-8")
         os.replace(part, self.out / "gpu_suite.json")
 
     def resume(self) -> None:

@@ -15,9 +15,9 @@ from typing import NamedTuple, Protocol
 import torch
 
 # Calls from this many elements on may have another default on CUDA tensors: there the kernel's own
-# time counts, below it the host's, of which compiled C++ needs the least. On an H100 a launch of
-# Triton takes 67 µs longer to call than one of CUDA C++, and linear_scan, forward, 1.3e-12 s less
-# an element (benchmarks/results/gpu-h100.json): even at 2²⁶ elements.
+# time counts, below it the host's, of which compiled C++ needs the least. On an H100, launched one
+# by one in float32, CUDA C++ is the faster at 2²⁴ elements, Triton in rows of 1024 at 2²⁶
+# (benchmarks/results/gpu-h100.json).
 MANY_ELEMENTS = 2**26
 OF_MANY = f"{MANY_ELEMENTS} elements or more"
 
@@ -136,19 +136,6 @@ def nearer_a_copy(triton: int, cuda: int, shape: str) -> str:
     return (
         f"measured: {triton}% of a copy's speed in Triton, {cuda}% in CUDA C++ "
         f"(H100, float32, {shape}, CUDA graph)"
-    )
-
-
-def fewer_instructions(triton: int, cuda: int, columns: int) -> str:
-    """Why Triton comes first where its kernel takes fewer instructions an element than CUDA C++.
-
-    Counted in the machine code for sm_90, of float32 rows of `columns`: what decides between two
-    kernels that move the same bytes, until a GPU does. What branches in the CUDA kernels is left
-    out of their count.
-    """
-    return (
-        f"predicted: {triton} instructions an element in Triton, {cuda} in CUDA C++ "
-        f"(sm_90, float32, rows of {columns}); no GPU has measured it"
     )
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from rhovae_kernels.backends import fewer_instructions, nearer_a_copy
+from rhovae_kernels.backends import nearer_a_copy
 from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.cost import Cost, per_row, wanted
 from rhovae_kernels.ops.op import Form, Op, of_those_asked_for, register
@@ -308,7 +308,7 @@ AR1_REPARAM = register(
         function=Ar1Reparam,
         autocast=torch.float32,
         not_in_cuda=correlation_for_each_step(2),
-        triton_first=nearer_a_copy(73, 51, "4096×128"),
+        triton_first=nearer_a_copy(100, 56, "65536×1024"),
     )
 )
 AR1_REPARAM_BACKWARD = register(
@@ -329,7 +329,7 @@ AR1_REPARAM_BACKWARD = register(
             "ar1_reparam_backward", 6, scanned(specification.ar1_reparam_backward)
         ),
         not_in_cuda=correlation_for_each_step(4),
-        triton_first=nearer_a_copy(66, 35, "4096×128"),
+        triton_first=nearer_a_copy(103, 41, "65536×1024"),
     )
 )
 AR1_LOG_PROB = register(
@@ -344,7 +344,7 @@ AR1_LOG_PROB = register(
         function=Ar1LogProb,
         autocast=torch.float32,
         not_in_cuda=correlation_for_each_step(3),
-        triton_first=fewer_instructions(19, 103, 1024),
+        triton_first=nearer_a_copy(103, 41, "65536×1024"),
     )
 )
 AR1_LOG_PROB_BACKWARD = register(
@@ -365,6 +365,6 @@ AR1_LOG_PROB_BACKWARD = register(
             "ar1_log_prob_backward", 5, specification.ar1_log_prob_backward
         ),
         not_in_cuda=correlation_for_each_step(4),
-        triton_first=fewer_instructions(37, 122, 1024),
+        triton_first=nearer_a_copy(96, 53, "65536×1024"),
     )
 )

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from rhovae_kernels.backends import fewer_instructions
+from rhovae_kernels.backends import nearer_a_copy
 from rhovae_kernels.ops import autograd, checks
 from rhovae_kernels.ops.ar1 import (
     backward_reads,
@@ -202,7 +202,7 @@ AR1_REPARAM_RNG = register(
         function=Ar1ReparamRng,
         autocast=torch.float32,
         not_in_cuda=correlation_for_each_step(2),
-        triton_first=fewer_instructions(57, 180, 1024),
+        triton_first=nearer_a_copy(95, 35, "65536×1024"),
     )
 )
 AR1_REPARAM_RNG_BACKWARD = register(
@@ -223,6 +223,6 @@ AR1_REPARAM_RNG_BACKWARD = register(
             "ar1_reparam_rng_backward", 6, _backward_formula, vmap=_vmap_backward
         ),
         not_in_cuda=correlation_for_each_step(4),
-        triton_first=fewer_instructions(76, 150, 1024),
+        triton_first=nearer_a_copy(93, 30, "65536×1024"),
     )
 )

@@ -212,7 +212,7 @@ LINEAR_SCAN = register(
         triton=lambda: _triton().linear_scan,
         function=LinearScan,
         autocast=torch.float32,
-        triton_first=nearer_a_copy(102, 77, "65536×1024"),
+        triton_first=nearer_a_copy(101, 76, "65536×1024"),
     )
 )
 LINEAR_SCAN_BACKWARD = register(
@@ -230,6 +230,6 @@ LINEAR_SCAN_BACKWARD = register(
         reference=of_those_asked_for(specification_backward),
         triton=lambda: _triton().linear_scan_backward,
         function=autograd.backward_function("linear_scan_backward", 4, _backward_formula),
-        triton_first=nearer_a_copy(100, 85, "65536×1024"),
+        triton_first=nearer_a_copy(100, 86, "65536×1024"),
     )
 )

@@ -556,7 +556,7 @@ class Block:
         return np.arange(self.threads) if self.mask is None else self.mask.nonzero()[0]
 
     def space(self, opcode: list[str]) -> Memory:
-        if "shared" in opcode:
+        if not {"shared", "shared__cta"}.isdisjoint(opcode):
             return self.shared
         assert "global" in opcode, opcode
         return self.memory

@@ -25,12 +25,14 @@ from test_rq_spline import TestRqSpline as RqSpline
 from triton.backends.compiler import GPUTarget
 
 import rhovae_kernels as rk
+from rhovae_kernels.triton import runtime
 
 # What launches kernels by this name. (Matrix products, of instructions of their own, are not run.)
 MODULES = [
     importlib.import_module(f"rhovae_kernels.triton.{name}")
     for name in (
-        "adjoint", "ar1", "linear_scan", "markov_reparam", "markov_smooth", "philox", "runtime",
+        "adjoint", "ar1", "linear_scan", "markov_reparam", "markov_smooth", "philox", "rq_spline",
+        "runtime",
     )
 ]  # fmt: skip
 CONTRACTS = (
@@ -52,7 +54,12 @@ ROOMS = (
 
 @pytest.fixture
 def executed(monkeypatch):
-    """Kernels on CPU tensors are compiled, and their PTX is run."""
+    """Kernels on CPU tensors are compiled, and their PTX is run; none is interpreted."""
+
+    def refuse(kernel, *args, **constants):
+        raise AssertionError(f"{kernel.__name__} is launched by another name than `launch`")
+
+    monkeypatch.setattr(runtime, "interpret", refuse)
     for module in MODULES:
         monkeypatch.setattr(module, "launch", ptx.launch)
     with rk.use_backend("triton"):

@@ -654,7 +654,8 @@ def run(ptx: str, programs: int, threads: int, shared: int, arguments: Sequence[
 
 
 # Of a sum of two pairs of 16 bits, one half of which is used, ptxas takes the other half's addend
-# (12.8, 12.9 and 13.0, sm_90, at any level but -O0): `markov_reparam` had wrong gradients of it.
+# (12.8, 12.9 and 13.0; sm_90, 100 and 120; at any level but -O0): so `markov_reparam` had wrong
+# gradients.
 NOT_TRUSTED = re.compile(r"add\.[su]16x2[^\n]*")
 
 

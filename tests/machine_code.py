@@ -20,6 +20,10 @@ from triton.compiler import ASTSource, CompiledKernel
 from rhovae_kernels.triton.runtime import Configuration
 
 WIDE = 16
+# In PTX. Of a sum of two pairs of 16 bits, one half of which is used, ptxas takes the other half's
+# addend (12.8, 12.9 and 13.0; sm_90, 100 and 120; at any level but -O0): so `markov_reparam` had
+# wrong gradients.
+NOT_TRUSTED = re.compile(r"add\.[su]16x2[^\n]*")
 # What a call to a subroutine, the slow case of a division, counts for.
 SUBROUTINE = 200
 NO_PATH = "no way from the entry through each wide load and store to an exit"

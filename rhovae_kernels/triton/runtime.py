@@ -217,6 +217,15 @@ def registers_of(
     return of_types[0 if float64 else 1]
 
 
+def constants_of(t: Tiling) -> dict[str, Any]:
+    """What a kernel is told of its tiles when it is compiled."""
+    return {
+        "LOOPED": t.looped,
+        "BLOCK_ROWS": t.block_rows,
+        "BLOCK_COLUMNS": t.block_columns,
+    }
+
+
 def options_of(
     kernel: JITFunction, t: Tiling, like: Tensor, constants: Mapping[str, Any]
 ) -> dict[str, int | None]:
@@ -234,11 +243,7 @@ def launch(kernel: JITFunction, t: Tiling, like: Tensor, *args, **constants) -> 
     After `args` a kernel takes what is common to all: rows, columns, chunks, chunk_columns.
     """
     args += (t.rows, t.columns, t.chunks, t.chunk_columns)
-    constants |= {
-        "LOOPED": t.looped,
-        "BLOCK_ROWS": t.block_rows,
-        "BLOCK_COLUMNS": t.block_columns,
-    }
+    constants |= constants_of(t)
     if like.device.type == "cpu":
         interpret(kernel, t.programs, *args, **constants)
     else:
@@ -343,12 +348,7 @@ def configuration(
     t = tiling(TILE_ELEMENTS, columns, elements)
     if tiles:
         t = by_tiles(t, widest)
-    constexprs: dict[str, Any] = {
-        **flags,
-        "LOOPED": t.looped,
-        "BLOCK_ROWS": t.block_rows,
-        "BLOCK_COLUMNS": t.block_columns,
-    }
+    constexprs = {**flags, **constants_of(t)}
     constexprs |= {name: None for name, kind in pointers.items() if kind is None}
     constexprs |= {name: 1 for name in kernel.arg_names if name.endswith("_step")}
     if not t.looped and t.chunks == 1:

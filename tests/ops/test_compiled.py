@@ -1,4 +1,4 @@
-"""The contract of each op, of what the compiler makes of its kernels: PTX, run by `tests/ptx.py`.
+"""The contract of each op, of what the compiler makes of its kernels: PTX, run by `tests/ptx`.
 
 The interpreter runs what is written; this, what the compiler makes of it. Between the two, and
 between this and machine code, lay what a GPU found wrong here.
@@ -11,7 +11,6 @@ import torch
 
 pytest.importorskip("triton", reason="Triton has no build for this platform")
 import ptx
-from machine_code import compiled
 from test_affine_coupling import TestAffineCoupling as AffineCoupling
 from test_ar1 import TestLogProb as LogProb
 from test_ar1 import TestReparam as Reparam
@@ -22,7 +21,6 @@ from test_linear_scan import TestLinearScan as LinearScan
 from test_markov_reparam import TestMarkovReparam as MarkovReparam
 from test_markov_smooth import TestMarkovSmooth as MarkovSmooth
 from test_rq_spline import TestRqSpline as RqSpline
-from triton.backends.compiler import GPUTarget
 
 import rhovae_kernels as rk
 from rhovae_kernels.triton import runtime
@@ -46,10 +44,6 @@ LENGTHS = {
     torch.float16: (300,),
     torch.float64: (64,),
 }
-ROOMS = (
-    "linear_scan", "ar1", "adjoint", "markov_reparam", "philox", "iaf_gate", "affine_coupling",
-    "rq_spline", "masked_linear", "markov_smooth",
-)  # fmt: skip
 
 
 @pytest.fixture
@@ -77,18 +71,6 @@ def test_what_is_compiled_matches_the_specification(executed, contract, dtype, d
     of = contract()
     for variant in of.variants:
         of.check(of.inputs(variant, (3,), d, dtype), dtype, f"{variant} {d}")
-
-
-@pytest.mark.gate
-@pytest.mark.parametrize("room", ROOMS)
-@pytest.mark.parametrize("capability", (90, 100, 120))
-def test_no_kernel_adds_pairs_of_16_bits(room, capability):
-    configurations = importlib.import_module(f"rhovae_kernels.triton.{room}").configurations()
-    target = GPUTarget("cuda", capability, 32)
-    for configuration in configurations:
-        if configuration.capabilities is None or capability in configuration.capabilities:
-            text = compiled(configuration, target).asm["ptx"]
-            assert not ptx.NOT_TRUSTED.findall(text), configuration.name
 
 
 ADDING = """
@@ -126,6 +108,6 @@ def test_what_is_read_beside_its_tensor_is_refused(added, what):
 
 
 def test_what_it_does_not_know_is_said():
-    with pytest.raises(NotImplementedError, match=r"PTX: teleport.f32"):
+    with pytest.raises(ValueError, match=r"does not know: teleport\.f32"):
         ptx.run(ADDING.replace("ADDED", "0").replace("add.f32", "teleport.f32"), 1, 32, 0,
                 [torch.zeros(40), 40])  # fmt: skip

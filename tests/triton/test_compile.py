@@ -12,7 +12,7 @@ import torch
 
 triton = pytest.importorskip("triton", reason="Triton has no build for this platform")
 import triton.language as tl  # noqa: E402
-from machine_code import compiled, dumped, local_memory  # noqa: E402
+from machine_code import NOT_TRUSTED, compiled, dumped, local_memory  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.runtime.interpreter import InterpretedFunction  # noqa: E402
 
@@ -84,6 +84,17 @@ def test_the_table_of_registers_is_what_the_compiler_made(room, tmp_path):
     # Another compiler allots registers its own way.
     if re.search(r"Triton (\S+\d)", text)[1] == triton.__version__:
         assert kept == said, "if this is meant, the section becomes:\n" + "\n".join(said.values())
+
+
+@pytest.mark.gate
+@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("cc", (90, 100, 120))
+def test_no_kernel_adds_pairs_of_16_bits(room, cc):
+    configurations = importlib.import_module(f"rhovae_kernels.triton.{room}").configurations()
+    for configuration in configurations:
+        if configuration.capabilities is None or cc in configuration.capabilities:
+            text = compiled(configuration, CUDA[cc]).asm["ptx"]
+            assert not NOT_TRUSTED.findall(text), configuration.name
 
 
 @pytest.mark.gate

@@ -81,7 +81,7 @@ def demo(out: str | Path = "runs/demo") -> dict[str, Any]:
     header = [f"op, float32 ({ROWS}, {COLUMNS})", "relative error", "ms", "reference takes"]
     _print(console, markdown(header, rows))
 
-    console.rule("4. A plain VAE and a rho-VAE on scikit-learn's handwritten digits")
+    console.rule("4. A plain VAE and a rho-VAE on handwritten digits of 8×8")
     test = load("digits", split="test")
     vaes, curves, trained = {}, {}, {}
     for name in RECIPES:

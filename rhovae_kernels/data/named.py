@@ -46,7 +46,7 @@ def load(
 ) -> Dataset:
     """A split of a data set.
 
-    `digits`: 1,797 images of 8×8, in scikit-learn; a fixed permutation holds out 180 for
+    `digits`: 1,797 images of 8×8, in the package; a fixed permutation holds out 180 for
     validation and 360 for test. `two-moons`: points (2,), drawn by scikit-learn. `mnist`,
     `fashion-mnist`, `kmnist`: IDX files. `cifar-10`: the files of its binary version. `svhn`: the
     cropped digits of house numbers, in MATLAB's files. `celeba`: faces, 64×64, from its aligned

@@ -1,4 +1,7 @@
-"""The digits of scikit-learn, and how they are split."""
+"""The handwritten digits, which are scikit-learn's, and how they are split."""
+
+import subprocess
+import sys
 
 import torch
 
@@ -32,3 +35,11 @@ def test_digits_are_grey_values_from_0_to_1():
     assert digits.input_shape == (1, 8, 8) and digits.label == "grey"
     assert digits.images.min() == 0 and digits.images.max() == 1
     assert len(digits.images.unique()) == 17
+
+
+def test_the_digits_do_not_wait_for_scikit_learn():
+    code = (
+        "import sys, rhovae_kernels as rk; rk.data.load('digits'); print('sklearn' in sys.modules)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.stdout == "False\n", ended.stderr

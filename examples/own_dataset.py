@@ -1,6 +1,6 @@
 """A Dataset of one's own, with a convolutional encoder and a decoder of one's own.
 
-python examples/own_dataset.py [OUT]
+python examples/own_dataset.py [OUT] [EPOCHS]
 """
 
 import sys
@@ -15,16 +15,16 @@ SHAPE, LATENT = (1, 16, 16), 6
 
 
 class Discs(Dataset):
-    """Images of a disc, with its radius for a label; made when they are asked for."""
+    """Images of a disc, labelled with its radius: each is made of a seed when it is asked for."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
+    def __init__(self, seeds: range) -> None:
+        self.seeds = seeds
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.seeds)
 
     def __getitem__(self, i: int) -> tuple[Tensor, float]:
-        x, y, radius = torch.rand(3, generator=torch.Generator().manual_seed(i))
+        x, y, radius = torch.rand(3, generator=torch.Generator().manual_seed(self.seeds[i]))
         grid = torch.linspace(0, 1, SHAPE[-1])
         distance = ((grid - x) ** 2 + (grid[:, None] - y) ** 2).sqrt()
         return torch.sigmoid(40 * (0.1 + 0.2 * radius - distance))[None], float(radius)
@@ -53,7 +53,7 @@ def decoder() -> nn.Module:
     )
 
 
-def main(out: str) -> None:
+def main(out: str = "runs/own-dataset", epochs: str = "25") -> None:
     vae = rk.VAE(
         encoder(),
         rk.posteriors.AR1(LATENT),
@@ -61,17 +61,19 @@ def main(out: str) -> None:
         rk.decoders.Bernoulli(decoder()),
         input_shape=SHAPE,
     )
-    loader = DataLoader(Discs(1024), batch_size=64, shuffle=True)
+    loader = DataLoader(Discs(range(1024)), batch_size=64, shuffle=True)
     # Order and workers follow from (seed, epoch): a run that is killed resumes to the same bits.
     settings = {
-        "epochs": 25,
+        "epochs": int(epochs),
         "lr": 3e-3,
         "optimizer": "adamw",
         "schedule": "cosine",
         "average": 0.99,
     }
-    rk.fit(vae, loader, valid=Discs(1124), out=out, resume="auto", quiet=True, **settings)
-    result = rk.evaluate(vae, Discs(256), ["elbo", "active-units"])
+    rk.fit(
+        vae, loader, valid=Discs(range(1024, 1280)), out=out, resume="auto", quiet=True, **settings
+    )
+    result = rk.evaluate(vae, Discs(range(1280, 1536)), ["elbo", "active-units"])
     for name, value in result.lines():
         print(f"{name:<24}{value}")
     # A run does not hold the code of your networks: hand them in.
@@ -80,4 +82,4 @@ def main(out: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "runs/own-dataset")
+    main(*sys.argv[1:])

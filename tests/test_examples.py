@@ -17,8 +17,11 @@ SAYS = {
     "patched_flow.py": "one pass in either direction",
     "sbi_two_moons.py": "one pass in either direction",
 }
-# What an example is given, and what it imports that need not be installed.
-ARGUMENTS = {"sbi_two_moons.py": ["maf_rqs", "200"]}
+# Arguments that make an example do less, and what it imports that need not be installed.
+ARGUMENTS = {
+    "own_dataset.py": ["runs/own-dataset", "2"],
+    "sbi_two_moons.py": ["maf_rqs", "200", "500"],
+}
 PEERS = {"patched_flow.py": "zuko", "sbi_two_moons.py": "sbi"}
 
 

@@ -8,6 +8,7 @@ very same (rounded) inputs.
 import hashlib
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import NamedTuple
 
 import pytest
@@ -159,6 +160,10 @@ def placed(inputs, device):
     # What is expanded stays so: it may have more elements than the memory of a device.
     once = (slice(0, 1) if stride == 0 else slice(None) for stride in inputs.stride())
     return inputs[tuple(once)].to(device).expand(inputs.shape)
+
+
+# Of the contract that was compiled last, on this device: its graphs by variant.
+COMPILED: dict[tuple[type, str], dict[str, Callable]] = {}
 
 
 class Contract:
@@ -542,12 +547,26 @@ class Contract:
         for variant in self.variants:
             torch.library.opcheck(op, tuple(self.nested(self.leaves(variant, backend))))
 
+    def compiled(self, variant, device):
+        """The op in a graph, made once: which backend runs is chosen as the graph runs."""
+        key = (type(self), device)
+        if key not in COMPILED:
+            torch._dynamo.reset()
+            COMPILED.clear()
+        graphs = COMPILED.setdefault(key, {})
+        if variant not in graphs:
+
+            def call(*x):
+                return self.call(*x)
+
+            # A code object keeps a few graphs, and each variant has several: one for each.
+            call.__code__ = call.__code__.replace(co_name=f"call_{len(graphs)}")
+            graphs[variant] = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
+        return graphs[variant]
+
     def test_compiled_with_dynamic_shapes_it_gives_the_same(self, backend):
         for variant in self.variants:
-            torch._dynamo.reset()
-            compiled = torch.compile(
-                lambda *x: self.call(*x), fullgraph=True, dynamic=True, backend="aot_eager"
-            )
+            compiled = self.compiled(variant, backend.device)
             for batch, d in [((3,), 8), ((5,), 11)]:
                 inputs = self.inputs(variant, batch, d, torch.float32, backend.device)
                 outputs = self.call(*inputs)

@@ -27,6 +27,8 @@ from rhovae_kernels.triton.iaf_gate import _gate, _gate_backward  # noqa: E402
 from rhovae_kernels.triton.linear_scan import _backward_of_tokens, _scan  # noqa: E402
 from rhovae_kernels.triton.runtime import LOOPED, Configuration, configuration  # noqa: E402
 
+pytestmark = pytest.mark.gate
+
 REGISTERS = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "registers.md"
 COUNTED_WITH = re.search(r"Triton (\S+\d)", REGISTERS.read_text("utf-8"))[1]
 

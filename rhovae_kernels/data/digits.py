@@ -2,9 +2,6 @@
 
 digits.npz holds the images, in whole grey values from 0 to 16, and their labels. They are those of
 `sklearn.datasets.load_digits`, whose import alone takes seconds.
-
-Source: E. Alpaydin and C. Kaynak, 1998, Optical Recognition of Handwritten Digits (CC BY 4.0), its
-test set, https://archive.ics.uci.edu/dataset/80
 """
 
 from pathlib import Path
@@ -30,8 +27,8 @@ def load(split: str) -> Dataset:
         Grey values (N, 1, 8, 8) in [0, 1].
 
     Source:
-        E. Alpaydin and C. Kaynak, 1998, Optical Recognition of Handwritten Digits,
-        https://archive.ics.uci.edu/dataset/80
+        E. Alpaydin and C. Kaynak, 1998, Optical Recognition of Handwritten Digits (CC BY 4.0), its
+        test set, https://archive.ics.uci.edu/dataset/80
 
     Example:
         >>> len(load("train")), load("test").input_shape

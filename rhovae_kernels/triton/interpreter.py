@@ -10,17 +10,30 @@ import numpy as np
 import triton.language as tl
 from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter
-from triton.runtime.interpreter import InterpretedFunction, TensorHandle, interpreter_builder
+from triton.runtime.interpreter import (
+    InterpretedFunction,
+    InterpreterBuilder,
+    TensorHandle,
+    interpreter_builder,
+)
 from triton.runtime.jit import JITFunction
 
+Types = dict[str, type[np.generic]]
 # Operands of one of these types stay as they are in every operation of two: none is promoted.
 KEPT = {"fp32", "fp64", "int1", "int32", "int64", "uint32", "uint64"}
 # With a number, a tensor of one of these gives one of the same.
-FLOATS = {"fp32": np.float32, "fp64": np.float64}
-INTEGERS = {"int32": np.int32, "int64": np.int64}
-NUMPY = FLOATS | INTEGERS
+FLOATS: Types = {"fp32": np.float32, "fp64": np.float64}
+SIGNED: Types = {"int32": np.int32, "int64": np.int64}
+UNSIGNED: Types = {"uint32": np.uint32, "uint64": np.uint64}
+NUMPY = FLOATS | SIGNED | UNSIGNED
+# Of two of these types, operands become that of the higher rank.
+RANKS = {name: rank for rank, name in enumerate([*SIGNED, *FLOATS])}
 
+broadcast_shapes = cache(np.broadcast_shapes)
+
+# As Triton has them.
 PLAIN = TritonSemantic(interpreter_builder)
+PLAIN_NP_DTYPE, PLAIN_PATCH = interpreter._get_np_dtype, interpreter._patch_lang
 
 
 def keeps_its_type(name: str | None, number) -> bool:
@@ -28,7 +41,9 @@ def keeps_its_type(name: str | None, number) -> bool:
     if name in FLOATS:
         return isinstance(number, (int, float))
     # What does not fit 32 bits may be out of a type's range.
-    return name in INTEGERS and isinstance(number, int) and -(2**31) <= number < 2**31
+    least = 0 if name in UNSIGNED else -(2**31)
+    whole = name in SIGNED or name in UNSIGNED
+    return whole and isinstance(number, int) and least <= number < 2**31
 
 
 class Semantic(TritonSemantic):
@@ -42,8 +57,8 @@ class Semantic(TritonSemantic):
     # By the name of a type: what a tensor of it has beside its values.
     facts: ClassVar[dict[str, dict[str, Any]]] = {}
     shapes: ClassVar[dict[str, tuple[int, ...]]] = {}
-    # By the name of an element's type and a shape.
-    blocks: ClassVar[dict[tuple[str, tuple[int, ...]], tl.block_type]] = {}
+    # By the type of a number and itself.
+    numbers: ClassVar[dict[tuple[type, float], tl.tensor]] = {}
 
     @staticmethod
     def tensor(handle: TensorHandle, type: tl.dtype) -> tl.tensor:
@@ -56,9 +71,18 @@ class Semantic(TritonSemantic):
 
     def to_tensor(self, x, *checked):
         # Triton asks whether x is a `self.tensor`, which is no class here.
-        return x if isinstance(x, tl.tensor) else PLAIN.to_tensor(x, *checked)
+        if isinstance(x, tl.tensor):
+            return x
+        if not isinstance(x, (bool, int, float)):
+            return PLAIN.to_tensor(x, *checked)
+        number = self.numbers.get((type(x), x))
+        if number is None:
+            number = self.numbers[type(x), x] = PLAIN.to_tensor(x, *checked)
+        return self.tensor(TensorHandle(number.handle.data, number.handle.dtype), number.type)
 
-    def binary_op_type_checking_impl(self, lhs, rhs, *allowed, **also_allowed):
+    def binary_op_type_checking_impl(
+        self, lhs, rhs, allow_lhs_ptr=False, allow_rhs_ptr=False, arithmetic_check=True, *others
+    ):
         left = lhs.dtype.name if isinstance(lhs, tl.tensor) else None
         right = rhs.dtype.name if isinstance(rhs, tl.tensor) else None
         if left == right and left in KEPT:
@@ -67,7 +91,14 @@ class Semantic(TritonSemantic):
             return lhs, self._constant(rhs, lhs)
         if left is None and keeps_its_type(right, lhs):
             return self._constant(lhs, rhs), rhs
-        return super().binary_op_type_checking_impl(lhs, rhs, *allowed, **also_allowed)
+        if arithmetic_check and left in RANKS and right in RANKS:
+            common = lhs.dtype if RANKS[left] > RANKS[right] else rhs.dtype
+            return self.broadcast_impl_value(self.cast(lhs, common), self.cast(rhs, common))
+        if allow_lhs_ptr and right in SIGNED and left is not None and lhs.dtype.is_ptr():
+            return self.broadcast_impl_value(lhs, rhs)
+        return super().binary_op_type_checking_impl(
+            lhs, rhs, allow_lhs_ptr, allow_rhs_ptr, arithmetic_check, *others
+        )
 
     def broadcast_impl_value(self, lhs, rhs):
         if lhs.type is rhs.type or lhs.type.name == rhs.type.name:
@@ -75,7 +106,7 @@ class Semantic(TritonSemantic):
         left, right = self._shape(lhs.type), self._shape(rhs.type)
         if left and right and len(left) != len(right):
             return super().broadcast_impl_value(lhs, rhs)
-        shape = np.broadcast_shapes(left, right)
+        shape = broadcast_shapes(left, right)
         return self._widened(lhs, left, shape), self._widened(rhs, right, shape)
 
     def _shape(self, type: tl.dtype) -> tuple[int, ...]:
@@ -91,14 +122,84 @@ class Semantic(TritonSemantic):
         data = np.full(like.handle.data.shape, value or 0, NUMPY[like.dtype.name])
         return self.tensor(TensorHandle(data, like.dtype), like.type)
 
+    def cast(self, input, dst_ty, fp_downcast_rounding=None):
+        before, after = input.dtype.name, dst_ty.scalar.name
+        if before == after:
+            return input
+        # A truth value made of numbers is none of numpy's conversions.
+        if before not in KEPT or after not in NUMPY or fp_downcast_rounding is not None:
+            return super().cast(input, dst_ty, fp_downcast_rounding)
+        handle = TensorHandle(input.handle.data.astype(NUMPY[after]), dst_ty.scalar)
+        return self.tensor(handle, self._of(dst_ty.scalar, self._shape(input.type)))
+
+    def expand_dims(self, input, axis):
+        if not input.type.is_block():
+            return super().expand_dims(input, axis)
+        data = np.expand_dims(input.handle.data, axis)
+        return self.tensor(TensorHandle(data, input.dtype), self._of(input.dtype, data.shape))
+
+    def _bool_like(self, v):
+        return self._of(tl.int1, self._shape(v.type))
+
+    def _of(self, element: tl.dtype, shape: tuple[int, ...]) -> tl.dtype:
+        """The type of a tensor of such elements, which is a number's where it has no shape."""
+        return self.builder.get_block_ty(element, list(shape)) if shape else element
+
     def _widened(self, x: tl.tensor, before: tuple[int, ...], shape: tuple[int, ...]) -> tl.tensor:
         if before == shape:
             return x
-        key = x.dtype.name, shape
-        if key not in self.blocks:
-            self.blocks[key] = tl.block_type(x.dtype, list(shape))
         data = np.broadcast_to(x.handle.data, shape)
-        return self.tensor(TensorHandle(data, x.dtype), self.blocks[key])
+        return self.tensor(TensorHandle(data, x.dtype), self._of(x.dtype, shape))
+
+
+class Builder(InterpreterBuilder):
+    """Triton's builder, which makes each type of a tile once."""
+
+    # By the name of an element's type and a shape.
+    blocks: ClassVar[dict[tuple[str, tuple[int, ...]], tl.block_type]] = {}
+
+    def get_block_ty(self, dtype, shape):
+        key = dtype.name, tuple(shape)
+        if key not in self.blocks:
+            self.blocks[key] = super().get_block_ty(dtype, shape)
+        return self.blocks[key]
+
+
+# By the name of one of Triton's types: numpy's of its values.
+_np_dtypes: dict[str, np.dtype] = {}
+
+
+def _np_dtype(type: tl.dtype) -> np.dtype:
+    found = _np_dtypes.get(type.name)
+    if found is None:
+        found = _np_dtypes[type.name] = PLAIN_NP_DTYPE(type)
+    return found
+
+
+class _Patches:
+    """What Triton's language is made of while a kernel runs, found once."""
+
+    def __init__(self, fn: FunctionType) -> None:
+        self.scope = PLAIN_PATCH(fn)
+        self.plain = list(self.scope._changes)
+        self.patched = [(owner, name, vars(owner)[name]) for owner, name, _ in self.plain]
+        self.scope.restore()
+
+    def apply(self) -> "_Patches":
+        for patch in self.patched:
+            setattr(*patch)
+        return self
+
+    def restore(self) -> None:
+        self.scope._changes = list(self.plain)
+        self.scope.restore()
+
+
+_patches = cache(_Patches)
+
+
+def _patch_lang(fn: FunctionType) -> _Patches:
+    return _patches(fn).apply()
 
 
 def _range(*bounds):
@@ -163,7 +264,9 @@ def interpreted(kernel: JITFunction) -> InterpretedFunction:
     # For each sum, difference and product of 32-bit integers the interpreter works out whether it
     # overflows, and says so only with its option `debug`, which is off.
     interpreter_builder.options = replace(interpreter_builder.options, sanitize_overflow=False)
+    interpreter_builder.__class__ = Builder
     interpreter.interpreter_semantic.__class__ = Semantic
+    interpreter._get_np_dtype, interpreter._patch_lang = _np_dtype, _patch_lang
     return InterpretedFunction(_copy(kernel.fn))
 
 

@@ -53,6 +53,8 @@ OPERANDS = {
 }
 # Operands of several numbers an element.
 NUMBERS = {"widths": 5, "heights": 5, "derivatives": 4}
+# Operands that may be one number a row.
+OF_ROW = {"log_var", "gates", "step_logit", "prior_logit"}
 # Stands for that operand where it comes after a constant.
 INITIAL = "initial"
 # linear_scan's backward pass from tokens.
@@ -99,10 +101,9 @@ def operand(
         return normal(
             (), rows, torch.float64 if dtype == torch.float64 else torch.float32, "cpu", 1
         )
-    of_row = ("log_var", "gates", "step_logit", "prior_logit")
     if name in NUMBERS:
         return normal((rows, d), NUMBERS[name], dtype, "cpu", seed)
-    one = name == INITIAL or (per_row and name in of_row)
+    one = name == INITIAL or (per_row and name in OF_ROW)
     one |= name == "rho_logit" and not per_step
     return 0.5 * normal((rows,), 1 if one else d, dtype, "cpu", seed)
 
@@ -239,10 +240,19 @@ def all_asked(op: str, rest: tuple) -> bool:
 
 
 calls = pytest.mark.parametrize("op,rest", CALLS, ids=str)
+# Each call with the operands that may be one number a row as that, and as one an element.
+calls_in_each_form = pytest.mark.parametrize(
+    "op,rest,per_row",
+    [
+        (*call, per_row)
+        for call in CALLS
+        for per_row in ((True, False) if OF_ROW & set(OPERANDS[call[0]]) else (False,))
+    ],
+    ids=str,
+)
 
 
-@pytest.mark.parametrize("per_row", [True, False], ids=["per_row", "per_element"])
-@calls
+@calls_in_each_form
 def test_the_bytes_that_a_kernel_touches_are_the_models(op, rest, per_row):
     for shape in SHAPES:
         for dtype in DTYPES:
@@ -358,8 +368,7 @@ def test_a_compiled_kernel_does_not_load_what_no_result_depends_on():
     assert not {"log_var", "rho_logit", "eps"} & only_mu
 
 
-@pytest.mark.parametrize("per_row", [True, False], ids=["per_row", "per_element"])
-@calls
+@calls_in_each_form
 def test_rows_in_chunks_are_read_again_only_by_the_launch_before(op, rest, per_row):
     # The workspace, an end and a sum for each chunk, is not in the model.
     args = arguments(op, CUT, torch.float32, per_row, rest)

@@ -2,10 +2,9 @@
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from checkpoints import same_checkpoint
@@ -144,9 +143,8 @@ rk.fit(vae, "digits", epochs=4, out=sys.argv[1], batch_size=128, binarize="dynam
 
 def test_a_run_killed_in_the_middle_of_an_epoch_resumes_to_the_same_bits(tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    arguments = [sys.executable, "-c", KILLED, str(killed), str(torch.get_num_threads())]
-    ended = subprocess.run(arguments, cwd=Path(__file__).parents[2], capture_output=True)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    status, said = forked.run(KILLED, [killed, torch.get_num_threads()], tmp_path)
+    assert status == -signal.SIGKILL, said
     # Ten steps an epoch: step 25 is in the third, so two are there.
     assert len(json.loads((killed / "history.json").read_text())) == 2
     resumed = train(killed, epochs=4, resume="auto")

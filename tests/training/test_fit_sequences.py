@@ -2,10 +2,10 @@
 
 import json
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -101,11 +101,9 @@ rk.fit(vae, rk.data.pad(sequences()), epochs=3, out=sys.argv[1], batch_size=8, q
 
 def test_killed_in_the_middle_of_an_epoch_a_run_resumes_to_the_same_bits(tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    here = Path(__file__)
-    script = f"import sys; sys.path[:0] = {[str(here.parent), str(here.parents[1])]!r}\n{KILLED}"
-    arguments = [sys.executable, "-c", script, str(killed), str(torch.get_num_threads())]
-    ended = subprocess.run(arguments, cwd=here.parents[2], capture_output=True)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    script = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{KILLED}"
+    status, said = forked.run(script, [killed, torch.get_num_threads()], tmp_path)
+    assert status == -signal.SIGKILL, said
     # Five steps an epoch, of 36 sequences: the twelfth is in the third.
     assert len(json.loads((killed / "history.json").read_text())) == 2
     for out, resume in ((killed, "auto"), (whole, None)):

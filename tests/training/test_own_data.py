@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -307,11 +308,6 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import rhovae_kernels as rk
 
-# Before processes are forked, which would each import them: what training imports when it starts,
-# torch._dynamo with its first optimizer.
-import accelerate, torch._dynamo
-rk.VAE, rk.nets.MLP, rk.posteriors.AR1, rk.priors.StandardNormal, rk.decoders.Bernoulli, rk.fit
-
 folder, kind = sys.argv[1:]
 torch.set_num_threads(1)
 x = rk.data.load("digits").values[:320]
@@ -381,16 +377,8 @@ train("killed")
 def test_a_run_killed_ten_times_at_random_moments_ends_with_the_bits_of_one_never_killed(
     tmp_path, kind
 ):
-    import subprocess
-    import sys
-
-    command = [sys.executable, "-c", KILLED, str(tmp_path), kind]
-    with (tmp_path / "said").open("w+") as said:
-        ended = subprocess.run(
-            command, cwd=Path(__file__).parents[2], stdout=said, stderr=said, timeout=300
-        )
-        said.seek(0)
-        assert ended.returncode == 0, said.read()
+    status, said = forked.run(KILLED, [tmp_path, kind], tmp_path)
+    assert status == 0, said
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert (whole / "history.json").read_bytes() == (killed / "history.json").read_bytes()
     for name in ("last.safetensors", "best.safetensors", "model.safetensors"):

@@ -1,14 +1,12 @@
 """Runs of several processes."""
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from forked import Program
 
 from rhovae_kernels.training import Checkpoint
 
@@ -73,31 +71,18 @@ rk.fit(vae, "digits", epochs=3, out=sys.argv[1], batch_size=157, quiet=True, res
 
 def run(tmp_path: Path, code: str, name: str, processes: int) -> list[tuple[int, str]]:
     """Exit status and stderr of each process, started as `torchrun` does, but not watched."""
-    script = tmp_path / "script.py"
-    script.write_text(code)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = str(s.getsockname()[1])
-    shared = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-    }
+    variables = {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     if processes > 1:
-        shared |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path / name)],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} if processes > 1 else shared,
-            stderr=subprocess.PIPE,
-            cwd=tmp_path,
-        )
-        for rank in range(processes)
-    ]
-    return [
-        (p.returncode, said.decode()) for p in started for said in [p.communicate(timeout=300)[1]]
-    ]
+        variables |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = []
+    for rank in map(str, range(processes)):
+        ranks = {"RANK": rank, "LOCAL_RANK": rank} if processes > 1 else {}
+        said = tmp_path / f"{name} {rank}"
+        started.append(Program(code, [tmp_path / name], tmp_path, said, **variables, **ranks))
+    return [program.wait() for program in started]
 
 
 def finished(tmp_path: Path, code: str, name: str, processes: int) -> list[dict[str, float]]:

@@ -19,6 +19,8 @@ def _run(code: str, arguments: list[str], variables: dict[str, str], folder: Pat
     with said.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8")
     # Its own processes, as of a loader, are started as Python starts them by itself.
     multiprocessing.set_start_method(None, force=True)
     os.environ.update(variables)
@@ -29,7 +31,7 @@ def _run(code: str, arguments: list[str], variables: dict[str, str], folder: Pat
 
 
 class Program:
-    """A program that runs; it imports what a `python -c` in the folder would."""
+    """A program that runs in the folder, as `python -c` would run it."""
 
     def __init__(
         self, code: str, arguments: list[object], folder: Path, said: Path, **variables: str
@@ -43,11 +45,12 @@ class Program:
     def wait(self, seconds: float = 300) -> tuple[int, str]:
         """Its exit status, negative where a signal ended it, and what it said."""
         self._process.join(seconds)
-        if self._process.exitcode is None:
+        status, said = self._process.exitcode, self._said.read_text("utf-8")
+        if status is None:
             self._process.kill()
             self._process.join()
-            raise TimeoutError(f"a program ran for more than {seconds} s: {self._said.read_text()}")
-        return self._process.exitcode, self._said.read_text()
+            raise TimeoutError(f"a program ran for more than {seconds} s: {said}")
+        return status, said
 
 
 def run(code: str, arguments: list[object], folder: Path, **variables: str) -> tuple[int, str]:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -33,20 +34,20 @@ def test_every_example_is_run():
 def test_an_example_runs_as_its_docstring_says(tmp_path, name):
     if name in PEERS:
         pytest.importorskip(PEERS[name], reason=f"{PEERS[name]}, a peer, is not installed")
-    command = [sys.executable]
+    file, arguments = ROOT / "examples" / name, ARGUMENTS.get(name, [])
+    variables = {"ACCELERATE_USE_CPU": "true", "PYTHONIOENCODING": "utf-8"}
     if name == "several_processes.py":
-        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    ended = subprocess.run(
-        [*command, str(ROOT / "examples" / name), *ARGUMENTS.get(name, [])],
-        cwd=tmp_path,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
-            "ACCELERATE_USE_CPU": "true",
-            "PYTHONIOENCODING": "utf-8",
-        },
-        capture_output=True,
-        timeout=240,
-    )
-    assert ended.returncode == 0, ended.stderr.decode()
-    assert SAYS[name] in ended.stdout.decode("utf-8")
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        ended = subprocess.run(
+            [*command, "--nproc-per-node", "2", str(file), *arguments],
+            cwd=tmp_path,
+            env={**os.environ, **variables, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            timeout=240,
+        )
+        status, said = ended.returncode, (ended.stdout + ended.stderr).decode("utf-8")
+    else:
+        code = file.read_text("utf-8")
+        status, said = forked.run(code, arguments, tmp_path, **variables)
+    assert status == 0, said
+    assert SAYS[name] in said

@@ -59,8 +59,8 @@ check: $(VENV)/.ready
 	$(RUN) ruff format --check .
 	$(RUN) mypy
 
-# What compilers make of the kernels for every GPU, what TorchDynamo makes of every VAE, and what
-# sanitizers and planted bugs show: minutes of compiling.
+# What compilers make of the kernels for every GPU, what TorchDynamo makes of every flow and VAE, and
+# what sanitizers and planted bugs show: minutes of compiling.
 gates: $(VENV)/.ready
 	$(PYTEST) -m gate
 

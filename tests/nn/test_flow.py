@@ -153,6 +153,7 @@ def test_every_parameter_gets_a_gradient(make, d, context, direction, trained, d
         assert p.grad.abs().sum() > 0 or unread, name
 
 
+@pytest.mark.gate
 @flows
 @directions
 def test_a_flow_compiles_whole(make, direction, trained, draw):

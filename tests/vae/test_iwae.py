@@ -372,6 +372,7 @@ def test_terms_of_one_sample_are_refused():
         IWAE(2)(vae._terms(data(), step=0))
 
 
+@pytest.mark.gate
 @every_gradient
 @pytest.mark.parametrize("posterior", of(POSTERIORS))
 def test_compiled_in_one_graph_it_computes_the_same(posterior, gradient):

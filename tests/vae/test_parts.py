@@ -649,6 +649,7 @@ class TestModel:
             next(other.parameters()).zero_()
         assert not torch.equal(vae.reconstruct(x), other.reconstruct(x))
 
+    @pytest.mark.gate
     @pytest.mark.parametrize(
         ("posterior", "prior"),
         [(posteriors.AR1, prior) for prior in PRIORS + FLOWS]

@@ -110,6 +110,7 @@ class TestEveryPosterior:
         p.expand((2,)).rsample((4,))
         assert seen == [(9,), (4, 2)]
 
+    @pytest.mark.gate
     def test_compiled_in_one_graph_it_computes_the_same(self, posterior):
         torch.compiler.reset()
         vae = made(posterior, objectives.InfoMMD(0.5, 10.0))

@@ -8,6 +8,8 @@ import types
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import torch
+
 _FORKS = multiprocessing.get_context("forkserver")
 # What training imports when it starts; torch._dynamo with its first optimizer.
 _FORKS.set_forkserver_preload(
@@ -15,7 +17,9 @@ _FORKS.set_forkserver_preload(
 )
 
 
-def _run(code: str, arguments: list[str], variables: dict[str, str], folder: Path, said: Path):
+def _run(
+    code: str, arguments: list[str], variables: dict[str, str], folder: Path, said: Path
+) -> None:
     with said.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -23,6 +27,7 @@ def _run(code: str, arguments: list[str], variables: dict[str, str], folder: Pat
         stream.reconfigure(encoding="utf-8")
     # Its own processes, as of a loader, are started as Python starts them by itself.
     multiprocessing.set_start_method(None, force=True)
+    torch.set_num_threads(1)
     os.environ.update(variables)
     os.chdir(folder)
     sys.argv = ["", *arguments]
@@ -31,7 +36,7 @@ def _run(code: str, arguments: list[str], variables: dict[str, str], folder: Pat
 
 
 class Program:
-    """A program that runs in the folder, as `python -c` would run it."""
+    """A program that runs in the folder on one thread, as `python -c` would run it."""
 
     def __init__(
         self, code: str, arguments: list[object], folder: Path, said: Path, **variables: str

@@ -248,7 +248,7 @@ calls_in_each_form = pytest.mark.parametrize(
         for call in CALLS
         for per_row in ((True, False) if OF_ROW & set(OPERANDS[call[0]]) else (False,))
     ],
-    ids=str,
+    ids=lambda x: str(x) if not isinstance(x, bool) else "per_row" if x else "per_element",
 )
 
 

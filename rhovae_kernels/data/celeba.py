@@ -101,6 +101,7 @@ def load(split: str, root: Path) -> Dataset:
         image.
 
     Raises:
+        ValueError: an unknown split.
         FileNotFoundError, ValueError, RuntimeError: see `read`.
     """
     directory = root if (root / PARTITION).exists() else root / "celeba"

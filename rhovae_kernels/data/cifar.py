@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rhovae_kernels.data.dataset import Dataset, rows
+from rhovae_kernels.data.dataset import SPLITS, Dataset, check_choice, rows
 from rhovae_kernels.data.download import fetch, unpack
 
 IMAGE = (3, 32, 32)
@@ -91,7 +91,7 @@ def load(split: str, root: Path, mirror: str | None) -> Dataset:
         Red, green and blue (N, 3, 32, 32) in [0, 1].
 
     Raises:
-        ValueError: a file or the archive is truncated or corrupted.
+        ValueError: an unknown split; a file or the archive is truncated or corrupted.
         OSError: the download failed; where there are pickled objects, it says that they are not
             read.
 
@@ -99,6 +99,7 @@ def load(split: str, root: Path, mirror: str | None) -> Dataset:
         A. Krizhevsky, 2009, Learning Multiple Layers of Features from Tiny Images,
         https://www.cs.toronto.edu/~kriz/cifar.html
     """
+    check_choice("split", split, SPLITS)
     own = root / "cifar-10"
     unpacked = own / FOLDER
 

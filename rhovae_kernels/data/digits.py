@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rhovae_kernels.data.dataset import SPLITS, Dataset
+from rhovae_kernels.data.dataset import SPLITS, Dataset, check_choice
 
 FILE = Path(__file__).with_suffix(".npz")
 
@@ -26,6 +26,9 @@ def load(split: str) -> Dataset:
     Returns:
         Grey values (N, 1, 8, 8) in [0, 1].
 
+    Raises:
+        ValueError: an unknown split.
+
     Source:
         E. Alpaydin and C. Kaynak, 1998, Optical Recognition of Handwritten Digits (CC BY 4.0), its
         test set, https://archive.ics.uci.edu/dataset/80
@@ -34,6 +37,7 @@ def load(split: str) -> Dataset:
         >>> len(load("train")), load("test").input_shape
         (1257, (1, 8, 8))
     """
+    check_choice("split", split, SPLITS)
     with np.load(FILE, allow_pickle=False) as arrays:
         images, labels = (torch.from_numpy(arrays[name]) for name in ("images", "labels"))
     # RandomState's stream is frozen: the split is the same with every version of everything.

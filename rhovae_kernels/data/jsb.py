@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rhovae_kernels.data.dataset import Dataset
+from rhovae_kernels.data.dataset import SPLITS, Dataset, check_choice
 from rhovae_kernels.data.download import fetch
 from rhovae_kernels.data.sequences import pad
 
@@ -33,7 +33,7 @@ def load(split: str, root: Path, mirror: str | None) -> Dataset:
         Values (N, 160, 88), each 0, 1 or NaN.
 
     Raises:
-        ValueError: the file is truncated, corrupted or holds other things.
+        ValueError: an unknown split; the file is truncated, corrupted or holds other things.
         OSError: a download failed.
 
     Source:
@@ -42,6 +42,7 @@ def load(split: str, root: Path, mirror: str | None) -> Dataset:
         https://arxiv.org/abs/1206.6392, for the split; the file is that of
         https://github.com/czhuang/JSB-Chorales-dataset.
     """
+    check_choice("split", split, SPLITS)
     places = (root / "jsb" / FILE, root / FILE)
     path = next((place for place in places if place.is_file()), None)
     path = path or fetch("jsb", places[0], mirror)
@@ -59,10 +60,9 @@ def _read(path: Path) -> dict[str, list[Any]]:
         found = json.loads(path.read_text("utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: truncated or corrupted, no JSON ({error})") from error
-    splits = ("train", "valid", "test")
-    if not isinstance(found, dict) or any(not isinstance(found.get(s), list) for s in splits):
-        raise ValueError(f"{path}: not the chorales, which are lists under {', '.join(splits)}")
-    return {split: found[split] for split in splits}
+    if not isinstance(found, dict) or any(not isinstance(found.get(s), list) for s in SPLITS):
+        raise ValueError(f"{path}: not the chorales, which are lists under {', '.join(SPLITS)}")
+    return {split: found[split] for split in SPLITS}
 
 
 def _roll(path: Path, chorale: Any) -> Tensor:

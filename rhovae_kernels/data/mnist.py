@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from rhovae_kernels.data import idx
-from rhovae_kernels.data.dataset import Dataset, rows
+from rhovae_kernels.data.dataset import SPLITS, Dataset, check_choice, rows
 from rhovae_kernels.data.download import fetch
 
 FOLDERS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
@@ -30,7 +30,8 @@ def load(name: str, split: str, root: Path, mirror: str | None) -> Dataset:
         Grey values (N, 1, 28, 28) in [0, 1]; how many, the files' headers say.
 
     Raises:
-        ValueError: a file that is truncated or corrupted; images and labels that do not agree.
+        ValueError: an unknown split; a file that is truncated or corrupted; images and labels that
+            do not agree.
         OSError: a download failed.
 
     Source:
@@ -40,6 +41,7 @@ def load(name: str, split: str, root: Path, mirror: str | None) -> Dataset:
         T. Clanuwat et al., 2018, Deep Learning for Classical Japanese Literature (KMNIST),
         https://arxiv.org/abs/1812.01718
     """
+    check_choice("split", split, SPLITS)
     prefix = "t10k" if split == "test" else "train"
     kinds = (("images", "idx3"), ("labels", "idx1"))
 

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rhovae_kernels.data.dataset import Dataset
+from rhovae_kernels.data.dataset import SPLITS, Dataset, check_choice
 from rhovae_kernels.data.sequences import pad
 
 FILE = Path(__file__).with_suffix(".npz")
@@ -108,10 +108,14 @@ def load(split: str) -> Dataset:
     Returns:
         Values (N, 100, 1).
 
+    Raises:
+        ValueError: an unknown split.
+
     Example:
         >>> load("train").values.shape
         torch.Size([21, 100, 1])
     """
+    check_choice("split", split, SPLITS)
     returns = 100 * closes().log().diff()
     count = len(returns)
     first, last = {"train": (0, 8), "valid": (8, 9), "test": (9, 10)}[split]

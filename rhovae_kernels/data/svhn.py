@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rhovae_kernels.data.dataset import Dataset, rows
+from rhovae_kernels.data.dataset import SPLITS, Dataset, check_choice, rows
 from rhovae_kernels.data.download import fetch
 
 FILES = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
@@ -90,7 +90,7 @@ def load(split: str, root: Path, mirror: str | None) -> Dataset:
         Red, green and blue (N, 3, 32, 32), as bytes.
 
     Raises:
-        ValueError: a file is truncated or corrupted.
+        ValueError: an unknown split; a file is truncated or corrupted.
         OSError: the download failed.
         RuntimeError: scipy, which reads the files, is not installed.
 
@@ -98,6 +98,7 @@ def load(split: str, root: Path, mirror: str | None) -> Dataset:
         Y. Netzer et al., 2011, Reading Digits in Natural Images with Unsupervised Feature Learning,
         http://ufldl.stanford.edu/housenumbers/nips2011_housenumbers.pdf
     """
+    check_choice("split", split, SPLITS)
     name = FILES["test" if split == "test" else "train"]
     own = root / "svhn" / name
     here = [path for path in (own, root / name) if path.is_file()]

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from rhovae_kernels.data.dataset import SPLITS, Dataset
+from rhovae_kernels.data.dataset import SPLITS, Dataset, check_choice
 
 COUNTS = {"train": 2000, "valid": 500, "test": 1000}
 """How many points of each split are drawn."""
@@ -19,10 +19,14 @@ def load(split: str, seed: int) -> Dataset:
         split: "train", "valid" or "test".
         seed: of the points.
 
+    Raises:
+        ValueError: an unknown split.
+
     Example:
         >>> load("valid", seed=0).values.shape
         torch.Size([500, 2])
     """
+    check_choice("split", split, SPLITS)
     from sklearn.datasets import make_moons
 
     state = np.random.RandomState(

@@ -20,6 +20,13 @@ def test_unknown_choices_are_refused_with_those_there_are(keywords, says):
         named.load(**keywords)
 
 
+@pytest.mark.parametrize("name", named.LOADERS)
+def test_each_loader_refuses_an_unknown_split_before_it_looks_for_files(name, tmp_path):
+    request = named.Request("validation", tmp_path, seed=0, mirror=None)
+    with pytest.raises(ValueError, match="split is 'validation'; it must be one of train, valid,"):
+        named.LOADERS[name](request)
+
+
 @pytest.mark.parametrize("name", ["digits", "two-moons"])
 def test_train_and_valid_together_are_all_training_data(name):
     whole, train, valid = (

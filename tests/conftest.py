@@ -53,11 +53,7 @@ def validated():
 @pytest.fixture(autouse=True)
 def seeded():
     """Fresh weights and draws are the same in every run, and in every order of the tests."""
-    if torch.cuda.is_available():
-        torch.manual_seed(0)
-    else:
-        # Without a GPU that would keep a trace of the stack for each kind of device, for later.
-        torch.default_generator.manual_seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="module")

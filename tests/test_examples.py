@@ -35,13 +35,18 @@ def test_an_example_runs_as_its_docstring_says(tmp_path, name):
     if name in PEERS:
         pytest.importorskip(PEERS[name], reason=f"{PEERS[name]}, a peer, is not installed")
     file, arguments = ROOT / "examples" / name, ARGUMENTS.get(name, [])
-    variables = {"ACCELERATE_USE_CPU": "true", "PYTHONIOENCODING": "utf-8"}
+    variables = {"ACCELERATE_USE_CPU": "true"}
     if name == "several_processes.py":
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         ended = subprocess.run(
             [*command, "--nproc-per-node", "2", str(file), *arguments],
             cwd=tmp_path,
-            env={**os.environ, **variables, "PYTHONPATH": str(ROOT)},
+            env={
+                **os.environ,
+                **variables,
+                "PYTHONPATH": str(ROOT),
+                "PYTHONIOENCODING": "utf-8",
+            },
             capture_output=True,
             timeout=240,
         )

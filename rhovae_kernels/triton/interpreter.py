@@ -180,7 +180,10 @@ def _np_dtype(type: tl.dtype) -> np.dtype:
 
 
 class _Patches:
-    """What Triton's language is made of while a kernel runs, found once."""
+    """What Triton's language is made of while a kernel runs, found once.
+
+    A launch ends with `restore`, as of Triton's own record of what it changed.
+    """
 
     def __init__(self, fn: FunctionType) -> None:
         self.scope = PLAIN_PATCH(fn)

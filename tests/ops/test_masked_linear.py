@@ -279,14 +279,15 @@ def test_the_rounding_of_a_sum_grows_with_the_root_of_its_length(backend):
 
 # Zeros to the bit.
 
-DEAD = [((5,), 11, 13), ((3,), 290, 301)]
-# The interpreter takes tile by tile: of 32 rows, four, the last of a few.
-SLOW_DEAD = [((5,), 11, 13), ((3,), 97, 101)]
+
+def small_and_of_several_tiles(backend):
+    """Batch, columns and rows; of the interpreter, whose tiles have 32 rows, four of them."""
+    return [((5,), 11, 13), ((3,), 97, 101) if backend.interpreted else ((3,), 290, 301)]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_an_input_moves_no_bit_of_the_outputs_that_do_not_read_it(backend, dtype):
-    for batch, columns, rows in SLOW_DEAD if backend.interpreted else DEAD:
+    for batch, columns, rows in small_and_of_several_tiles(backend):
         for prefix in (even(rows, columns), drawn(rows, columns, 2)):
             x, weight, bias, prefix = layer(batch, columns, rows, prefix, dtype, backend.device)
             y = OP(x, weight, bias, prefix)
@@ -301,7 +302,7 @@ def test_an_input_moves_no_bit_of_the_outputs_that_do_not_read_it(backend, dtype
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_weight_holds_outside_has_no_effect_and_a_gradient_of_zero(backend, value, dtype):
-    for batch, columns, rows in SLOW_DEAD if backend.interpreted else DEAD:
+    for batch, columns, rows in small_and_of_several_tiles(backend):
         for prefix in (even(rows, columns), drawn(rows, columns, 3)):
             x, weight, bias, prefix = layer(batch, columns, rows, prefix, dtype, backend.device)
             outside = ~staircase_mask(prefix, columns)
@@ -322,7 +323,7 @@ def test_what_weight_holds_outside_has_no_effect_and_a_gradient_of_zero(backend,
 
 
 def test_a_gradient_that_is_not_finite_leaves_zeros_outside(backend):
-    for batch, columns, rows in SLOW_DEAD if backend.interpreted else DEAD:
+    for batch, columns, rows in small_and_of_several_tiles(backend):
         x, weight, bias, prefix = layer(
             batch, columns, rows, even(rows, columns), torch.float32, backend.device
         )
@@ -332,7 +333,7 @@ def test_a_gradient_that_is_not_finite_leaves_zeros_outside(backend):
 
 
 def test_an_input_that_is_not_finite_shows_in_every_output_that_reads_it(backend):
-    for batch, columns, rows in SLOW_DEAD if backend.interpreted else DEAD:
+    for batch, columns, rows in small_and_of_several_tiles(backend):
         x, weight, bias, prefix = layer(
             batch, columns, rows, even(rows, columns), torch.float32, backend.device
         )

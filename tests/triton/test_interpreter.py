@@ -13,6 +13,7 @@ pytest.importorskip("triton", reason="Triton has no build for this platform")
 
 import triton.language as tl
 from triton.language.semantic import IncompatibleTypeErrorImpl, TritonSemantic
+from triton.runtime.interpreter import InterpreterBuilder
 
 import rhovae_kernels as rk
 from rhovae_kernels.ops.op import REGISTRY
@@ -72,6 +73,9 @@ def test_operands_by_the_short_way_give_the_bits_that_tritons_rules_give(name, d
         found = results()
         with monkeypatch.context() as patch:
             patch.setattr(interpreter, "Semantic", TritonSemantic)
+            patch.setattr(interpreter, "Builder", InterpreterBuilder)
+            patch.setattr(interpreter, "_np_dtype", interpreter.PLAIN_NP_DTYPE)
+            patch.setattr(interpreter, "_patch_lang", interpreter.PLAIN_PATCH)
             expected = results()
     interpreter.interpreted.cache_clear()
     assert ran == {interpreter.Semantic, TritonSemantic}
